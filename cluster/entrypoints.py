@@ -1,0 +1,39 @@
+"""The one table that names the rooms, as strings. The floor starts work by name and never imports a room.
+
+Each value is `module:function`. A test resolves every one of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+STAGE_ENTRYPOINTS: dict[str, str] = {
+    "check": "trainers.stages:check",
+    "prepare": "trainers.stages:prepare",
+    "search": "trainers.stages:search",
+    "train": "trainers.stages:train",
+    "evaluate": "trainers.stages:evaluate",
+    "compress": "trainers.stages:compress",
+    "export": "trainers.stages:export",
+    "deploy": "serve.deployments.stages:deploy",
+    "predict": "serve.deployments.stages:predict",
+}
+"""Stage -> `function(StageContext) -> StageResult`, in the order in which they run."""
+
+COMMAND_MODULES: dict[str, str] = {
+    "driver": "cluster.pipeline",
+    "explain": "trainers.explain",
+    "data-check": "trainers.data.check",
+    "compress": "trainers.compress",
+    "endpoints": "serve.deployments",
+    "serve": "serve",
+}
+"""What `manta` starts as `python -m MODULE …` in a process of its own."""
+
+
+def load(entrypoint: str) -> Callable[..., Any]:
+    """The function that `module:function` names. Imports the module: call it in the process that does the work."""
+    module, _, name = entrypoint.partition(":")
+    return getattr(importlib.import_module(module), name)

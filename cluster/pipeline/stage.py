@@ -1,0 +1,104 @@
+"""What a stage is: a function of a `StageContext` that fills a folder and returns facts.
+
+A stage function
+* reads the resolved spec (`context.resolved.spec`) and what earlier stages left (`context.facts`, `context.files`);
+* writes all of its files into `context.folder`, which becomes `stages/<name>/` only when the stage has returned;
+* emits progress to `context.events` and returns a `StageResult`;
+* raises an error of `cluster.errors` for what the user can mend.
+
+It may be called again after a crash with the same digest: what it left in `context.folder` is still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.spec.resolve import HostFacts, ResolvedRun
+from cluster.spec.run import RunSpec
+from cluster.store.run_folder import RunFolder, StageRecord
+from cluster.telemetry.events import EventSink, Progress
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Everything a stage may know. Made by the driver, read by the stage."""
+
+    stage: str
+    run: RunFolder
+    spec: RunSpec
+    """The spec as written; only the check stage needs it."""
+    resolved: ResolvedRun | None
+    """The run without `auto`; None in the check stage alone, which makes it."""
+    host: HostFacts
+    folder: Path
+    """Write here. Survives a crash with the same digest."""
+    digest: str
+    """Digest of this stage's inputs: names caches and checkpoints that belong to just these inputs."""
+    records: Mapping[str, StageRecord]
+    """Finished earlier stages."""
+    events: EventSink
+
+    @property
+    def run_resolved(self) -> ResolvedRun:
+        """`resolved` for stages after check, where it is never None."""
+        assert self.resolved is not None, "only the check stage runs without a resolved spec"
+        return self.resolved
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """Facts of an earlier stage. Raises KeyError if it has not run."""
+        return self.records[stage].facts
+
+    def files(self, stage: str) -> Path:
+        """Folder of an earlier stage's files."""
+        return self.run.stage(stage)
+
+    def progress(self, done: float, total: float | None = None, unit: str = "", text: str = "") -> None:
+        """Tell the display how far this stage is."""
+        self.events.emit(Progress(stage=self.stage, done=done, total=total, unit=unit, text=text))
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage returns."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON-able, finite numbers only; part of the output digest, so no times and no absolute paths in it."""
+    headline: str = ""
+    """One line for the display and the table."""
+    resolved: ResolvedRun | None = None
+    """The check stage sets it; a search may replace it."""
+    status: Literal["done", "skipped"] = "done"
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON-able results that later stages do not depend on (durations, throughputs)."""
+
+
+StageFunction = Callable[[StageContext], StageResult]
+
+
+@dataclass(frozen=True)
+class StageDefinition:
+    """A stage's place in the pipeline: which parts of the spec and which stages it depends on."""
+
+    name: str
+    sections: tuple[str, ...]
+    """Top-level keys of the resolved spec that change its result."""
+    needs: tuple[str, ...]
+    """Stages whose output it reads."""
+    always: bool = False
+    """Run it even when nothing changed (it checks the world, or starts something that does not outlive the run)."""
+
+
+PIPELINE: tuple[StageDefinition, ...] = (
+    StageDefinition("check", ("data", "model", "train", "search", "compress", "export", "serve"), (), always=True),
+    StageDefinition("prepare", ("data", "seed"), ("check",)),
+    StageDefinition("search", ("search", "model", "train", "seed"), ("prepare",)),
+    StageDefinition("train", ("model", "train", "seed", "tracking"), ("prepare", "search")),
+    StageDefinition("evaluate", ("model",), ("prepare", "train")),
+    StageDefinition("compress", ("compress", "export", "model"), ("prepare", "train", "evaluate")),
+    StageDefinition("export", ("export", "model", "data"), ("prepare", "train", "evaluate", "compress")),
+    StageDefinition("deploy", ("serve",), ("export",), always=True),
+    StageDefinition("predict", ("serve",), ("prepare", "export", "deploy"), always=True),
+)

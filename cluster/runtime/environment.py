@@ -1,0 +1,28 @@
+"""Environment variables that Ray 2.60 reads at import or process start, decided in one place.
+
+They must be set before `import ray` in the driver, and before `ray start` on every node of a cluster (docker/ sets
+them in the images). Sources are the constants files of ray 2.60.0 named beside each group.
+"""
+
+from __future__ import annotations
+
+RAY_ENVIRONMENT: dict[str, str] = {
+    # ray/serve/_private/constants.py: HAProxy in front of uvicorn inside each replica, user code on its loop
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
+    # ray/train/v2/_internal/constants.py: how often the controller polls its workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # ray/_private/ray_constants.py: no report of usage to the outside
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # ray/tune: result files, TensorBoard and progress tables are made from our own events
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def with_ray_environment(environment: dict[str, str]) -> dict[str, str]:
+    """A copy of `environment` with the variables above; a value that the user has set wins."""
+    return {**RAY_ENVIRONMENT, **environment}

@@ -1,0 +1,248 @@
+"""YAML text -> `RunSpec`, with every broken rule reported at once.
+
+Invariant: a spec that loads is complete and typed; one that does not raises a single `SpecError` whose
+`problems` name each dotted path, the value found, the rule and the nearest valid key.
+
+Covered: YAML, duplicate keys, `--set` overrides, strict validation. Not covered: `auto` values (resolve.py),
+whether files exist (the check stage).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from cluster.errors import SpecError
+from cluster.spec.run import RunSpec
+
+MAX_SPEC_BYTES = 1 << 20  # a spec is written by a person: a megabyte is a wrong file
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """Read, override and validate a spec file. Raises SpecError with all problems."""
+    return parse_spec(read_text(path), overrides, origin=str(path))
+
+
+def parse_spec(text: str, overrides: Sequence[str] = (), *, origin: str = "<text>") -> RunSpec:
+    """The same for a text. `origin` names it in messages."""
+    raw = parse_yaml(text, origin=origin)
+    return validate_spec(apply_overrides(raw, overrides), origin=origin)
+
+
+def read_text(path: Path) -> str:
+    """The text of a spec file. Raises SpecError for a file that is missing, a folder, binary, empty or unreadable."""
+    attempted = f"Cannot read the spec {path}"
+    remedy = "Give the path of a YAML file; configs/ has one for each idea."
+    if path.is_dir():
+        raise SpecError(attempted, found="it is a directory", remedy=remedy)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f" Did you mean {path.with_name(near[0])}?" if near else ""
+        raise SpecError(attempted, found="there is no such file", remedy=remedy + hint) from None
+    except PermissionError:
+        raise SpecError(attempted, found="permission denied", remedy="Give this user the right to read it.") from None
+    if len(data) > MAX_SPEC_BYTES:
+        raise SpecError(attempted, found=f"it has {len(data):,} bytes", rule="a spec is at most 1 MiB", remedy=remedy)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            attempted, found=f"byte {error.start} is not UTF-8 text: the file is binary", remedy=remedy
+        ) from None
+    if "\x00" in text:
+        raise SpecError(attempted, found="it holds NUL bytes: the file is binary", remedy=remedy)
+    if not text.strip():
+        raise SpecError(attempted, found="the file is empty", remedy=remedy)
+    return text
+
+
+def parse_yaml(text: str, *, origin: str) -> dict[str, Any]:
+    """YAML text -> plain dict. Raises SpecError for bad YAML, duplicate keys and other top levels than a mapping."""
+    attempted = f"Cannot read the spec {origin}"
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # a SafeLoader: no objects are built
+    except yaml.YAMLError as error:
+        found = " ".join(str(error).split())
+        raise SpecError(attempted, found=f"it is not valid YAML: {found}", remedy="Mend that line.") from None
+    if not isinstance(raw, dict):
+        raise SpecError(
+            attempted,
+            found=f"the top level is {_typename(raw)}",
+            rule="a spec is a mapping with `version: 1` and a `data` section",
+            remedy="Start from configs/quickstart.yaml.",
+        )
+    return raw
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply `dotted.path=YAML value` overrides to a copy. Raises SpecError for a malformed one."""
+    result = json.loads(json.dumps(raw, default=str))
+    for item in overrides:
+        path, equals, value = item.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise SpecError(
+                f"Cannot apply --set {item!r}",
+                found="it is not of the form path=value",
+                remedy="Write it like --set train.optimizer.learning_rate=3e-3.",
+            )
+        set_path(result, keys, yaml.load(value, Loader=_Loader))
+    return result
+
+
+def set_path(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a nested key, making the mappings on the way (a null or missing section becomes one)."""
+    for key in keys[:-1]:
+        if not isinstance(raw.get(key), dict):
+            raw[key] = {}
+        raw = raw[key]
+    raw[keys[-1]] = value
+
+
+def override_spec(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
+    """A copy of a spec with dotted paths set (a trial's parameters). Raises SpecError as loading does."""
+    raw = spec.model_dump(mode="json")
+    for path, value in values.items():
+        set_path(raw, path.split("."), value)
+    return validate_spec(raw, origin="overrides " + ", ".join(values))
+
+
+def validate_spec(raw: Mapping[str, Any], *, origin: str = "<values>") -> RunSpec:
+    """Plain values -> RunSpec. Raises one SpecError that lists every problem."""
+    try:
+        return RunSpec.model_validate_json(json.dumps(raw))  # JSON mode: strict, yet lists become tuples
+    except ValidationError as error:
+        problems = [_problem(item, raw) for item in error.errors(include_url=False)]
+    unique = list({problem["text"]: problem for problem in problems}.values())
+    raise SpecError(
+        f"Cannot use the spec {origin}",
+        found=f"{len(unique)} problem{'s' if len(unique) != 1 else ''}:\n"
+        + "\n".join(f"  {p['text']}" for p in unique),
+        remedy="Mend these keys; `manta schema` prints the whole format.",
+        details={"problems": unique},
+    )
+
+
+def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """One pydantic error as path, value, rule and nearest key, with union tags taken out of the path."""
+    path = _path_in(raw, item["loc"], missing=item["type"] == "missing")
+    value = None if item["type"] == "missing" else item["input"]
+    nearest = None
+    if item["type"] == "extra_forbidden":
+        rule = "unknown key"
+        close = difflib.get_close_matches(str(path[-1]), _fields_at(path[:-1], raw), n=1, cutoff=0.5)
+        nearest = ".".join([*map(str, path[:-1]), close[0]]) if close else None
+    elif item["type"] == "missing":
+        rule = "this key is required"
+    else:
+        rule = _plain_rule(item)
+    dotted = ".".join(map(str, path)) or "(top level)"
+    text = f"{dotted}: {rule}"
+    if item["type"] not in ("missing", "extra_forbidden"):
+        text += f", found {_short(value)}"
+    if nearest:
+        text += f"; did you mean {nearest}?"
+    return {"path": dotted, "value": _short(value), "rule": rule, "nearest": nearest, "text": text}
+
+
+def _plain_rule(item: ErrorDetails) -> str:
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"must be {message}" if item["msg"].startswith("Input should be ") else message
+
+
+def _path_in(raw: Any, loc: Sequence[str | int], *, missing: bool) -> list[str | int]:
+    """Keep the parts of `loc` that name something in `raw`; the rest are union tags of pydantic."""
+    path: list[str | int] = []
+    node = raw
+    for index, part in enumerate(loc):
+        last = index == len(loc) - 1
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int) and part < len(node)
+        ):
+            path.append(part)
+            node = _child(node, part)
+        elif last and missing:
+            path.append(part)
+    return path
+
+
+def _fields_at(path: Sequence[str | int], raw: Mapping[str, Any]) -> list[str]:
+    """Valid keys of the mapping at `path`, chosen among a union's members by its tag where it has one."""
+    models: list[type[BaseModel]] = [RunSpec]
+    node: Any = raw
+    for part in path:
+        node = _child(node, part)
+        nested = [
+            _models_of(model.model_fields[str(part)].annotation) for model in models if part in model.model_fields
+        ]
+        models = [model for group in nested for model in group]
+        tagged = [model for model in models if isinstance(node, Mapping) and _has_tag(model, node)]
+        models = tagged or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _child(node: Any, part: str | int) -> Any:
+    return node[part] if isinstance(node, Mapping | list | tuple) else None
+
+
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_of(part)]
+
+
+def _has_tag(model: type[BaseModel], node: Mapping[str, Any]) -> bool:
+    """Whether a union member's one-value literal (`kind`, `family`) equals the mapping's."""
+    for tag in ("kind", "family", "name"):
+        field = model.model_fields.get(tag)
+        values = get_args(field.annotation) if field else ()
+        if len(values) == 1 and node.get(tag) == values[0]:
+            return True
+    return False
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _typename(value: Any) -> str:
+    names = {list: "a list", str: "a text", int: "a number", float: "a number", type(None): "empty"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [item.name for item in path.parent.iterdir()]
+    except OSError:
+        return []
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 floats (`3e-3` is a number) and duplicate keys refused."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key, (key_node, _) in zip(keys, node.value, strict=True):
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)

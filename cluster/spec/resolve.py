@@ -1,0 +1,208 @@
+"""`resolve(spec, facts) -> ResolvedRun`: every `auto` becomes a value with a recorded reason.
+
+Invariant: a pure function. The same spec and the same facts give the same run on every machine, and what is
+written to `resolved.yaml` is what runs.
+
+Covered: model family, task, workers, precision, global batch, micro-batch, accumulation, number of updates.
+Not covered: where facts come from (cluster/probe for hosts, the check stage for data).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from cluster.errors import SpecError
+from cluster.spec.base import StrictSpec
+from cluster.spec.run import RunSpec
+
+BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
+BATCH_SIZE_PER_WORKER_CPU = 256  # a CPU core's caches hold this many small samples; larger gains nothing
+UPDATES_PER_EPOCH_MIN = 10  # fewer updates an epoch make a schedule coarse
+
+
+class GpuFacts(StrictSpec):
+    """One GPU as the probe read it; null means "could not be read", never 0."""
+
+    uuid: str
+    name: str
+    memory_total_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    compute_capability: tuple[int, int] | None = None
+
+
+class HostFacts(StrictSpec):
+    """What the cluster that runs this offers, summed over its nodes."""
+
+    cpu_cores: int
+    memory_bytes: int
+    gpus: tuple[GpuFacts, ...] = ()
+    nodes: int = 1
+
+
+class DataFacts(StrictSpec):
+    """What the check stage learned about the data without preparing it."""
+
+    task: Literal["classification", "regression"]
+    layout: Literal["image", "table", "array", "text"]
+    num_rows: int
+    num_rows_train: int
+    num_classes: int = 0
+    item_shape: tuple[int, ...] = ()
+    """Shape of one row of the model's first input, where known before preparing."""
+    source_digest: str
+    """sha256 over the source's bytes: the data has changed when this has."""
+
+
+class Reason(StrictSpec):
+    """Why an `auto` became what it is."""
+
+    path: str
+    value: Any
+    reason: str
+
+
+class BatchPlan(StrictSpec):
+    """workers × micro-batch × accumulation = global batch, exactly."""
+
+    batch_size_global: int
+    batch_size_per_worker: int
+    """Largest micro-batch of one worker; the last of a window may be smaller."""
+    workers: int
+    accumulation_steps: int
+    updates_per_epoch: int
+    updates_total: int
+
+    def equation(self) -> str:
+        """The line that `manta explain` prints."""
+        product = self.workers * self.batch_size_per_worker * self.accumulation_steps
+        relation = "=" if product == self.batch_size_global else "≥"
+        return (
+            f"{self.workers} workers × {self.batch_size_per_worker} micro-batch × {self.accumulation_steps} "
+            f"accumulation {relation} {self.batch_size_global} global batch"
+        )
+
+
+class ResolvedRun(StrictSpec):
+    """A run without any `auto`. `spec` is complete; `reasons` say where values came from."""
+
+    name: str
+    spec: RunSpec
+    host: HostFacts
+    data: DataFacts
+    batch: BatchPlan
+    reasons: tuple[Reason, ...]
+
+    def with_values(self, values: dict[str, Any]) -> ResolvedRun:
+        """The same run with dotted paths set (what a search found), batch plan derived anew."""
+        from cluster.spec.load import override_spec
+
+        spec = override_spec(self.spec, values)
+        found = tuple(Reason(path=path, value=value, reason="found by the search") for path, value in values.items())
+        return self.model_copy(
+            update={
+                "spec": spec,
+                "batch": batch_plan(spec, self.data.num_rows_train),
+                "reasons": (*(r for r in self.reasons if r.path not in values), *found),
+            }
+        )
+
+
+def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> ResolvedRun:
+    """Decide every `auto` of `spec`. Raises SpecError for values that cannot hold together."""
+    reasons: list[Reason] = []
+    values: dict[str, Any] = {}
+
+    def decide(path: str, current: Any, value: Any, reason: str) -> Any:
+        if current != "auto":
+            return current
+        values[path] = value
+        reasons.append(Reason(path=path, value=value, reason=reason))
+        return value
+
+    decide("data.task", spec.data.task, data.task, f"the target looks like {data.task}")
+    family, why = _family(data)
+    decide("model.family", spec.model.family, family, why)
+    workers, why = _workers(host)
+    workers = decide("train.workers", spec.train.workers, workers, why)
+    precision, why = _precision(host)
+    decide("train.precision", spec.train.precision, precision, why)
+    batch, why = _batch_size_global(data)
+    batch = decide("train.batch_size_global", spec.train.batch_size_global, batch, why)
+    share = math.ceil(batch / workers)
+    micro = min(share, BATCH_SIZE_PER_WORKER_CPU)
+    decide(
+        "train.batch_size_per_worker",
+        spec.train.batch_size_per_worker,
+        micro,
+        f"a worker's share of {batch} samples is {share}, and a micro-batch is at most {BATCH_SIZE_PER_WORKER_CPU}",
+    )
+    from cluster.spec.load import override_spec
+
+    complete = override_spec(spec, values) if values else spec
+    return ResolvedRun(
+        name=name,
+        spec=complete,
+        host=host,
+        data=data,
+        batch=batch_plan(complete, data.num_rows_train),
+        reasons=tuple(reasons),
+    )
+
+
+def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
+    """Derive accumulation and the number of updates. Needs a spec without `auto`. Raises SpecError."""
+    train = spec.train
+    sizes = (train.batch_size_global, train.batch_size_per_worker, train.workers)
+    batch, micro, workers = (int(size) for size in sizes if size != "auto")
+    if batch < workers:
+        raise SpecError(
+            "Cannot divide the global batch",
+            found=f"train.batch_size_global is {batch} and train.workers is {workers}",
+            rule="each worker needs at least one sample of each update",
+            remedy="Raise train.batch_size_global or lower train.workers.",
+        )
+    share = math.ceil(batch / workers)
+    micro = min(micro, share)
+    updates = max(1, math.ceil(num_rows_train / batch))
+    return BatchPlan(
+        batch_size_global=batch,
+        batch_size_per_worker=micro,
+        workers=workers,
+        accumulation_steps=math.ceil(share / micro),
+        updates_per_epoch=updates,
+        updates_total=updates * train.epochs,
+    )
+
+
+def _family(data: DataFacts) -> tuple[str, str]:
+    if data.layout == "image":
+        return "cnn", f"rows are images of shape {list(data.item_shape)}"
+    return "mlp", f"rows are a {data.layout}"
+
+
+def _workers(host: HostFacts) -> tuple[int, str]:
+    if host.gpus:
+        return len(host.gpus), f"the cluster has {len(host.gpus)} GPUs, one worker each"
+    workers = max(1, min(2, host.cpu_cores))
+    return workers, f"no GPU; {host.cpu_cores} CPU cores feed {workers} workers"
+
+
+def _precision(host: HostFacts) -> tuple[str, str]:
+    if not host.gpus:
+        return "fp32", "no GPU: a CPU gains nothing from AMP here"
+    capability = host.gpus[0].compute_capability
+    if capability is None:
+        return "fp32", "the GPU's compute capability could not be read"
+    if capability >= (8, 0):
+        return "bf16", f"compute capability {capability[0]}.{capability[1]} has bf16"
+    return "fp16", f"compute capability {capability[0]}.{capability[1]} has fp16 but no bf16"
+
+
+def _batch_size_global(data: DataFacts) -> tuple[int, str]:
+    most = max(8, data.num_rows_train // UPDATES_PER_EPOCH_MIN)
+    batch = min(BATCH_SIZE_GLOBAL_AUTO, 1 << (most.bit_length() - 1))
+    return (
+        batch,
+        f"{data.num_rows_train} training rows leave at least {UPDATES_PER_EPOCH_MIN} updates an epoch",
+    )

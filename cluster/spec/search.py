@@ -1,0 +1,60 @@
+"""`search`: which values of the spec are tried, how many trials, when a trial is stopped early."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cluster.spec.base import AutoPositiveInt, PositiveFloat, StrictSpec
+
+
+class Choice(StrictSpec):
+    """One of a list of values."""
+
+    kind: Literal["choice"]
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class LogUniform(StrictSpec):
+    """A float whose logarithm is uniform: for learning rates."""
+
+    kind: Literal["log_uniform"]
+    low: PositiveFloat
+    high: PositiveFloat
+
+
+class Uniform(StrictSpec):
+    """A float between two bounds."""
+
+    kind: Literal["uniform"]
+    low: float
+    high: float
+
+
+class IntUniform(StrictSpec):
+    """An integer between two bounds, both included."""
+
+    kind: Literal["int_uniform"]
+    low: int
+    high: int
+
+
+Domain = Annotated[Choice | LogUniform | Uniform | IntUniform, Field(discriminator="kind")]
+
+
+class SearchSpec(StrictSpec):
+    """A Ray Tune search. Keys of `space` are dotted paths of this same spec."""
+
+    space: Annotated[dict[str, Domain], Field(min_length=1)]
+    trials: Annotated[int, Field(gt=0)] = 8
+    epochs: AutoPositiveInt = "auto"
+    """Epochs of a trial that is never stopped; `auto`: those of `train.epochs`."""
+    metric: str = "validation.loss"
+    mode: Literal["min", "max"] = "min"
+    scheduler: Literal["asha", "none"] = "asha"
+    grace_epochs: Annotated[int, Field(gt=0)] = 2
+    """No trial is stopped before this many epochs."""
+    reduction_factor: Annotated[int, Field(gt=1)] = 3
+    concurrency: AutoPositiveInt = "auto"
+    seed: int = 7

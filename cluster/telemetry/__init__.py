@@ -1,0 +1,1 @@
+"""Structured events, progress display and log setup. Nothing here runs at import."""

@@ -1,0 +1,1 @@
+"""Room two: a bundle becomes answers. Read `serve/handler.py` first."""

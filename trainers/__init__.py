@@ -1,0 +1,1 @@
+"""Room one: a spec and data become a bundle. Read `trainers/stages.py` first."""

@@ -1,0 +1,116 @@
+"""Prepared data on disk: one memory-mapped array a tensor and split, and `dataset.json` that lists them.
+
+    dataset.json  train/inputs.<name>.npy  train/targets.npy  [train/weights.npy]  validation/…
+
+Invariant: shards hold exactly what the model's forward takes, in the order of the signature; any worker reads any
+row by its index without reading the rest; `dataset.json` is written last, so that a reader sees a complete set or none.
+
+Covered: write, open. Not covered: hashes (the stage record has them).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cluster.atomic import write_json
+from cluster.bundle.signature import TensorSpec
+from cluster.errors import DataError
+
+DATASET = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: arrays of equal length, memory-mapped read-only."""
+
+    inputs: dict[str, np.ndarray]
+    """name -> (N, …), in the order of the signature."""
+    targets: np.ndarray
+    """(N,) int64 class indices, or (N,) float32 values."""
+    weights: np.ndarray | None = None
+    """(N,) float32 sample weights, or None for all ones."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A prepared data set: its splits, and what a model must know about them."""
+
+    folder: Path
+    task: Literal["classification", "regression"]
+    classes: tuple[str, ...]
+    """Labels by class index; empty for regression."""
+    inputs: tuple[TensorSpec, ...]
+    splits: dict[str, Split]
+    facts: dict[str, Any]
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the model's last layer."""
+        return len(self.classes) if self.task == "classification" else 1
+
+
+def write_prepared(
+    folder: Path,
+    splits: Mapping[str, Split],
+    *,
+    task: str,
+    classes: tuple[str, ...],
+    inputs: tuple[TensorSpec, ...],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write all splits into `folder`; `dataset.json` last."""
+    for name, split in splits.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for tensor in inputs:
+            np.save(folder / name / f"inputs.{tensor.name}.npy", np.ascontiguousarray(split.inputs[tensor.name]))
+        np.save(folder / name / "targets.npy", split.targets)
+        if split.weights is not None:
+            np.save(folder / name / "weights.npy", split.weights)
+    write_json(
+        folder / DATASET,
+        {
+            "format_version": 1,
+            "task": task,
+            "classes": list(classes),
+            "inputs": [tensor.model_dump(mode="json") for tensor in inputs],
+            "splits": {name: {"rows": len(split)} for name, split in splits.items()},
+            "facts": dict(facts or {}),
+        },
+    )
+
+
+def open_prepared(folder: Path) -> PreparedData:
+    """Open prepared data, memory-mapped. Raises DataError when it is not complete."""
+    try:
+        raw = json.loads((folder / DATASET).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"Cannot open prepared data {folder}",
+            found=f"it has no {DATASET}",
+            remedy="Run the prepare stage again.",
+        ) from None
+    inputs = tuple(TensorSpec.model_validate_json(json.dumps(item)) for item in raw["inputs"])
+    splits = {name: _open_split(folder / name, inputs) for name in raw["splits"]}
+    return PreparedData(folder, raw["task"], tuple(raw["classes"]), inputs, splits, raw["facts"])
+
+
+def _open_split(folder: Path, inputs: tuple[TensorSpec, ...]) -> Split:
+    weights = folder / "weights.npy"
+    return Split(
+        {tensor.name: _map(folder / f"inputs.{tensor.name}.npy") for tensor in inputs},
+        _map(folder / "targets.npy"),
+        _map(weights) if weights.exists() else None,
+    )
+
+
+def _map(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)

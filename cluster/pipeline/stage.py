@@ -40,6 +40,9 @@ class StageContext:
     records: Mapping[str, StageRecord]
     """Finished earlier stages."""
     events: EventSink
+    ensure_ray: Callable[[], None] = lambda: None
+    """Blocks until the run's Ray session stands. Stages after prepare find it standing; prepare calls this when
+    its data does not fit in memory and Ray Data must help."""
 
     @property
     def run_resolved(self) -> ResolvedRun:
@@ -87,18 +90,26 @@ class StageDefinition:
     """Top-level keys of the resolved spec that change its result."""
     needs: tuple[str, ...]
     """Stages whose output it reads."""
+    skip_without: str | None = None
+    """Section whose absence (null) skips this stage."""
     always: bool = False
-    """Run it even when nothing changed (it checks the world, or starts something that does not outlive the run)."""
+    """Run it even when nothing changed: it looks at the world, or starts something that ends with the run."""
+    needs_ray: bool = True
+    outputs: tuple[str, ...] = ()
+    """Folders of the run, besides its own, that it fills: hashed into its record."""
 
 
 PIPELINE: tuple[StageDefinition, ...] = (
-    StageDefinition("check", ("data", "model", "train", "search", "compress", "export", "serve"), (), always=True),
-    StageDefinition("prepare", ("data", "seed"), ("check",)),
-    StageDefinition("search", ("search", "model", "train", "seed"), ("prepare",)),
-    StageDefinition("train", ("model", "train", "seed", "tracking"), ("prepare", "search")),
+    StageDefinition(
+        "check", ("data", "model", "train", "search", "compress", "export", "serve"), (), always=True, needs_ray=False
+    ),
+    StageDefinition("prepare", ("data", "seed"), ("check",), needs_ray=False),
+    StageDefinition("search", ("search", "model", "train", "seed"), ("prepare",), skip_without="search"),
+    StageDefinition("train", ("model", "train", "seed", "tracking"), ("prepare",)),
     StageDefinition("evaluate", ("model",), ("prepare", "train")),
-    StageDefinition("compress", ("compress", "export", "model"), ("prepare", "train", "evaluate")),
-    StageDefinition("export", ("export", "model", "data"), ("prepare", "train", "evaluate", "compress")),
-    StageDefinition("deploy", ("serve",), ("export",), always=True),
-    StageDefinition("predict", ("serve",), ("prepare", "export", "deploy"), always=True),
+    StageDefinition("compress", ("compress", "export", "model"), ("prepare", "train"), skip_without="compress"),
+    StageDefinition("export", ("export", "model"), ("prepare", "train", "evaluate", "compress"), outputs=("bundle",)),
+    StageDefinition("deploy", ("serve",), ("export",), skip_without="serve", always=True),
+    StageDefinition("predict", ("serve",), ("prepare", "export", "deploy"), skip_without="serve", always=True),
 )
+"""The main job, in order. The values that a search found are part of the `train` section by the time train runs."""

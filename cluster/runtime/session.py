@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -24,8 +25,11 @@ class RaySession:
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[RaySession]:
-    """Connect to `address` (or RAY_ADDRESS), else start a private local Ray; shut down what was started."""
+def ray_session(address: str | None = None, *, logs: Path | None = None) -> Iterator[RaySession]:
+    """Connect to `address` (or RAY_ADDRESS), else start a private local Ray; shut down what was started.
+
+    `logs`: folder that receives Ray's own log files of a private session.
+    """
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, configure_logging=False)

@@ -192,7 +192,9 @@ def _fields_at(path: Sequence[str | int], raw: Mapping[str, Any]) -> list[str]:
 
 
 def _child(node: Any, part: str | int) -> Any:
-    return node[part] if isinstance(node, Mapping | list | tuple) else None
+    if isinstance(node, Mapping):
+        return node[part]
+    return node[part] if isinstance(node, list) and isinstance(part, int) else None
 
 
 def _models_of(annotation: Any) -> list[type[BaseModel]]:

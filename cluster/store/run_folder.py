@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "resolved.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the driver that works here (cluster/runtime/locks.py)."""
+        return self.path / "lock"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -1,0 +1,62 @@
+"""`manta bundle show|verify`: look into a bundle without loading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cluster.bundle.files import open_bundle, read_manifest
+from cluster.bundle.manifest import BundleManifest
+from cluster.cli.options import AsJson
+from cluster.cli.seam import emit_json
+
+BundlePath = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a bundle, e.g. runs/quickstart/bundle.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    group = typer.Typer(help="Look into a bundle.", no_args_is_help=True)
+    group.command()(show)
+    group.command()(verify)
+    app.add_typer(group, name="bundle")
+
+
+def show(path: BundlePath, as_json: AsJson = False) -> None:
+    """Show a bundle's manifest."""
+    manifest = read_manifest(path)
+    if as_json:
+        emit_json(manifest.model_dump(mode="json"))
+    else:
+        _print(manifest)
+
+
+def verify(path: BundlePath, as_json: AsJson = False) -> None:
+    """Compare every file of a bundle with the manifest."""
+    bundle = open_bundle(path)
+    if as_json:
+        emit_json({"ok": True, "bundle": bundle.manifest.name, "files": len(bundle.manifest.files)})
+    else:
+        typer.echo(f"Bundle '{bundle.manifest.name}' is whole: {len(bundle.manifest.files)} files match the manifest.")
+
+
+def _print(manifest: BundleManifest) -> None:
+    console = Console()
+    console.print(f"[bold]{manifest.name}[/bold]  {manifest.task}", highlight=False)
+    for kind, tensors in (("input", manifest.signature.inputs), ("output", manifest.signature.outputs)):
+        for tensor in tensors:
+            console.print(f"{kind}  {tensor.name}  {tensor.datatype}  {list(tensor.shape)}", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for column in ("variant", "precision", "verdict", "size", "file"):
+        table.add_column(column)
+    for variant in manifest.variants:
+        size = manifest.files[variant.file].size_bytes if variant.file in manifest.files else 0
+        mark = " (default)" if variant.name == manifest.default_variant else ""
+        table.add_row(variant.name + mark, variant.precision, variant.verdict, f"{size / 1024:.1f} KiB", variant.file)
+    console.print(table)
+    for name, value in manifest.metrics.items():
+        console.print(f"{name}  {value:.4f}", highlight=False)

@@ -1,0 +1,21 @@
+"""Other rooms' commands, started by module name as a process of their own: the floor never imports a room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from cluster.runtime.environment import with_ray_environment
+
+
+def run_module(module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m module …` on this terminal and return its exit code. Blocks."""
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(command, env=with_ray_environment(dict(os.environ)))
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the terminal has sent it the same signal: it ends by itself

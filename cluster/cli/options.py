@@ -1,0 +1,25 @@
+"""Options that several verbs share, in one place, so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUNS_DIR = Path("runs")
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override one value, e.g. train.epochs=3. May be repeated."),
+]
+RunsDir = Annotated[
+    Path, typer.Option("--runs-dir", envvar="MANTA_RUNS_DIR", help="Folder that holds the runs.", file_okay=False)
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or the path of its folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, all else on stderr.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster to use; a private local Ray when absent."),
+]

@@ -1,0 +1,180 @@
+"""`manta run`: prepare the run's folder, start the driver, show its events, hand on Ctrl-C.
+
+The driver is a process of its own (`python -m cluster.pipeline`): this one stays light, so that the display starts
+at once and a first Ctrl-C can stop the driver cleanly while a second one kills it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+import yaml
+
+from cluster.atomic import write_text
+from cluster.cli.options import RUNS_DIR, Address, AsJson, Overrides, RunsDir, SpecPath
+from cluster.cli.seam import emit_json
+from cluster.entrypoints import COMMAND_MODULES
+from cluster.errors import MantaError, RequestError, WorkerLostError
+from cluster.pipeline.plan import stages_until
+from cluster.runtime.environment import with_ray_environment
+from cluster.runtime.locks import is_locked
+from cluster.spec.load import apply_overrides, load_spec, parse_yaml, read_text
+from cluster.store.run_folder import RunFolder
+from cluster.telemetry.events import Event, RunFailed, RunFinished, follow_events
+from cluster.telemetry.progress import Display, make_display
+
+Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running in the background.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget earlier results of this run and start anew.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(run)
+    app.command()(train)
+
+
+def run(
+    spec: SpecPath,
+    override: Overrides = None,
+    name: Name = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    address: Address = None,
+    until: Until = None,
+    keep: Keep = False,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> int:
+    """Take a spec from raw data to an answering endpoint; the same command resumes where it stopped."""
+    stages_until(until)
+    folder = prepare_folder(spec, override or [], name=name, runs_dir=runs_dir, fresh=fresh)
+    flags = [
+        *(["--address", address] if address else []),
+        *(["--until", until] if until else []),
+        *(["--keep"] if keep else []),
+    ]
+    return watch(folder, start_driver(folder, flags), keep=keep, as_json=as_json)
+
+
+def train(
+    spec: SpecPath,
+    override: Overrides = None,
+    name: Name = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    address: Address = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> int:
+    """Run until the model is trained: `manta run --until train`."""
+    return run(spec, override, name, runs_dir, address, "train", False, fresh, as_json)
+
+
+def prepare_folder(spec: Path, overrides: list[str], *, name: str | None, runs_dir: Path, fresh: bool) -> RunFolder:
+    """Validate the spec and write it, with its overrides, into the run's folder. Raises RequestError."""
+    loaded = load_spec(spec, overrides)
+    folder = RunFolder((runs_dir / (name or loaded.name or spec.stem)).resolve())
+    if is_locked(folder.lock):
+        pid = folder.read_state().get("pid", "unknown")
+        raise RequestError(
+            f"Cannot run '{folder.name}'",
+            found=f"process {pid} is working on it",
+            rule="one process works on a run at a time",
+            remedy=f"Wait for it, stop it with 'manta stop {folder.name}', or choose another --name.",
+        )
+    if fresh and folder.path.exists():
+        gone = folder.path.with_name(f".{folder.name}.{os.getpid()}.removed")
+        folder.path.rename(gone)
+        shutil.rmtree(gone)
+    raw = apply_overrides(parse_yaml(read_text(spec), origin=str(spec)), overrides)
+    write_text(folder.path / "spec.yaml", yaml.safe_dump(raw, sort_keys=False))
+    return folder
+
+
+def start_driver(folder: RunFolder, flags: list[str]) -> subprocess.Popen[bytes]:
+    """Start the driver in a session of its own, its output in the run's log."""
+    command = [sys.executable, "-m", COMMAND_MODULES["driver"], str(folder.path), *flags]
+    with folder.log.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=with_ray_environment(dict(os.environ)),
+        )
+
+
+def watch(folder: RunFolder, driver: subprocess.Popen[bytes], *, keep: bool, as_json: bool) -> int:
+    """Show the driver's events until it ends (or until it serves, with `keep`), and return its exit code."""
+    last: Event | None = None
+    display = make_display(folder, as_json=as_json)
+    offset = folder.events.stat().st_size if folder.events.exists() else 0
+    with _signals(driver, display):
+        for event in follow_events(folder.events, lambda: driver.poll() is not None, offset_bytes=offset):
+            display.show(event)
+            if isinstance(event, RunFailed | RunFinished):
+                last = event
+            if keep and isinstance(event, RunFinished):
+                break
+    display.close()
+    return _finish(folder, driver, last, keep=keep, as_json=as_json)
+
+
+def _finish(
+    folder: RunFolder, driver: subprocess.Popen[bytes], last: Event | None, *, keep: bool, as_json: bool
+) -> int:
+    if isinstance(last, RunFinished):
+        if as_json:
+            emit_json({"ok": True, **last.summary})
+        return 0 if keep else driver.wait()
+    if isinstance(last, RunFailed):
+        code = int(last.error.get("exit_code", 1))
+        if as_json:
+            emit_json({"ok": False, "run": folder.name, "error": last.error})
+        return code
+    raise _died(folder, driver.wait())
+
+
+def _died(folder: RunFolder, code: int) -> MantaError:
+    """The driver ended without a last word."""
+    how = f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code}"
+    return WorkerLostError(
+        f"Run '{folder.name}' was cut short",
+        found=f"its driver process ended without a result: {how}",
+        rule="finished stages are kept",
+        remedy=f"Look at {folder.log}, then run the same command again to go on.",
+    )
+
+
+@contextmanager
+def _signals(driver: subprocess.Popen[bytes], display: Display) -> Iterator[None]:
+    """First Ctrl-C (or SIGTERM, or a closed terminal): stop the driver cleanly. Second: kill it with all it started."""
+    presses = 0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses == 1:
+            display.note("Stopping; what is finished is kept. Press Ctrl-C again to kill.")
+            driver.send_signal(signal.SIGINT)
+        else:
+            os.killpg(driver.pid, signal.SIGKILL)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

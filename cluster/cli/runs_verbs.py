@@ -1,0 +1,94 @@
+"""`manta runs` and `manta show`: what lies in the runs folder."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cluster.cli.options import RUNS_DIR, AsJson, RunName, RunsDir
+from cluster.cli.seam import emit_json
+from cluster.pipeline.stage import PIPELINE
+from cluster.runtime.locks import is_locked
+from cluster.store.run_folder import RunFolder, find_run, list_runs
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(runs)
+    app.command()(show)
+
+
+def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
+    """List runs, newest first."""
+    rows = [describe(run) for run in list_runs(runs_dir)]
+    if as_json:
+        emit_json(rows)
+        return
+    if not rows:
+        typer.echo(f"No runs in {runs_dir}. Start one with 'manta run configs/quickstart.yaml'.")
+        return
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for column in ("run", "state", "stages", "accuracy", "started"):
+        table.add_column(column)
+    for row in rows:
+        accuracy = row["metrics"].get("accuracy")
+        table.add_row(
+            row["run"],
+            row["state"],
+            f"{len(row['stages'])}/{len(PIPELINE)}",
+            "" if accuracy is None else f"{accuracy:.4f}",
+            datetime.fromtimestamp(row["started_unix_s"]).strftime("%Y-%m-%d %H:%M"),
+        )
+    Console().print(table)
+
+
+def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
+    """Show one run: its stages, figures and files."""
+    folder = find_run(runs_dir, run)
+    facts = describe(folder)
+    if as_json:
+        emit_json(facts)
+        return
+    console = Console()
+    console.print(f"[bold]{facts['run']}[/bold]  {facts['state']}  {facts['folder']}", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for column in ("stage", "time", "result"):
+        table.add_column(column)
+    for name, stage in facts["stages"].items():
+        table.add_row(name, f"{stage['duration_s']:.1f} s", stage["headline"])
+    console.print(table)
+    if error := facts.get("error"):
+        console.print(f"[red]{error['message']}[/red]", highlight=False)
+    for label in ("bundle", "report"):
+        if facts[label]:
+            console.print(f"{label}: {facts[label]}", highlight=False)
+
+
+def describe(run: RunFolder) -> dict[str, Any]:
+    """JSON-able facts of a run."""
+    records = run.records()
+    state = run.read_state()
+    name = state.get("state", "new")
+    if name in ("running", "serving") and not is_locked(run.lock):
+        name = "cut short"  # its driver is gone without a last word
+    evaluate = records.get("evaluate")
+    return {
+        "run": run.name,
+        "folder": str(run.path),
+        "state": name,
+        "started_unix_s": (run.path / "spec.yaml").stat().st_mtime,
+        "metrics": evaluate.facts.get("metrics", {}) if evaluate else {},
+        "stages": {
+            stage: {"status": record.status, "duration_s": record.duration_s, "headline": record.headline}
+            for stage, record in records.items()
+        },
+        "error": state.get("error"),
+        "endpoint": state.get("summary", {}).get("endpoint") if name == "serving" else None,
+        "bundle": str(run.bundle) if run.bundle.exists() else None,
+        "report": str(run.report) if run.report.exists() else None,
+    }

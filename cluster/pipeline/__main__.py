@@ -1,0 +1,55 @@
+"""`python -m cluster.pipeline RUN_DIR`: the driver process. `manta run` starts it; a Ray job does too."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from cluster.pipeline.driver import DriveOptions, run_driver
+from cluster.runtime.locks import hold_lock
+from cluster.store.run_folder import RunFolder
+from cluster.telemetry.log import setup_logging
+
+
+def main() -> int:
+    """Parse, take the run's lock, install signal handlers, drive."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.pipeline")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--address")
+    parser.add_argument("--until")
+    parser.add_argument("--keep", action="store_true")
+    arguments = parser.parse_args()
+    setup_logging()
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            return  # one interrupt is enough: a second one must not break the clean-up
+        stop.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    run = RunFolder(arguments.run_dir.resolve())
+    with hold_lock(run.lock) as free:
+        if not free:
+            print(f"run {run.name} is being worked on by another process", file=sys.stderr)  # noqa: T201
+            return 2
+        options = DriveOptions(arguments.address, arguments.until, arguments.keep)
+        return run_driver(run, options, wait=lambda: _wait(stop))
+
+
+def _wait(stop: threading.Event) -> None:
+    """Block until a signal has come. The handler raises KeyboardInterrupt in this thread: that is the way out."""
+    try:
+        stop.wait()
+    except KeyboardInterrupt:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The driver: runs a run's stages in order, one record each, in a process of its own.
+
+    for stage in stages:  digest -> reuse its record, or run it in a partial folder and rename that into place
+
+Invariant: whatever ends the driver (an error, Ctrl-C, kill -9), every finished stage stays whole, and the same
+command goes on at the first unfinished one, with the partial folder that belongs to the same inputs.
+
+Covered: order, reuse, resume, the private or shared Ray session, state, report. Not covered: what stages do
+(cluster/entrypoints.py names them), how it looks on a terminal (cluster/telemetry/progress.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster import entrypoints
+from cluster.atomic import new_folder, write_json, write_text
+from cluster.errors import InterruptedRunError, MantaError, StageFailedError
+from cluster.pipeline.plan import DIGEST_FILE, is_skipped, output_hashes, reusable, stage_digest, stages_until
+from cluster.pipeline.ray_thread import RayThread
+from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
+from cluster.pipeline.summary import summarize
+from cluster.probe import host_facts
+from cluster.report import write_report
+from cluster.spec.load import load_spec
+from cluster.spec.resolve import HostFacts, ResolvedRun
+from cluster.spec.run import RunSpec
+from cluster.store.run_folder import RECORD, RunFolder, StageRecord
+from cluster.telemetry.events import (
+    Message,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StageFailed,
+    StageFinished,
+    StageStarted,
+)
+
+
+@dataclass(frozen=True)
+class DriveOptions:
+    """What the command line decides about a run besides its spec."""
+
+    address: str | None = None
+    until: str | None = None
+    keep: bool = False
+    """Go on living with the endpoint after the last stage, until SIGTERM."""
+
+
+@dataclass
+class Driver:
+    """One run in one process."""
+
+    run: RunFolder
+    options: DriveOptions
+    spec: RunSpec
+    host: HostFacts
+    ray: RayThread
+    records: dict[str, StageRecord] = field(default_factory=dict)
+    resolved: ResolvedRun | None = None
+
+    def drive(self) -> dict[str, Any]:
+        """Run or reuse every stage; returns the summary. Raises MantaError."""
+        for stage in stages_until(self.options.until):
+            self._one(stage)
+            if stage.name == "check":
+                self.ray.start()  # while the data is prepared
+        return summarize(self.run, self.records, kept=self.options.keep)
+
+    def _one(self, stage: StageDefinition) -> None:
+        events = self.run.sink()
+        current = self.resolved.spec if self.resolved else self.spec
+        if is_skipped(stage, current):
+            note = f"{stage.skip_without}: null"
+            events.emit(StageFinished(stage=stage.name, status="skipped", duration_s=0.0, headline=note))
+            return
+        digest = stage_digest(stage, current, self.records)
+        record, why = reusable(stage, self.run, digest)
+        if why:
+            events.emit(Message(stage=stage.name, text=f"{stage.name} runs again: {why}"))
+        reused = record is not None
+        if record is None:
+            record = self._execute(stage, digest)
+        else:
+            events.emit(
+                StageFinished(stage=stage.name, status="reused", duration_s=record.duration_s, headline=record.headline)
+            )
+        self.records[stage.name] = record
+        if reused and stage.name == "search" and self.resolved:
+            self._resolve(self.resolved.with_values(record.facts.get("best", {})))
+
+    def _execute(self, stage: StageDefinition, digest: str) -> StageRecord:
+        events = self.run.sink()
+        events.emit(StageStarted(stage=stage.name, digest=digest))
+        if stage.needs_ray:
+            self.ray.ready()
+        started, clock = time.time(), time.monotonic()
+        target = self.run.stage(stage.name)
+        _drop_foreign_partial(target, digest)
+        with new_folder(target, keep_partial=True) as folder:
+            write_text(folder / DIGEST_FILE, digest)
+            result = self._call(stage, folder, digest)
+            record = StageRecord(
+                stage=stage.name,
+                inputs_digest=digest,
+                status=result.status,
+                facts=result.facts,
+                details=result.details,
+                headline=result.headline,
+                files=output_hashes(stage, self.run, folder),
+                started_unix_s=started,
+                duration_s=time.monotonic() - clock,
+            )
+            write_json(folder / RECORD, record.model_dump(mode="json"))
+        if result.resolved is not None:
+            self._resolve(result.resolved)
+        events.emit(
+            StageFinished(
+                stage=stage.name, status=result.status, duration_s=record.duration_s, headline=result.headline
+            )
+        )
+        return record
+
+    def _call(self, stage: StageDefinition, folder: Path, digest: str) -> StageResult:
+        """Call the stage's function; an error that is not ours becomes StageFailedError with its traceback kept."""
+        events = self.run.sink()
+        context = StageContext(
+            stage=stage.name,
+            run=self.run,
+            spec=self.spec,
+            resolved=self.resolved,
+            host=self.host,
+            folder=folder,
+            digest=digest,
+            records=dict(self.records),
+            events=events,
+            ensure_ray=self.ray.ready,
+        )
+        try:
+            return entrypoints.load(entrypoints.STAGE_ENTRYPOINTS[stage.name])(context)
+        except MantaError as error:
+            events.emit(StageFailed(stage=stage.name, error=error.to_dict()))
+            raise
+        except Exception as error:
+            failure = StageFailedError(
+                f"Stage '{stage.name}' of run '{self.run.name}' failed",
+                found=f"{type(error).__name__}: {error}",
+                remedy=f"The traceback is in {self.run.log}; mend the cause and run the same command again, "
+                "it goes on from here.",
+            )
+            events.emit(StageFailed(stage=stage.name, error=failure.to_dict()))
+            raise failure from error
+
+    def _resolve(self, resolved: ResolvedRun) -> None:
+        self.resolved = resolved
+        self.run.write_resolved(resolved)
+
+
+def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None]) -> int:
+    """Drive a run to its end and return the exit code. `wait` blocks until the run is told to stop (`--keep`)."""
+    events = run.sink()
+    started = time.monotonic()
+    _write_state(run, "running", address=options.address)
+    names = [stage.name for stage in stages_until(options.until)]
+    events.emit(
+        RunStarted(run=run.name, stages=names, pid=os.getpid(), host=socket.gethostname(), address=options.address)
+    )
+    with RayThread(options.address, logs=run.path / "ray-logs") as ray:
+        try:
+            spec = load_spec(run.path / "spec.yaml")
+            driver = Driver(run, options, spec, host_facts(), ray)
+            summary = driver.drive()
+        except KeyboardInterrupt:
+            return _fail(run, _interrupted(run), started)
+        except MantaError as error:
+            return _fail(run, error, started)
+        write_report(run)
+        events.emit(RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary))
+        keeps = options.keep and "deploy" in driver.records
+        _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
+        if keeps:
+            wait()
+    if keeps:
+        _write_state(run, "done", address=options.address, summary=summary)
+    return 0
+
+
+def _fail(run: RunFolder, error: MantaError, started: float) -> int:
+    text = "".join(traceback.format_exception(error))
+    run.sink().emit(RunFailed(run=run.name, error=error.to_dict(), traceback=text))
+    state = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
+    _write_state(run, state, error=error.to_dict())
+    write_report(run)
+    return error.exit_code
+
+
+def _interrupted(run: RunFolder) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"Run '{run.name}' was stopped",
+        found="Ctrl-C or SIGTERM",
+        rule="everything finished is kept",
+        remedy="Run the same command again to go on from here.",
+    )
+
+
+def _write_state(run: RunFolder, state: str, **more: Any) -> None:
+    write_json(
+        run.state, {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), **more}
+    )
+
+
+def _drop_foreign_partial(target: Path, digest: str) -> None:
+    """Remove a partial folder that belongs to other inputs."""
+    partial = target.with_name(target.name + ".partial")
+    marker = partial / DIGEST_FILE
+    if partial.exists() and (not marker.exists() or marker.read_text(encoding="utf-8") != digest):
+        shutil.rmtree(partial)

@@ -1,0 +1,81 @@
+"""The run in a few figures, from its records: what the final table, `--json` and `manta show` print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.atomic import write_json
+from cluster.bundle.files import Bundle, open_bundle
+from cluster.bundle.signature import DATATYPE_OF
+from cluster.store.run_folder import RunFolder, StageRecord
+
+REQUEST_FILE = "request.json"
+
+
+def summarize(run: RunFolder, records: Mapping[str, StageRecord], *, kept: bool = False) -> dict[str, Any]:
+    """Figures of the stages that have run; keys of stages that have not are absent."""
+    summary: dict[str, Any] = {"run": run.name, "folder": str(run.path)}
+    if "evaluate" in records:
+        summary["metrics"] = records["evaluate"].facts.get("metrics", {})
+    if "export" in records:
+        summary.update(_bundle_figures(run, open_bundle(run.bundle)))
+    if "predict" in records:
+        summary["endpoint_check"] = records["predict"].facts
+        summary["latency"] = records["predict"].details
+    if "deploy" in records:
+        summary["endpoint"] = _endpoint(run, records["deploy"].facts, kept)
+    summary["report"] = str(run.report)
+    summary["stages"] = {name: round(record.duration_s, 3) for name, record in records.items()}
+    return summary
+
+
+def _bundle_figures(run: RunFolder, bundle: Bundle) -> dict[str, Any]:
+    sizes = {v.name: bundle.manifest.files[v.file].size_bytes for v in bundle.manifest.variants}
+    baseline = next((v.name for v in bundle.manifest.variants if v.verdict == "baseline"), None)
+    return {
+        "bundle": str(run.bundle),
+        "variant": bundle.manifest.default_variant,
+        "size_before_bytes": sizes.get(baseline or ""),
+        "size_after_bytes": sizes[bundle.manifest.default_variant],
+    }
+
+
+def _endpoint(run: RunFolder, facts: Mapping[str, Any], kept: bool) -> dict[str, Any]:
+    url, name = facts["url"], facts["name"]
+    request = run.path / REQUEST_FILE
+    write_json(request, infer_request(open_bundle(run.bundle)))
+    relative = shlex.quote(_relative(request))
+    return {
+        **facts,
+        "kept": kept,
+        "curl": f"curl -s {url}/v2/models/{name}/infer -d @{relative}",
+        "stop": f"manta stop {run.name}",
+    }
+
+
+def infer_request(bundle: Bundle) -> dict[str, Any]:
+    """One real row as an Open Inference Protocol v2 request body."""
+    sample = bundle.sample()
+    inputs = []
+    for tensor in bundle.manifest.signature.inputs:
+        row = sample[f"inputs/{tensor.name}"][:1]
+        inputs.append(
+            {
+                "name": tensor.name,
+                "shape": list(row.shape),
+                "datatype": DATATYPE_OF[row.dtype],
+                "data": json.loads(json.dumps(row.ravel().tolist())),
+            }
+        )
+    return {"inputs": inputs}
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -122,8 +122,7 @@ def validate_spec(raw: Mapping[str, Any], *, origin: str = "<values>") -> RunSpe
     try:
         return RunSpec.model_validate_json(json.dumps(raw))  # JSON mode: strict, yet lists become tuples
     except ValidationError as error:
-        problems = [_problem(item, raw) for item in error.errors(include_url=False)]
-    unique = list({problem["text"]: problem for problem in problems}.values())
+        unique = _one_each([_problem(item, raw) for item in error.errors(include_url=False)])
     raise SpecError(
         f"Cannot use the spec {origin}",
         found=f"{len(unique)} problem{'s' if len(unique) != 1 else ''}:\n"
@@ -131,6 +130,18 @@ def validate_spec(raw: Mapping[str, Any], *, origin: str = "<values>") -> RunSpe
         remedy="Mend these keys; `manta schema` prints the whole format.",
         details={"problems": unique},
     )
+
+
+def _one_each(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One problem a path: the members of a union (`auto` or a number) each complain, and are joined by "or"."""
+    joined: dict[str, dict[str, Any]] = {}
+    for problem in problems:
+        first = joined.setdefault(problem["path"], problem)
+        if problem["rule"] not in first["rule"]:
+            rule = f"{first['rule']} or {problem['rule'].removeprefix('must be ')}"
+            text = first["text"].replace(first["rule"], rule, 1)
+            joined[problem["path"]] = {**first, "rule": rule, "text": text}
+    return list(joined.values())
 
 
 def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""A place of its own for the HAProxy of a private Ray: folder, sockets and side ports that no other Ray shares.
+
+Ray Serve 2.60 puts HAProxy's files into one folder a machine and gives its side doors fixed ports (9101 metrics,
+8404 statistics, 8500 and 9500 for the fallback proxy), all with SO_REUSEPORT: two Rays on one machine would answer
+each other's requests. A cluster's nodes keep the fixed values, because there is one Ray a node.
+
+Invariant: after the context has ended, no HAProxy that it started is alive and its folder is gone.
+
+Covered: private sessions. Not covered: the endpoint's own port (serve/deployments/ports.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+
+PORT_VARIABLES = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+KILL_WAIT_S = 5.0
+PREFIX = "manta-ha-"
+SOCKET_PATH_CHARACTERS_MAX = 97  # HAProxy's limit; the path is folder/<node id of 56 characters>/admin.sock
+
+
+@contextmanager
+def private_serve_place() -> Iterator[Path]:
+    """Set the variables of the HAProxy's place before a private Ray starts; yields its folder.
+
+    Enter before `ray.init`, leave after `ray.shutdown`. A variable that the user has set wins.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_folder()))
+    values = {name: value for name, value in place_environment(folder).items() if name not in os.environ}
+    os.environ.update(values)
+    try:
+        yield folder
+    finally:
+        for name in values:
+            os.environ.pop(name, None)
+        end_leftovers(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def place_environment(folder: Path) -> dict[str, str]:
+    """The variables that put HAProxy's files under `folder` and its side doors on ports that are free now."""
+    return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        **{name: str(port) for name, port in zip(PORT_VARIABLES, free_ports(len(PORT_VARIABLES)), strict=True)},
+    }
+
+
+def free_ports(num_ports: int) -> list[int]:
+    """Different TCP ports that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def end_leftovers(folder: Path) -> list[int]:
+    """End the HAProxy processes whose configuration lies under `folder`; returns their process ids.
+
+    Ray kills the proxy actor at shutdown, not always its child.
+    """
+    found = [process for process in psutil.process_iter(["name", "cmdline"]) if _is_ours(process, folder)]
+    for process in found:
+        with _gone_is_fine():
+            process.kill()
+    psutil.wait_procs(found, timeout=KILL_WAIT_S)
+    return [process.pid for process in found]
+
+
+def _short_folder() -> str:
+    """The temporary folder, or /tmp where the socket's path would be too long for HAProxy."""
+    folder = tempfile.gettempdir()
+    characters = len(folder) + 1 + len(PREFIX) + 8 + 1 + 56 + 1 + len("admin.sock")
+    return folder if characters <= SOCKET_PATH_CHARACTERS_MAX else "/tmp"
+
+
+def _is_ours(process: psutil.Process, folder: Path) -> bool:
+    words = process.info["cmdline"] or []
+    return "haproxy" in (process.info["name"] or "") and any(word.startswith(f"{folder}/") for word in words)
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,141 @@
+"""The driver runs what must run, reuses what is unchanged, and resumes after any end.
+
+Stages here are small functions of this module, put in the place of the rooms' by name; everything else is real.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster import entrypoints
+from cluster.errors import DataError
+from cluster.pipeline import driver as driver_module
+from cluster.pipeline.driver import DriveOptions, run_driver
+from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
+from cluster.spec.resolve import DataFacts, resolve
+from cluster.store.run_folder import RunFolder
+from cluster.telemetry.events import RunFailed, RunFinished, StageFinished, read_events
+
+SPEC = "version: 1\ndata:\n  source: {kind: sklearn, dataset: digits}\nserve: null\nseed: 1\n"
+CALLS: list[str] = []
+FAIL: dict[str, BaseException] = {}
+
+STAGES = (
+    StageDefinition("check", ("data",), (), always=True, needs_ray=False),
+    StageDefinition("prepare", ("data", "seed"), ("check",), needs_ray=False),
+    StageDefinition("search", ("search",), ("prepare",), skip_without="search", needs_ray=False),
+    StageDefinition("train", ("train",), ("prepare",), needs_ray=False),
+    StageDefinition("evaluate", ("model",), ("train",), needs_ray=False),
+)
+
+
+def stage_check(context: StageContext) -> StageResult:
+    facts = DataFacts(task="classification", layout="table", num_rows=100, num_rows_train=80, source_digest="s")
+    resolved = resolve(context.spec, name=context.run.name, host=context.host, data=facts)
+    return _result(context, resolved=resolved)
+
+
+def stage_any(context: StageContext) -> StageResult:
+    return _result(context)
+
+
+def _result(context: StageContext, **more: object) -> StageResult:
+    CALLS.append(context.stage)
+    (context.folder / "out.txt").write_text(f"{context.stage} {context.digest}")
+    if error := FAIL.get(context.stage):
+        raise error
+    return StageResult(facts={"stage": context.stage}, headline=f"did {context.stage}", **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    CALLS.clear()
+    FAIL.clear()
+    here = __name__
+    names = {stage.name: f"{here}:stage_any" for stage in STAGES} | {"check": f"{here}:stage_check"}
+    monkeypatch.setattr(entrypoints, "STAGE_ENTRYPOINTS", names)
+    monkeypatch.setattr(driver_module, "stages_until", lambda last: STAGES)
+    monkeypatch.setattr(driver_module.RayThread, "start", lambda self: None)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "spec.yaml").write_text(SPEC)
+    return RunFolder(tmp_path / "r")
+
+
+def drive(run: RunFolder) -> int:
+    CALLS.clear()
+    return run_driver(run, DriveOptions(), wait=lambda: None)
+
+
+def statuses(run: RunFolder) -> dict[str, str]:
+    events = read_events(run.events)
+    started = max(index for index, event in enumerate(events) if event.kind == "run_started")
+    return {event.stage: event.status for event in events[started:] if isinstance(event, StageFinished)}
+
+
+def test_a_second_run_reuses_every_unchanged_stage(run: RunFolder) -> None:
+    assert drive(run) == 0
+    assert CALLS == ["check", "prepare", "train", "evaluate"]
+    assert drive(run) == 0
+    assert CALLS == ["check"]
+    assert statuses(run) == {
+        "check": "done",
+        "prepare": "reused",
+        "search": "skipped",
+        "train": "reused",
+        "evaluate": "reused",
+    }
+
+
+def test_a_changed_section_reruns_its_stage_and_only_what_depends_on_its_output(run: RunFolder) -> None:
+    drive(run)
+    (run.path / "spec.yaml").write_text(SPEC + "train: {epochs: 3}\n")
+    drive(run)
+    assert CALLS == ["check", "train", "evaluate"]
+
+
+def test_a_damaged_output_is_made_again(run: RunFolder) -> None:
+    drive(run)
+    (run.stage("prepare") / "out.txt").write_text("flipped")
+    drive(run)
+    assert CALLS == ["check", "prepare"], "prepare gave the same output again, so train is still good"
+
+
+def test_a_users_mistake_ends_with_its_exit_code_and_keeps_finished_stages(run: RunFolder) -> None:
+    FAIL["train"] = DataError("Cannot train", found="one class")
+    assert drive(run) == 2
+    assert run.record("prepare") is not None
+    assert run.record("train") is None
+    failed = [event for event in read_events(run.events) if isinstance(event, RunFailed)]
+    assert failed[0].error["code"] == "DATA"
+    FAIL.clear()
+    assert drive(run) == 0
+    assert CALLS == ["check", "train", "evaluate"]
+
+
+def test_an_unknown_error_is_a_stage_failure_with_its_traceback_kept(run: RunFolder) -> None:
+    FAIL["train"] = ZeroDivisionError("user bug")
+    assert drive(run) == 1
+    (failed,) = [event for event in read_events(run.events) if isinstance(event, RunFailed)]
+    assert failed.error["code"] == "STAGE"
+    assert "ZeroDivisionError: user bug" in failed.traceback
+
+
+def test_an_interrupt_is_resumable(run: RunFolder) -> None:
+    FAIL["train"] = KeyboardInterrupt()
+    assert drive(run) == 1
+    assert run.read_state()["state"] == "interrupted"
+    FAIL.clear()
+    assert drive(run) == 0
+    assert CALLS == ["check", "train", "evaluate"]
+    assert any(isinstance(event, RunFinished) for event in read_events(run.events))
+
+
+def test_a_partial_folder_of_other_inputs_is_not_handed_on(run: RunFolder) -> None:
+    partial = run.path / "stages" / "train.partial"
+    partial.mkdir(parents=True)
+    (partial / "inputs.digest").write_text("other")
+    (partial / "old.txt").write_text("old")
+    assert drive(run) == 0
+    assert not (run.stage("train") / "old.txt").exists()

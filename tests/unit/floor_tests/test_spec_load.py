@@ -1,0 +1,126 @@
+"""A spec that loads is complete and typed; one that does not tells every problem at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cluster.errors import SpecError
+from cluster.spec.load import load_spec, override_spec, parse_spec
+
+MINIMAL = "version: 1\ndata:\n  source: {kind: sklearn, dataset: digits}\n"
+
+
+def problems(text: str, *overrides: str) -> dict[str, dict[str, object]]:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text, overrides)
+    assert caught.value.exit_code == 2
+    return {problem["path"]: problem for problem in caught.value.problems}
+
+
+def test_every_problem_is_reported_at_once_with_path_value_rule_and_nearest_key() -> None:
+    found = problems(
+        "version: 1\n"
+        "data: {source: {kind: csv, pth: a.csv, delimiter: 3}, splt: {}}\n"
+        "train: {epochs: 0, batch_size_global: fast}\n"
+        "serve: {replicas: {min: 3, max: 1}}\n"
+    )
+    assert set(found) == {
+        "data.source.path",
+        "data.source.pth",
+        "data.source.delimiter",
+        "data.splt",
+        "train.epochs",
+        "train.batch_size_global",
+        "serve.replicas",
+    }
+    assert found["data.source.pth"]["nearest"] == "data.source.path"
+    assert found["data.splt"]["nearest"] == "data.split"
+    assert found["train.epochs"]["value"] == "0"
+    assert found["train.batch_size_global"]["rule"] == "must be 'auto' or a valid integer"
+
+
+def test_unknown_version_is_refused() -> None:
+    assert set(problems(MINIMAL.replace("version: 1", "version: 2"))) == {"version"}
+
+
+def test_wrong_type_is_refused_and_not_coerced() -> None:
+    assert set(problems(MINIMAL + "seed: '7'\n")) == {"seed"}
+    assert set(problems(MINIMAL + "train: {epochs: 2.0}\n")) == {"train.epochs"}
+
+
+def test_unknown_union_member_is_named() -> None:
+    found = problems("version: 1\ndata:\n  source: {kind: csvv, path: a}\n")
+    assert "csv" in str(found["data.source"]["rule"])
+
+
+def test_duplicate_keys_are_refused() -> None:
+    with pytest.raises(SpecError, match="appears twice"):
+        parse_spec(MINIMAL + "seed: 1\nseed: 2\n")
+
+
+def test_scientific_notation_without_a_dot_is_a_number() -> None:
+    spec = parse_spec(MINIMAL + "train: {optimizer: {learning_rate: 3e-3}}\n")
+    assert spec.train.optimizer.learning_rate == 0.003
+
+
+def test_overrides_replace_nested_values_and_create_sections() -> None:
+    spec = parse_spec(MINIMAL, ["train.optimizer.learning_rate=3e-3", "train.epochs=2", "serve=null"])
+    assert (spec.train.optimizer.learning_rate, spec.train.epochs, spec.serve) == (0.003, 2, None)
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3"])
+def test_malformed_override_is_refused(override: str) -> None:
+    with pytest.raises(SpecError, match="path=value"):
+        parse_spec(MINIMAL, [override])
+
+
+def test_override_of_an_unknown_key_is_an_unknown_key() -> None:
+    assert set(problems(MINIMAL, "train.epocs=3")) == {"train.epocs"}
+
+
+def test_spec_is_frozen() -> None:
+    spec = parse_spec(MINIMAL)
+    with pytest.raises(ValidationError):
+        spec.train.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b"", "empty"), (b"  \n", "empty"), (b"\xff\xfe\x00", "binary"), (b"a\x00b", "binary"), (b"[1, 2]", "a list")],
+)
+def test_unusable_files_end_in_one_sentence(tmp_path: Path, content: bytes, found: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match=found):
+        load_spec(path)
+
+
+def test_missing_file_suggests_a_near_name(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text(MINIMAL)
+    with pytest.raises(SpecError, match="Did you mean"):
+        load_spec(tmp_path / "quikstart.yaml")
+
+
+def test_directory_is_not_a_spec(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="directory"):
+        load_spec(tmp_path)
+
+
+def test_override_spec_round_trips_every_default() -> None:
+    spec = parse_spec(MINIMAL)
+    assert override_spec(spec, {}) == spec
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=8), st.none() | st.booleans() | st.integers() | st.text(), max_size=4)
+)
+def test_arbitrary_mappings_never_escape_as_another_error(raw: dict[str, object]) -> None:
+    from cluster.spec.load import validate_spec
+
+    with pytest.raises(SpecError):
+        validate_spec(raw)

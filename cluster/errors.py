@@ -5,19 +5,22 @@
     │   ├── SpecError                        the YAML or an override
     │   ├── DataError                        a source, a column, a split
     │   ├── ModelError                       a model that cannot be built, trained or exported as asked
-    │   └── BundleError                      a bundle that is missing, changed or of another format
+    │   ├── BundleError                      a bundle that is missing, changed or of another format
+    │   └── ProtocolError                    a request to an endpoint that breaks the protocol or its limits
     ├── ResourceError               exit 3   the request is fine; this place cannot carry it out
     │   ├── MissingDependencyError           an optional package; names the extra
     │   ├── DiskFullError
     │   ├── MemoryShortError                 host memory, GPU memory or /dev/shm
     │   ├── PortInUseError
-    │   └── ClusterUnreachableError          a Ray cluster that does not answer, is stale or refuses
+    │   ├── ClusterUnreachableError          a Ray cluster that does not answer, is stale or refuses
+    │   └── OverloadedError                  an endpoint that is full, not ready, or past a request's deadline
     └── RunError                    exit 1   started well, ended badly
         ├── StageFailedError                 a stage raised something that is not ours
         ├── WorkerLostError                  a worker process or node died
         ├── DivergedError                    non-finite loss or gradients past the budget
         ├── CheckpointError                  no checkpoint can be read
         ├── EndpointError                    an endpoint that does not become ready or answers wrongly
+        ├── InferenceError                   an engine raised, or its answer is not usable
         └── InterruptedRunError              Ctrl-C or SIGTERM; the run can be resumed
 
 Invariant: an error says what was attempted, what was found, the rule and the remedy, and survives pickle
@@ -126,6 +129,12 @@ class BundleError(RequestError):
     code = "BUNDLE"
 
 
+class ProtocolError(RequestError):
+    """A request to an endpoint breaks the protocol or one of its limits. `details["status"]` is its HTTP status."""
+
+    code = "PROTOCOL"
+
+
 class ResourceError(MantaError):
     """The request is fine; this place cannot carry it out."""
 
@@ -163,6 +172,12 @@ class ClusterUnreachableError(ResourceError):
     code = "CLUSTER"
 
 
+class OverloadedError(ResourceError):
+    """An endpoint refuses for now: its queue is full, it is not ready, or the request's deadline has passed."""
+
+    code = "OVERLOAD"
+
+
 class RunError(MantaError):
     """The run started well and ended badly."""
 
@@ -197,6 +212,12 @@ class EndpointError(RunError):
     """An endpoint did not become ready, or answered wrongly."""
 
     code = "ENDPOINT"
+
+
+class InferenceError(RunError):
+    """An engine raised, or gave rows that are missing or not finite."""
+
+    code = "INFERENCE"
 
 
 class InterruptedRunError(RunError):

@@ -73,7 +73,7 @@ class Driver:
             self._one(stage)
             if stage.name == "check":
                 self.ray.start()  # while the data is prepared
-        return summarize(self.run, self.records, kept=self.options.keep)
+        return summarize(self.run, self.records, kept=self.options.keep, remote=self.ray.outlives_the_run)
 
     def _one(self, stage: StageDefinition) -> None:
         events = self.run.sink()
@@ -184,7 +184,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
             return _fail(run, error, started)
         write_report(run)
         events.emit(RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary))
-        keeps = options.keep and "deploy" in driver.records
+        keeps = options.keep and "deploy" in driver.records and not ray.outlives_the_run
         _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
         if keeps:
             wait()

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from cluster.runtime.session import ray_session
+from cluster.runtime.session import RaySession, ray_session
 
 
 class RayThread:
@@ -19,6 +19,12 @@ class RayThread:
         self._stack = ExitStack()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._session: RaySession | None = None
+
+    @property
+    def outlives_the_run(self) -> bool:
+        """Whether the Ray that was used is a cluster of its own, so that an endpoint on it goes on answering."""
+        return self._session is not None and not self._session.private
 
     def start(self) -> None:
         """Begin to start or attach to Ray; returns at once."""
@@ -36,7 +42,7 @@ class RayThread:
 
     def _open(self) -> None:
         try:
-            self._stack.enter_context(ray_session(self._address, logs=self._logs))
+            self._session = self._stack.enter_context(ray_session(self._address, logs=self._logs))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self._error = error
 

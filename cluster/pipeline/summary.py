@@ -16,8 +16,13 @@ from cluster.store.run_folder import RunFolder, StageRecord
 REQUEST_FILE = "request.json"
 
 
-def summarize(run: RunFolder, records: Mapping[str, StageRecord], *, kept: bool = False) -> dict[str, Any]:
-    """Figures of the stages that have run; keys of stages that have not are absent."""
+def summarize(
+    run: RunFolder, records: Mapping[str, StageRecord], *, kept: bool = False, remote: bool = False
+) -> dict[str, Any]:
+    """Figures of the stages that have run; keys of stages that have not are absent.
+
+    `kept`: the driver goes on holding the endpoint; `remote`: the endpoint is on a cluster that outlives the run.
+    """
     summary: dict[str, Any] = {"run": run.name, "folder": str(run.path)}
     if "evaluate" in records:
         summary["metrics"] = records["evaluate"].facts.get("metrics", {})
@@ -27,7 +32,11 @@ def summarize(run: RunFolder, records: Mapping[str, StageRecord], *, kept: bool 
         summary["endpoint_check"] = records["predict"].facts
         summary["latency"] = records["predict"].details
     if "deploy" in records:
-        summary["endpoint"] = _endpoint(run, records["deploy"].facts, kept)
+        summary["endpoint"] = {
+            **_endpoint(run, records["deploy"].facts),
+            "kept": kept or remote,
+            "stop": f"manta undeploy {records['deploy'].facts['name']}" if remote else f"manta stop {run.name}",
+        }
     summary["report"] = str(run.report)
     summary["stages"] = {name: round(record.duration_s, 3) for name, record in records.items()}
     return summary
@@ -44,16 +53,14 @@ def _bundle_figures(run: RunFolder, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _endpoint(run: RunFolder, facts: Mapping[str, Any], kept: bool) -> dict[str, Any]:
+def _endpoint(run: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
     url, name = facts["url"], facts["name"]
     request = run.path / REQUEST_FILE
     write_json(request, infer_request(open_bundle(run.bundle)))
     relative = shlex.quote(_relative(request))
     return {
         **facts,
-        "kept": kept,
         "curl": f"curl -s {url}/v2/models/{name}/infer -d @{relative}",
-        "stop": f"manta stop {run.name}",
     }
 
 

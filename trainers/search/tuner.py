@@ -1,0 +1,187 @@
+"""Ray Tune, driven by our study: the searcher, the ASHA scheduler and one `Tuner.fit`.
+
+Invariants
+* Tune asks this searcher for every configuration and tells it every report, so that nothing about a search lives in
+  Tune alone: its experiment folder is temporary, the journal is what a restart reads.
+* ASHA is Ray's own; on a restart the journal's reports are replayed into it, so that its rungs are what they were.
+* A trial that diverged or ran out of memory is stopped at its last report and never recorded in a rung.
+
+Covered: searcher, scheduler, concurrency, actor reuse, a driver that was killed. Not covered: which point is next
+(study.py), more than one worker a trial (search trials train with one).
+
+Cost (two busy cores, ray 2.60.0): see benchmarks/search/README.md. Actors are reused on a CPU, which saves an
+import of torch a trial; never with CUDA, where memory of one trial may stay behind for the next (ray#23971).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from trainers.search.journal import Trial
+from trainers.search.study import Study
+from trainers.search.trial import TrialSetup, run_trial
+
+TIME = "epoch"  # an epoch is the whole training split at any batch size: equal epochs are equal samples
+VALUE = "value"
+
+
+class Listener(Protocol):
+    """Is told of each change of a trial, in the driver."""
+
+    def __call__(self, trial: Trial) -> None: ...
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How trials are run; computed, never asked."""
+
+    num_trials: int
+    """Trials still to run."""
+    concurrency: int
+    use_gpu: bool
+    name: str
+    """Unique a search: names the experiment."""
+
+
+class StudySearcher(Searcher):
+    """Tune's searcher interface over a study."""
+
+    def __init__(self, study: Study, listen: Listener) -> None:
+        super().__init__(metric=VALUE, mode=study.settings.mode)
+        self._study = study
+        self._listen = listen
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        trial = self._study.ask()
+        if trial is None:
+            finished: Any = Searcher.FINISHED  # a text, by Tune's protocol
+            return cast("dict[str, Any] | None", finished)
+        self._numbers[trial_id] = trial.number
+        self._listen(trial)
+        return {"values": trial.values, "number": trial.number}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._take(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers[trial_id]
+        if result and not error:
+            self._take(trial_id, result)
+        trial = self._study.trials[number]
+        if trial.ended:
+            return
+        if error or not result:
+            self._study.end(number, "failed", "the trial's process died or raised; see the log")
+        else:
+            whole = trial.epochs >= self._study.settings.rungs[-1]
+            self._study.end(number, "done" if whole else "stopped")
+        self._listen(trial)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the memory of a search."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a search is rebuilt from its journal."""
+
+    def _take(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hand one report on; a report that Tune repeats changes nothing."""
+        number = self._numbers[trial_id]
+        trial = self._study.trials[number]
+        outcome = result.get("outcome", "")
+        if outcome:
+            self._study.end(number, outcome, str(result.get("note", "")))
+        elif result[TIME] not in trial.reports:
+            metrics = {key.removeprefix("metrics/"): item for key, item in _metrics_of(result).items()}
+            self._study.report(number, int(result[TIME]), float(result[VALUE]), metrics)
+        else:
+            return
+        self._listen(trial)
+
+
+class GuardedAsha(AsyncHyperBandScheduler):
+    """Ray's ASHA; a report that carries an outcome stops the trial and leaves the rungs alone."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result.get("outcome"):
+            return str(TrialScheduler.STOP)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if not result.get("outcome"):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def replay(self, trials: Iterable[Trial]) -> None:
+        """Record the rung values of ended trials, in the order of their numbers."""
+        nobody: Any = None  # ASHA looks at the trial's id only
+        for trial in trials:
+            if not trial.ended:
+                continue
+            known: Any = SimpleNamespace(trial_id=f"replayed-{trial.number}")
+            self.on_trial_add(nobody, known)
+            for epoch, value in sorted(trial.reports.items()):
+                super().on_trial_result(nobody, known, {TIME: epoch, VALUE: value})
+
+
+def make_scheduler(study: Study, grace_epochs: int, reduction_factor: int, *, early_stopping: bool) -> TrialScheduler:
+    """The scheduler with the rungs of a study that may have been replayed."""
+    if not early_stopping:
+        return FIFOScheduler()
+    scheduler = GuardedAsha(
+        time_attr=TIME,
+        metric=VALUE,
+        mode=study.settings.mode,
+        max_t=study.settings.rungs[-1],
+        grace_period=grace_epochs,
+        reduction_factor=reduction_factor,
+    )
+    scheduler.replay(study.trials)
+    return scheduler
+
+
+def run_tune(
+    study: Study, scheduler: TrialScheduler, setup: TrialSetup, settings: TuneSettings, listen: Listener
+) -> None:
+    """Run trials until the budget is spent. Needs a Ray session; blocks. The results are in the study."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    scratch = Path(tempfile.mkdtemp(prefix="manta-tune-"))
+    resources: dict[str, float] = {"cpu": 1, "gpu": 1} if settings.use_gpu else {"cpu": 1}
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(run_trial, setup=setup), resources),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(study, listen),
+                scheduler=scheduler,
+                num_samples=settings.num_trials,
+                max_concurrent_trials=settings.concurrency,
+                reuse_actors=not settings.use_gpu,
+            ),
+            run_config=tune.RunConfig(
+                name=settings.name,
+                storage_path=str(scratch),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _metrics_of(result: dict[str, Any]) -> dict[str, float]:
+    """A report's metrics, which Tune may hand on flattened (`metrics/validation.loss`)."""
+    nested = result.get("metrics")
+    if isinstance(nested, dict):
+        return nested
+    return {key: item for key, item in result.items() if key.startswith("metrics/")}

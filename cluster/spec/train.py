@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.spec.base import Auto, AutoPositiveInt, Fraction, PositiveFloat, StrictSpec
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSpec(StrictSpec):
@@ -14,35 +17,172 @@ class OptimizerSpec(StrictSpec):
 
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 3e-3
-    """Peak learning rate, at the end of warm-up."""
+    """Peak learning rate, at the end of warm-up, before `scaling`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Not applied to biases and norms."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Share = 0.9
     """SGD only."""
+    nesterov: bool = False
+    """SGD only."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW only."""
+    scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How the peak follows the global batch: times (batch / scaling_base), or times its square root."""
+    scaling_base: PositiveInt = 256
+    """Global batch at which `learning_rate` holds as written."""
+
+
+class PlateauSpec(StrictSpec):
+    """Lower the learning rate by `factor` when the `best` metric has not improved for `patience` epochs."""
+
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: Annotated[int, Field(ge=0)] = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    floor: Share = 0.0
+    """Least product of all reductions."""
 
 
 class ScheduleSpec(StrictSpec):
     """Learning rate as a pure function of the update index."""
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
+    name: Literal[
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_restarts",
+        "polynomial",
+        "step",
+        "exponential",
+        "inverse_sqrt",
+        "wsd",
+        "one_cycle",
+    ] = "cosine"
     warmup: Fraction = 0.05
-    """Share of all updates that rise linearly to the peak."""
+    """Share of all updates that rise linearly to the peak (one_cycle: on half a cosine)."""
     floor: Fraction = 0.01
-    """Share of the peak at the last update."""
+    """Share of the peak at the last update; `constant` has none."""
+    power: PositiveFloat = 2.0
+    """`polynomial` only."""
+    cycles: PositiveInt = 3
+    """`cosine_restarts` only: number of cosines after warm-up."""
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.5, 0.75)
+    """`step` only: shares of the updates after warm-up at which it falls; equal factors lead to the floor."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """`wsd` only: share of the updates after warm-up in which it falls linearly."""
+    plateau: PlateauSpec | None = None
+    """Multiplied on top of the schedule."""
+
+    @model_validator(mode="after")
+    def _positive_floor(self) -> ScheduleSpec:
+        if self.name in ("exponential", "step") and self.floor == 0:
+            raise ValueError(f"schedule {self.name} falls by factors and never reaches 0: set floor above 0")
+        return self
+
+
+class GrowthSpec(StrictSpec):
+    """The global batch grows over the epochs by more accumulation, so that memory stays flat."""
+
+    factor: Annotated[float, Field(ge=1)] = 4.0
+    """Global batch of the last epoch, as a multiple of `batch_size_global`."""
+    milestones: tuple[PositiveInt, ...] = ()
+    """Epochs (from 0) at which it grows by equal factors; empty: linearly from the first epoch to the last."""
+
+
+class LossSpec(StrictSpec):
+    """The training loss. Validation is always measured with the plain one."""
+
+    label_smoothing: Share = 0.0
+    focal_gamma: Annotated[float, Field(ge=0)] = 0.0
+    """0 is cross-entropy; 2 is the value of the focal loss paper."""
+    class_weights: Literal["balanced"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
+    """`balanced`: inversely to the class counts of the training split, mean 1 over its rows."""
+
+
+class AugmentSpec(StrictSpec):
+    """Random changes of training images, as a pure function of seed, epoch and position."""
+
+    shift_pixels: Annotated[int, Field(ge=0)] = 0
+    """Each image moves by up to this many pixels in each direction; zeros come in."""
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of MixUp; 0 is off."""
+    cutmix_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of CutMix (images); 0 is off. With both on, each window takes one of them."""
+
+
+class EmaSpec(StrictSpec):
+    """An exponential moving average of the weights, which is what is evaluated and kept."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Per update; the first updates use (1 + n) / (10 + n) where that is less."""
+
+
+class BestSpec(StrictSpec):
+    """Which epoch is the best."""
+
+    metric: str = "validation.loss"
+    mode: Literal["min", "max"] = "min"
+
+
+class EarlyStoppingSpec(StrictSpec):
+    """Stop when the `best` metric has not improved by `min_delta` for `patience` epochs."""
+
+    patience: PositiveInt = 5
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class CheckpointSpec(StrictSpec):
+    """When the whole state is written, and how many are kept."""
+
+    every_epochs: PositiveInt = 1
+    every_updates: PositiveInt | None = None
+    """Also inside epochs, after every so many windows."""
+    keep_last: Annotated[int, Field(ge=2)] = 2
+    """At least two, so that a damaged one has a predecessor."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Checkpoints of the best epochs that stay besides the last ones."""
+
+
+class FaultSpec(StrictSpec):
+    """Budgets: how often something may go wrong before the run ends."""
+
+    nonfinite_updates: Annotated[int, Field(ge=0)] = 5
+    """Windows in a row whose gradients are not finite (fp16: not counting scale-finding) before a rollback."""
+    rollbacks: Annotated[int, Field(ge=0)] = 1
+    """Returns to the last checkpoint, after which the offending windows are left out."""
+    worker_restarts: Annotated[int, Field(ge=0)] = 3
+    """Restarts of the workers after one was lost."""
+    collective_timeout_s: PositiveFloat = 300.0
+    """A worker that is missing from an exchange for this long is named and the attempt ends."""
 
 
 class TrainSpec(StrictSpec):
     """How long, in which batches, on how many workers, in which precision."""
 
-    epochs: Annotated[int, Field(gt=0)] = 20
+    epochs: PositiveInt = 20
     batch_size_global: AutoPositiveInt = "auto"
     """Samples an update, over all workers and accumulation steps."""
     batch_size_per_worker: AutoPositiveInt = "auto"
     """Largest micro-batch of one worker; accumulation makes up the rest of the global batch."""
+    growth: GrowthSpec | None = None
     workers: AutoPositiveInt = "auto"
     precision: Auto | Literal["fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    loss: LossSpec = LossSpec()
+    augment: AugmentSpec = AugmentSpec()
+    ema: EmaSpec | None = None
     clip_norm: PositiveFloat | None = 1.0
     """Largest global gradient norm; null turns clipping off."""
+    clip_value: PositiveFloat | None = None
+    """Largest absolute value of a gradient element."""
+    clip_agc: PositiveFloat | None = None
+    """Adaptive clipping: largest ratio of gradient norm to weight norm of an output unit (0.01 in its paper)."""
+    best: BestSpec = BestSpec()
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's weights are the result."""
+    early_stopping: EarlyStoppingSpec | None = None
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    faults: FaultSpec = FaultSpec()
+    log_every_updates: PositiveInt = 20
+    """How often loss and speed go to the display and the curves."""

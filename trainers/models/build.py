@@ -1,0 +1,40 @@
+"""From a model spec and a signature to a torch module.
+
+Invariant: the same spec, signature and torch seed give the same weights; `forward(*inputs in signature order)`
+returns (N, num_outputs) float32 whatever the inputs' datatypes are.
+
+Covered: the shipped families. Not covered: pruned models and students (their factories come by name in a FitRequest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from cluster.bundle.signature import TensorSpec
+from cluster.errors import ModelError
+from cluster.spec.model import ModelSpec
+from trainers.models.cnn import build_cnn
+from trainers.models.mlp import build_mlp
+
+Family = Callable[..., nn.Module]
+FAMILIES: dict[str, Family] = {"mlp": build_mlp, "cnn": build_cnn}
+"""family -> `function(spec, inputs, num_outputs) -> nn.Module`."""
+
+
+def build_model(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: int) -> nn.Module:
+    """The untrained module. Raises ModelError for inputs that the family cannot take."""
+    if spec.family == "auto":
+        raise ModelError(
+            "Cannot build the model",
+            found="model.family is still 'auto'",
+            rule="a family is decided by resolving the spec",
+            remedy="Pass the model section of a resolved run.",
+        )
+    return FAMILIES[spec.family](spec, inputs, num_outputs)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

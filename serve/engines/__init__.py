@@ -1,0 +1,31 @@
+"""Engines: what turns arrays into arrays. One table, one function that makes the right one for a file."""
+
+from __future__ import annotations
+
+import importlib
+
+from cluster.errors import BundleError
+from serve.engines.protocol import Engine, EngineRequest
+
+ENGINES: dict[str, str] = {
+    ".onnx": "serve.engines.onnxruntime:OnnxRuntimeEngine",
+    ".plan": "serve.engines.tensorrt:TensorRtEngine",
+    ".safetensors": "serve.engines.torch:TorchEngine",
+}
+"""Suffix of a variant's file -> class. Imported when used: a CPU host has no TensorRT."""
+
+__all__ = ["ENGINES", "Engine", "EngineRequest", "make_engine"]
+
+
+def make_engine(request: EngineRequest) -> Engine:
+    """Load a variant's file. Raises BundleError, MissingDependencyError, MemoryShortError."""
+    try:
+        module, _, name = ENGINES[request.path.suffix].partition(":")
+    except KeyError:
+        raise BundleError(
+            f"Cannot load {request.path.name}",
+            found=f"no engine takes files of type {request.path.suffix!r}",
+            rule=f"engines take {', '.join(sorted(ENGINES))}",
+        ) from None
+    engine: Engine = getattr(importlib.import_module(module), name)(request)
+    return engine

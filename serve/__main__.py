@@ -1,0 +1,62 @@
+"""`python -m serve BUNDLE`: one endpoint in this process, without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from cluster.bundle import read_manifest
+from cluster.errors import MantaError
+from cluster.spec.serve import BatchingSpec
+from serve.config import EndpointConfig, VersionConfig
+from serve.process import listen, run_endpoint
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until Ctrl-C. Returns the exit code."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        listener = listen(options.host, options.port)
+        config = EndpointConfig(
+            name=options.name or endpoint_name(read_manifest(options.bundle).name),
+            versions=(VersionConfig(version="1", bundle=str(options.bundle.resolve()), variant=options.variant),),
+            default_version="1",
+            batching=BatchingSpec(max_rows=options.max_rows, max_wait_ms=options.max_wait_ms),
+            device=options.device,
+            num_threads=options.threads,
+        )
+        host, port = listener.getsockname()[:2]
+        sys.stderr.write(f"endpoint '{config.name}' at http://{host}:{port}\n")
+        run_endpoint(config, listener)
+    except MantaError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return error.exit_code
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
+    parser.add_argument("bundle", type=Path, help="folder of a bundle")
+    parser.add_argument("--name", help="endpoint name (default: the bundle's)")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free port")
+    parser.add_argument("--variant", help="fp32, int8_static, … (default: the bundle's default)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one engine call; 0 lets the engine choose")
+    parser.add_argument("--max-rows", type=int, default=64, help="rows of one engine call")
+    parser.add_argument("--max-wait-ms", type=float, default=1.0, help="how long a request waits for others")
+    return parser.parse_args(arguments)
+
+
+def endpoint_name(text: str) -> str:
+    """A bundle's name as an endpoint's: lower case, other characters become dashes."""
+    letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text.lower()).strip("-")
+    return letters[:63].rstrip("-") if letters[:1].isalpha() else f"m-{letters}"[:63].rstrip("-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

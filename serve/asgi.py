@@ -1,0 +1,216 @@
+"""The HTTP door: plain ASGI, no framework on the way of an infer request.
+
+Order of work for an infer request: path -> may it come in at all (before its body is read) -> body within limits
+-> handler -> one response. Everything below /v2 is answered here; every other path goes to the human side.
+
+Invariants: every answer below /v2 is JSON or tensors, errors included; a body never takes more memory than
+`Limits.body_bytes`; a client that leaves frees its place in the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from cluster.errors import MantaError
+from serve.handler import Answer, Handler, InferCall, error_answer, text_error
+from serve.problems import bad_request, too_large
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+WATCH_AFTER_S = 0.02  # most requests are answered by then; for the others a task waits for the client to leave
+CHUNKS_MAX = 65536  # of one body: a flood of one-byte chunks costs more than its bytes
+
+
+class ClientGone(Exception):
+    """The client left before its body was complete."""
+
+
+class AsgiDoor:
+    """An ASGI application over a handler. `human` answers what is not below /v2."""
+
+    def __init__(self, handler: Handler, human: App | None = None) -> None:
+        self.handler = handler
+        self.human = human
+        self.body_bytes = handler.limits.body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "lifespan":
+            await _lifespan(receive, send)
+        elif kind == "websocket":
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _local_path(scope)
+        segments = path.split("/")
+        if segments[1:2] != ["v2"]:
+            if self.human is not None:
+                await self.human(scope, limited(receive, self.body_bytes), send)
+                return
+            await respond(send, text_error(404, f"there is no path {path[:200]}"))
+            return
+        try:
+            answer = await self._answer(scope, segments[2:], receive)
+        except ClientGone:
+            return
+        except MantaError as error:
+            answer = error_answer(error)
+        await respond(send, answer)
+
+    async def _answer(self, scope: Scope, segments: list[str], receive: Receive) -> Answer:
+        match segments:
+            case ["models", name, "infer"]:
+                return await self._infer(scope, name, "", receive)
+            case ["models", name, "versions", version, "infer"]:
+                return await self._infer(scope, name, version, receive)
+        method = scope["method"]
+        body = b"" if method == "GET" else await self._body(scope["headers"], receive)
+        return await self.handler.other(method, segments, body)
+
+    async def _infer(self, scope: Scope, name: str, version: str, receive: Receive) -> Answer:
+        if scope["method"] != "POST":
+            return text_error(405, f"the verb is {scope['method'][:20]}; infer takes POST.")
+        refusal = self.handler.refusal(name, version)
+        if refusal is not None:
+            return refusal
+        headers = scope["headers"]
+        body = await self._body(headers, receive)
+        call = _call(headers)
+        gone = _Watch(receive)
+        try:
+            return await self.handler.infer(name, version, body, call)
+        except asyncio.CancelledError:
+            if gone.left:
+                raise ClientGone from None
+            raise
+        finally:
+            gone.stop()
+
+    async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
+        """The request's body, within its limits. Raises ProtocolError 400, 408, 413."""
+        limit = self.body_bytes
+        declared = _header(headers, b"content-length")
+        if declared is not None and (not declared.isdigit() or int(declared) > limit):
+            raise too_large(f"the body has {declared[:20].decode('latin-1')} bytes", f"at most {limit}")
+        try:
+            async with asyncio.timeout(self.handler.limits.body_timeout_s):
+                return await read_body(receive, limit)
+        except TimeoutError:
+            raise bad_request("the body did not arrive in time", status=408) from None
+
+
+async def read_body(receive: Receive, limit_bytes: int) -> bytes:
+    """All chunks of a body. Raises ProtocolError 413 past the limit, ClientGone."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(body) > limit_bytes:
+            raise too_large(f"the body has {len(body)} bytes", f"at most {limit_bytes}")
+        return body
+    chunks, size = [body], len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if chunk := message.get("body", b""):
+            chunks.append(chunk)
+            size += len(chunk)
+        if size > limit_bytes:
+            raise too_large(f"the body has more than {limit_bytes} bytes", f"at most {limit_bytes}")
+        if len(chunks) > CHUNKS_MAX:
+            raise too_large(f"the body comes in more than {CHUNKS_MAX} chunks", f"at most {CHUNKS_MAX}")
+    return b"".join(chunks)
+
+
+def limited(receive: Receive, limit_bytes: int) -> Receive:
+    """`receive` that ends a body which grows past the limit."""
+    size = 0
+
+    async def wrapped() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit_bytes:
+            raise too_large(f"the body has more than {limit_bytes} bytes", f"at most {limit_bytes}")
+        return message
+
+    return wrapped
+
+
+async def respond(send: Send, answer: Answer) -> None:
+    """Send an answer as two ASGI messages."""
+    headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+class _Watch:
+    """Cancels the current task when its client leaves; costs a timer until `WATCH_AFTER_S` has passed."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.left = False
+        self._receive = receive
+        self._owner = asyncio.current_task()
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and self._owner is not None:
+            self.left = True
+            self._owner.cancel()
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+def _local_path(scope: Scope) -> str:
+    """The path below the endpoint's prefix. A path that only begins with the same letters is not below it."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
+    if not prefix:
+        return path
+    rest = path[len(prefix) :] if path.startswith(prefix) else path
+    return rest if rest.startswith("/") else f"/{rest}" if not rest else "/?"
+
+
+def _call(headers: list[tuple[bytes, bytes]]) -> InferCall:
+    length, content, accept = None, "", ""
+    for name, value in headers:
+        if name == b"inference-header-content-length":
+            length = value.decode("latin-1")
+        elif name == b"content-encoding":
+            content = value.decode("latin-1")
+        elif name == b"accept-encoding":
+            accept = value.decode("latin-1")
+    return InferCall(length, content, accept)
+
+
+def _header(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return None

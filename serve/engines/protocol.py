@@ -1,0 +1,53 @@
+"""What an engine is: something that turns input arrays into output arrays. Read this before any engine.
+
+An engine is made for one file of a bundle, is used from one thread at a time, and frees everything in `close`.
+`run` takes arrays that fit the signature (the handler has checked them) and any number of rows from 1 to `max_rows`;
+it raises for what it cannot do, and never changes its inputs. Conformance: tests/contract/engine_conformance.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cluster.bundle.signature import TensorSignature
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What to load and how."""
+
+    path: Path
+    signature: TensorSignature
+    max_rows: int
+    device: str = "cpu"
+    """`cpu`, or `cuda:0` and so on."""
+    num_threads: int = 0
+    """Threads of one call on a CPU; 0 leaves it to the engine."""
+    model: dict[str, Any] | None = None
+    """The manifest's `model` section, for engines that rebuild the torch module."""
+
+
+class Engine(Protocol):
+    """One loaded model."""
+
+    platform: str
+    """Name in the protocol's metadata: `onnx_onnxv1`, `tensorrt_plan`, `pytorch_state`, …"""
+    preferred_rows: tuple[int, ...]
+    """Batch sizes for which the engine was built; empty when all are alike."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, one row for each row of input."""
+        ...
+
+    def footprint_bytes(self) -> int | None:
+        """Memory that this engine holds on its device; None when it cannot be told."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. Called once, after the last `run`."""
+        ...

@@ -1,0 +1,243 @@
+"""The transport-free core: a decoded path and bytes in, an answer out. Read this first.
+
+The doors (serve/asgi.py for HTTP, serve/rpc.py for gRPC) know sockets and headers; this file knows the protocol;
+serve/model.py knows the model. Invariant: whatever comes in, what goes out is an `Answer`; only cancellation passes.
+
+Covered: every REST path of the Open Inference Protocol v2 and of the extensions that `EXTENSIONS` lists.
+Not covered: shared memory, trace and log settings, sequences: 501 with a JSON body, and not listed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from cluster.errors import MantaError, OverloadedError
+from serve.codec import InferRequest, check_depth, decode, encode
+from serve.compression import accepted_encoding, compress, decompress
+from serve.limits import Limits
+from serve.problems import bad_request, not_found, status_of, too_large
+from serve.repository import Repository, check_version
+
+LOG = logging.getLogger(__name__)
+SERVER = "manta"
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
+JSON_TYPE = (b"content-type", b"application/json")
+BINARY_TYPE = (b"content-type", b"application/octet-stream")
+NOT_SERVED = re.compile(r"systemsharedmemory|cudasharedmemory|trace|logging")
+COMPRESS_MIN_BYTES = 1024  # below this a compressed body is hardly shorter than its headers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response without a transport."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON_TYPE,)
+
+
+@dataclass(frozen=True)
+class InferCall:
+    """What an infer request's transport said about its body."""
+
+    header_length: str | None = None
+    content_encoding: str = ""
+    accept_encoding: str = ""
+
+
+EMPTY = Answer(200, b"")
+PLAIN_CALL = InferCall()
+
+
+class Handler:
+    """Answers requests to one endpoint."""
+
+    def __init__(self, repository: Repository, limits: Limits) -> None:
+        self.repository = repository
+        self.limits = limits
+
+    async def infer(self, name: str, version: str, body: bytes, call: InferCall = PLAIN_CALL) -> Answer:
+        """POST v2/models/M[/versions/V]/infer."""
+        try:
+            model = self.repository.find(name, check_version(version) if version else "")
+            if call.content_encoding:
+                body = decompress(body, call.content_encoding, self.limits.decompressed_bytes)
+            request = decode(body, call.header_length, model.signature, self.limits)
+            check_scheduling(request)
+            answer = await model.infer(request)
+            return _infer_answer(*encode(answer, request), accept_encoding=call.accept_encoding)
+        except MantaError as error:
+            return error_answer(error)
+
+    def refusal(self, name: str, version: str) -> Answer | None:
+        """An answer that needs no body: decided before the body is read, so that overload stays cheap."""
+        try:
+            self.repository.find(name, check_version(version) if version else "").batcher.check_room(1, 0)
+        except MantaError as error:
+            return error_answer(error)
+        return None
+
+    async def other(self, method: str, segments: list[str], body: bytes) -> Answer:
+        """Every path below v2 but infer. `segments` are those after `v2`."""
+        try:
+            return await self._route(method, segments)(method, segments, body)
+        except MantaError as error:
+            return error_answer(error)
+
+    def _route(self, method: str, segments: list[str]) -> Callable[[str, list[str], bytes], Awaitable[Answer]]:
+        match segments:
+            case [] | [""]:
+                return _allow("GET", method, self._server)
+            case ["health", "live" | "ready"]:
+                return _allow("GET", method, self._health)
+            case ["models", "stats"]:
+                return _allow("GET", method, self._statistics)
+            case ["models", _, *rest] if rest[-1:] == ["stats"] and len(rest) in (1, 3):
+                return _allow("GET", method, self._statistics)
+            case ["models", _, *rest] if _is_model_path(rest):
+                return _allow("GET", method, self._model)
+            case ["repository", "index"]:
+                return _allow("POST", method, self._index)
+            case ["repository", "models", _, "load" | "unload"]:
+                return _allow("POST", method, self._load_or_unload)
+            case [first, *_] if NOT_SERVED.fullmatch(first) or "trace" in segments:
+                raise bad_request(f"/v2/{'/'.join(segments)[:80]} is an extension that is not served", status=501)
+        raise not_found(f"there is no path /v2/{'/'.join(segments)[:200]}")
+
+    async def _server(self, method: str, segments: list[str], body: bytes) -> Answer:
+        version = importlib.metadata.version("manta-ml")
+        return json_answer({"name": SERVER, "version": version, "extensions": list(EXTENSIONS)})
+
+    async def _health(self, method: str, segments: list[str], body: bytes) -> Answer:
+        if segments[1] == "live":
+            return json_answer({"live": True})
+        ready = self.repository.ready
+        return json_answer({"ready": ready}, status=200 if ready else 503)
+
+    async def _model(self, method: str, segments: list[str], body: bytes) -> Answer:
+        version, what = _model_path(segments[2:])
+        model = self.repository.find(segments[1], check_version(version) if version else "")
+        if what == "ready":
+            return json_answer({"name": model.name, "ready": True})
+        if what == "config":
+            return json_answer(model.configuration())
+        return json_answer(model.metadata(sorted(self.repository.models, key=int)))
+
+    async def _statistics(self, method: str, segments: list[str], body: bytes) -> Answer:
+        if segments == ["models", "stats"]:
+            return json_answer(self.repository.statistics())
+        version, _ = _model_path(segments[2:])
+        return json_answer(self.repository.statistics(segments[1], check_version(version) if version else ""))
+
+    async def _index(self, method: str, segments: list[str], body: bytes) -> Answer:
+        raw = self._object(body)
+        ready = raw.get("ready", False)
+        if not isinstance(ready, bool):
+            raise bad_request(f"'ready' is {str(ready)[:40]!r}", rule="it must be true or false")
+        return json_answer(self.repository.index(ready_only=ready))
+
+    async def _load_or_unload(self, method: str, segments: list[str], body: bytes) -> Answer:
+        parameters = self._object(body).get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise bad_request("'parameters' is not an object")
+        if segments[3] == "unload":
+            await self.repository.unload(segments[2])
+            return EMPTY
+        if parameters:
+            raise bad_request(
+                f"a load with the parameters {', '.join(map(str, parameters))[:80]} is not served",
+                rule="a model's files and configuration come from its bundle",
+                status=501,
+            )
+        await self.repository.load(segments[2])
+        return EMPTY
+
+    def _object(self, body: bytes) -> dict[str, Any]:
+        """A small JSON object of an administrative request; empty for an empty body."""
+        if not body:
+            return {}
+        if len(body) > self.limits.body_bytes:
+            raise too_large(f"the body has {len(body)} bytes", f"at most {self.limits.body_bytes}")
+        try:
+            raw = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise bad_request(f"the body is not JSON: {str(error)[:200]}") from None
+        check_depth(raw, self.limits.json_depth)
+        if not isinstance(raw, dict):
+            raise bad_request("the body is not a JSON object")
+        return raw
+
+
+def check_scheduling(request: InferRequest) -> None:
+    """Refuse what this server does not schedule: stateful sequences. Raises ProtocolError 501."""
+    sequence = request.parameters.get("sequence_id", 0)
+    if sequence not in (0, ""):
+        raise bad_request("the request belongs to a sequence", rule="models here have no state", status=501)
+
+
+def json_answer(value: Any, *, status: int = 200) -> Answer:
+    """An answer with a JSON body."""
+    return Answer(status, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def error_answer(error: MantaError) -> Answer:
+    """The protocol's error object, with Retry-After where waiting helps."""
+    status = status_of(error)
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON_TYPE,)
+    if isinstance(error, OverloadedError):
+        headers += ((b"retry-after", str(max(1, round(error.details.get("retry_after_s", 1)))).encode()),)
+    return Answer(status, orjson.dumps({"error": error.message}), headers)
+
+
+def text_error(status: int, message: str) -> Answer:
+    """An error that has no exception: for the doors."""
+    return Answer(status, orjson.dumps({"error": message}))
+
+
+def _infer_answer(body: bytes, json_length: int | None, *, accept_encoding: str) -> Answer:
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON_TYPE,)
+    if json_length is not None:
+        headers = (BINARY_TYPE, (b"inference-header-content-length", str(json_length).encode()))
+    if accept_encoding and len(body) >= COMPRESS_MIN_BYTES:
+        encoding = accepted_encoding(accept_encoding)
+        if encoding:
+            body = compress(body, encoding)
+            headers += ((b"content-encoding", encoding.encode()),)
+    return Answer(200, body, headers)
+
+
+def _allow(
+    verb: str, method: str, route: Callable[[str, list[str], bytes], Awaitable[Answer]]
+) -> Callable[[str, list[str], bytes], Awaitable[Answer]]:
+    if method != verb:
+        raise bad_request(f"the verb is {method[:20]}", rule=f"this path takes {verb}", status=405)
+    return route
+
+
+def _is_model_path(rest: list[str]) -> bool:
+    match rest:
+        case [] | ["ready" | "config"] | ["versions", _] | ["versions", _, "ready" | "config"]:
+            return True
+    return False
+
+
+def _model_path(rest: list[str]) -> tuple[str, str]:
+    """`[versions, V, what]` as (V, what); both may be empty."""
+    if rest[:1] == ["versions"]:
+        return rest[1], rest[2] if len(rest) > 2 else ""
+    return "", rest[0] if rest else ""

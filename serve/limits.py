@@ -1,0 +1,32 @@
+"""What a request may cost, in one frozen value that the doors, the codec and the batcher share.
+
+Every number is a bound on memory or time that one client can take from the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one endpoint. `*_bytes` count the request of one client."""
+
+    body_bytes: int = 64 << 20
+    """Wire size; Triton's default (server/src/command_line_parser.cc)."""
+    decompressed_bytes: int = 64 << 20
+    """Size after gzip or deflate."""
+    json_depth: int = 100
+    """Nesting of JSON; Triton's (server/src/common.h)."""
+    elements: int = 64 << 20
+    """Elements of one tensor, so that a shape alone cannot ask for memory."""
+    name_characters: int = 512
+    """Length of a model, tensor or request name."""
+    body_timeout_s: float = 30.0
+    """How long a client may take to send its body."""
+    queue_rows: int = 4096
+    """Rows that may wait for the engine; past it requests are refused."""
+    queue_bytes: int = 256 << 20
+    """Bytes that may wait for the engine."""
+    retry_after_s: int = 1
+    """What a refused client is told."""

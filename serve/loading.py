@@ -1,0 +1,102 @@
+"""From a bundle's folder to a model that may be asked: verify, load, warm up, self-check.
+
+Invariant: what is returned has answered the bundle's own sample rows correctly on this machine; on an error
+everything that was taken is given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cluster.bundle import Bundle, TensorSignature, Variant, open_bundle
+from cluster.errors import EndpointError
+from serve.config import EndpointConfig, VersionConfig
+from serve.engines import Engine, EngineRequest, make_engine
+
+LOG = logging.getLogger(__name__)
+# Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own
+# tolerance; the others round differently on each kind of CPU or GPU, and a wrong file is off by far more.
+TOLERANCE = {"fp32": (1e-4, 1e-3), "fp16": (1e-3, 2e-2), "bf16": (1e-2, 5e-2), "int8": (1e-2, 5e-2)}
+
+
+def load_engine(config: EndpointConfig, version: VersionConfig) -> tuple[Bundle, Variant, Engine]:
+    """Load one version and prove it. Blocks; raises BundleError, EndpointError, ResourceError."""
+    started = time.perf_counter()
+    bundle = open_bundle(Path(version.bundle))
+    variant = bundle.variant(version.variant)
+    engine = make_engine(
+        EngineRequest(
+            path=bundle.path(variant.file),
+            signature=bundle.manifest.signature,
+            max_rows=config.batching.max_rows,
+            device=config.device,
+            num_threads=config.num_threads,
+            model=bundle.manifest.model,
+        )
+    )
+    try:
+        warm_up(engine, bundle.manifest.signature, config.batching.max_rows)
+        check_parity(engine, bundle, variant)
+    except BaseException:
+        engine.close()
+        raise
+    LOG.info("loaded %s version %s in %.2f s", config.name, version.version, time.perf_counter() - started)
+    return bundle, variant, engine
+
+
+def warm_up(engine: Engine, signature: TensorSignature, max_rows: int) -> None:
+    """One call with one row and one with the largest batch, so that no client pays for first-time work."""
+    for rows in dict.fromkeys((1, max_rows)):
+        engine.run(zeros(signature, rows))
+
+
+def zeros(signature: TensorSignature, rows: int) -> dict[str, np.ndarray]:
+    """Inputs that fit the signature; axes of free length are 1."""
+    found = {}
+    for tensor in signature.inputs:
+        shape = (rows, *(1 if size == -1 else size for size in tensor.item_shape))
+        found[tensor.name] = (
+            np.full(shape, b"", object) if tensor.datatype == "BYTES" else np.zeros(shape, tensor.dtype)
+        )
+    return found
+
+
+def check_parity(engine: Engine, bundle: Bundle, variant: Variant) -> None:
+    """Run the bundle's sample rows and compare with the outputs that were recorded. Raises EndpointError."""
+    sample = bundle.sample()
+    inputs = {tensor.name: sample[f"inputs/{tensor.name}"] for tensor in bundle.manifest.signature.inputs}
+    outputs = engine.run(inputs)
+    problems = [
+        why
+        for tensor in bundle.manifest.signature.outputs
+        if (why := _difference(tensor.name, variant, outputs, sample)) is not None
+    ]
+    if problems:
+        raise EndpointError(
+            f"Cannot serve bundle '{bundle.manifest.name}', variant '{variant.name}'",
+            found="; ".join(problems),
+            rule="the engine must give the outputs that the bundle recorded for its sample rows",
+            remedy="Make the bundle again on this kind of machine, or serve another variant.",
+        )
+
+
+def _difference(
+    name: str, variant: Variant, outputs: Mapping[str, np.ndarray], sample: Mapping[str, np.ndarray]
+) -> str | None:
+    want = sample.get(f"outputs/{variant.name}/{name}")
+    if want is None:
+        return f"the sample has no output {name!r} of variant {variant.name!r}"
+    have = outputs.get(name)
+    if have is None or have.shape != want.shape:
+        return f"output {name!r} has shape {None if have is None else list(have.shape)}, not {list(want.shape)}"
+    if want.dtype.kind != "f":
+        return None if np.array_equal(have, want) else f"output {name!r} differs from the sample"
+    absolute, relative = TOLERANCE[variant.precision]
+    allowed = absolute + relative * float(np.abs(want).max(initial=0.0))
+    largest = float(np.abs(have.astype(np.float64) - want.astype(np.float64)).max(initial=0.0))
+    return None if largest <= allowed else f"output {name!r} is off by {largest:.3g}, allowed is {allowed:.3g}"

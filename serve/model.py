@@ -1,0 +1,148 @@
+"""One served version: engine, batcher, statistics, and what the protocol says about them.
+
+Invariant: `infer` gives each request its own rows or one error; after `retire` has returned, the engine is closed
+and every request that was accepted has its outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.bundle import Bundle, TensorSpec, Variant
+from cluster.errors import DataError
+from serve.batching import Batcher, BatchPolicy
+from serve.codec import InferAnswer, InferRequest, RequestedOutput
+from serve.config import EndpointConfig, VersionConfig
+from serve.engines import Engine
+from serve.limits import Limits
+from serve.problems import bad_request
+from serve.statistics import ModelStatistics
+
+
+class ServedModel:
+    """A version that is ready. Made on the event loop, after `load_engine` has proved the engine."""
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        version: VersionConfig,
+        loaded: tuple[Bundle, Variant, Engine],
+        limits: Limits,
+    ) -> None:
+        self.bundle, self.variant, self.engine = loaded
+        self.name, self.version = config.name, version.version
+        self.manifest = self.bundle.manifest
+        self.signature = self.manifest.signature
+        self.statistics = ModelStatistics(self.name, self.version)
+        self.limits = limits
+        self.transforms = _transforms(self.bundle)
+        policy = BatchPolicy(
+            max_rows=config.batching.max_rows,
+            max_wait_s=config.batching.max_wait_ms / 1e3,
+            preferred_rows=self.engine.preferred_rows,
+        )
+        self.batcher = Batcher(self.engine.run, self.signature, policy, limits, self.statistics)
+
+    async def infer(self, request: InferRequest) -> InferAnswer:
+        """Check the inputs, wait for the batch, choose the outputs."""
+        self.check(request)
+        outputs = await self.batcher.submit(request.inputs, priority=request.priority, timeout_us=request.timeout_us)
+        return InferAnswer(self.name, self.version, self._choose(outputs, request.outputs), request.id)
+
+    def check(self, request: InferRequest) -> None:
+        """Raise ProtocolError for inputs that the model does not take and outputs that it does not give."""
+        try:
+            self.signature.check_inputs(request.inputs)
+        except DataError as error:
+            raise bad_request(error.found, rule=error.rule) from None
+        if len(next(iter(request.inputs.values()))) == 0:
+            raise bad_request("the inputs have no rows", rule="at least one row")
+        known = {tensor.name for tensor in self.signature.outputs}
+        for output in request.outputs:
+            if output.name not in known:
+                raise bad_request(f"output {output.name[:80]!r} is unknown", rule=f"one of {', '.join(sorted(known))}")
+
+    async def retire(self) -> None:
+        """Answer what was accepted, then free the engine."""
+        await self.batcher.drain()
+        self.batcher.close()
+        self.engine.close()
+
+    def metadata(self, versions: Sequence[str]) -> dict[str, Any]:
+        """GET v2/models/M."""
+        return {
+            "name": self.name,
+            "versions": list(versions),
+            "platform": self.engine.platform,
+            "inputs": [_tensor_json(tensor) for tensor in self.signature.inputs],
+            "outputs": [_tensor_json(tensor) for tensor in self.signature.outputs],
+        }
+
+    def configuration(self) -> dict[str, Any]:
+        """GET v2/models/M/config: Triton's ModelConfig, the part that describes this endpoint."""
+        policy = self.batcher.policy
+        return {
+            "name": self.name,
+            "platform": self.engine.platform,
+            "backend": self.engine.platform.partition("_")[0],
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": policy.max_rows,
+            "input": [_config_tensor(tensor, is_input=True) for tensor in self.signature.inputs],
+            "output": [_config_tensor(tensor, is_input=False) for tensor in self.signature.outputs],
+            "dynamic_batching": {
+                "preferred_batch_size": list(policy.preferred_rows),
+                "max_queue_delay_microseconds": round(policy.max_wait_s * 1e6),
+                "priority_levels": 8,
+                "default_priority_level": 4,
+            },
+            "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": policy.workers}],
+            "default_model_filename": self.variant.file,
+            "model_transaction_policy": {"decoupled": False},
+            "response_cache": {"enable": False},
+            "parameters": {"variant": {"string_value": self.variant.name}},
+        }
+
+    def _choose(self, outputs: dict[str, np.ndarray], wanted: tuple[RequestedOutput, ...]) -> dict[str, np.ndarray]:
+        if not wanted:
+            return outputs
+        return {
+            output.name: top_classes(outputs[output.name], output.classes, self.manifest.classes)
+            if output.classes
+            else outputs[output.name]
+            for output in wanted
+        }
+
+
+def _transforms(bundle: Bundle) -> Any:
+    """The bundle's fitted transforms, or None for a model that takes tensors only."""
+    raw = bundle.transforms()
+    if raw is None:
+        return None
+    from cluster.bundle.transforms import load_transforms
+
+    return load_transforms(raw)
+
+
+def top_classes(scores: np.ndarray, num_classes: int, labels: Sequence[str]) -> np.ndarray:
+    """The classification extension: (N, k) strings `score:index[:label]`, best first."""
+    flat = scores.reshape(len(scores), -1)
+    order = np.argsort(-flat, axis=1, kind="stable")[:, :num_classes]
+    found = np.empty(order.shape, dtype=object)
+    for row, indices in enumerate(order):
+        for column, index in enumerate(indices):
+            label = f":{labels[index]}" if index < len(labels) else ""
+            found[row, column] = f"{flat[row, index]:f}:{index}{label}".encode()
+    return found
+
+
+def _tensor_json(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+
+
+def _config_tensor(tensor: TensorSpec, *, is_input: bool) -> dict[str, Any]:
+    datatype = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"
+    found: dict[str, Any] = {"name": tensor.name, "data_type": datatype, "dims": list(tensor.item_shape)}
+    return {**found, "optional": False, "is_shape_tensor": False} if is_input else {**found, "is_shape_tensor": False}

@@ -1,0 +1,85 @@
+"""Errors of the request path as short constructors, and their HTTP status and gRPC code in one table.
+
+Sources: the status table of Triton's HTTP server (KServe agrees for 400, 404 and 501); RFC 9110 for 413, 415, 422.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cluster.errors import (
+    BundleError,
+    DataError,
+    InferenceError,
+    MantaError,
+    MemoryShortError,
+    OverloadedError,
+    ProtocolError,
+)
+
+GRPC_OF_STATUS: dict[int, str] = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    408: "DEADLINE_EXCEEDED",
+    409: "ALREADY_EXISTS",
+    413: "RESOURCE_EXHAUSTED",
+    415: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+STATUS_OF_CLASS: tuple[tuple[type[MantaError], int], ...] = (
+    (ProtocolError, 400),
+    (DataError, 400),
+    (BundleError, 400),
+    (OverloadedError, 503),
+    (MemoryShortError, 503),
+    (InferenceError, 500),
+)
+
+
+def status_of(error: MantaError) -> int:
+    """HTTP status of an error that leaves the endpoint."""
+    if "status" in error.details:
+        return int(error.details["status"])
+    return next((status for cls, status in STATUS_OF_CLASS if isinstance(error, cls)), 500)
+
+
+def grpc_code_of(error: MantaError) -> str:
+    """Name of the `grpc.StatusCode` of an error that leaves the endpoint."""
+    if error.details.get("reason") == "queue_full":
+        return "RESOURCE_EXHAUSTED"
+    return GRPC_OF_STATUS.get(status_of(error), "INTERNAL")
+
+
+def bad_request(found: str, *, rule: str = "", status: int = 400, remedy: str = "") -> ProtocolError:
+    """A request that breaks the protocol."""
+    details: dict[str, Any] = {"status": status}
+    return ProtocolError("Cannot answer the request", found=found, rule=rule, remedy=remedy, details=details)
+
+
+def not_found(found: str, *, remedy: str = "") -> ProtocolError:
+    """404: a model, version or path that is not here."""
+    return bad_request(found, status=404, remedy=remedy)
+
+
+def too_large(found: str, rule: str) -> ProtocolError:
+    """413: a body or tensor past a limit."""
+    return bad_request(found, status=413, rule=rule, remedy="Send fewer rows in one request.")
+
+
+def overloaded(found: str, *, reason: str, retry_after_s: float) -> OverloadedError:
+    """503: refused for now. `reason` is `queue_full`, `deadline`, `not_ready` or `draining`."""
+    return OverloadedError(
+        "Cannot take the request",
+        found=found,
+        remedy=f"Try again after {math.ceil(retry_after_s)} s.",
+        details={"reason": reason, "retry_after_s": retry_after_s},
+    )

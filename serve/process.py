@@ -1,0 +1,68 @@
+"""One endpoint in one process, without Ray: `python -m serve BUNDLE`.
+
+Invariant: the port is answered only when the model is ready, and Ctrl-C answers what was accepted before it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+
+import uvicorn
+
+from cluster.errors import EndpointError, PortInUseError
+from serve.asgi import AsgiDoor
+from serve.config import EndpointConfig
+from serve.handler import Handler
+from serve.human import build_human_side
+from serve.limits import Limits
+from serve.repository import Repository
+
+BACKLOG = 2048  # uvicorn's default
+
+
+async def open_door(config: EndpointConfig, limits: Limits | None = None) -> AsgiDoor:
+    """Load every version of `config` and return the door over it. Raises what loading raised."""
+    limits = limits or Limits()
+    repository = Repository(config, limits)
+    await repository.apply(config)
+    handler = Handler(repository, limits)
+    return AsgiDoor(handler, build_human_side(handler))
+
+
+async def serve_endpoint(config: EndpointConfig, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    door = await open_door(config)
+    settings = uvicorn.Config(door, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=30)
+    server = uvicorn.Server(settings)
+    with suppress(KeyboardInterrupt):
+        await server.serve([listener])
+    await door.handler.repository.close()
+    if not server.started:
+        raise EndpointError(f"Cannot start endpoint '{config.name}'", found="the HTTP server did not start")
+
+
+def run_endpoint(config: EndpointConfig, listener: socket.socket) -> None:
+    """`serve_endpoint` on an event loop of its own: uvloop where it is installed."""
+    settings = uvicorn.Config(app="", loop="auto")
+    with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
+        runner.run(serve_endpoint(config, listener))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises PortInUseError."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise PortInUseError(
+            f"Cannot listen on {host}:{port}",
+            found=str(error.strerror or error),
+            rule="one program listens on a port",
+            remedy="Choose another port, or 0 for a free one.",
+        ) from None
+    return listener

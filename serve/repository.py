@@ -1,0 +1,164 @@
+"""The versions of one endpoint in one process: load, switch, retire.
+
+Invariant: a version is asked only after it is loaded, warmed up and checked; the switch is one assignment; a load
+that fails leaves what was there as it was, and is remembered as UNAVAILABLE with its reason.
+
+Covered: several versions side by side, load, unload, one new configuration as a whole. Not covered: who may call
+(serve/admission.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from cluster.errors import MantaError
+from serve.config import EndpointConfig, VersionConfig
+from serve.limits import Limits
+from serve.loading import load_engine
+from serve.model import ServedModel
+from serve.problems import bad_request, not_found, overloaded
+
+LOG = logging.getLogger(__name__)
+
+
+class Repository:
+    """Loaded versions of one endpoint. Belongs to one event loop."""
+
+    def __init__(self, config: EndpointConfig, limits: Limits) -> None:
+        self.config = config
+        self.limits = limits
+        self.models: dict[str, ServedModel] = {}
+        self.reasons: dict[str, str] = {}
+        """version -> why it is not ready."""
+        self._default: ServedModel | None = None
+        self._lock = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """The version that unnamed requests go to can be asked."""
+        return self._default is not None
+
+    def find(self, name: str, version: str = "") -> ServedModel:
+        """The model that a request names. Raises ProtocolError 404, OverloadedError while it loads."""
+        if name != self.config.name:
+            raise not_found(f"unknown model: {name[:80]!r} is not served here", remedy=f"Ask for {self.config.name!r}.")
+        if not version:
+            if self._default is None:
+                raise overloaded(f"model {name!r} is not ready", reason="not_ready", retry_after_s=1)
+            return self._default
+        model = self.models.get(version)
+        if model is None:
+            if version in self.reasons:
+                raise overloaded(
+                    f"model {name!r} version {version} is not ready: {self.reasons[version]}",
+                    reason="not_ready",
+                    retry_after_s=1,
+                )
+            raise not_found(f"unknown version: model {name!r} has no version {version[:40]!r}")
+        return model
+
+    async def apply(self, config: EndpointConfig) -> None:
+        """Make the process serve `config`: load what is new, switch, retire what is gone.
+
+        Raises what loading the new default version raised, with everything as it was.
+        """
+        async with self._lock:
+            for version in config.versions:
+                if self._is_loaded(version, config):
+                    continue
+                try:
+                    await self._load(version, config)
+                except MantaError:
+                    if version.version == config.default_version:
+                        raise
+            self.config = config
+            self._switch(config.default_version)
+            keep = {version.version for version in config.versions}
+            for name in [name for name in self.models if name not in keep]:
+                self._retire(self.models.pop(name))
+            self.reasons = {name: why for name, why in self.reasons.items() if name in keep}
+
+    async def load(self, name: str) -> None:
+        """Load what is configured and not loaded: the protocol's `load`."""
+        if name != self.config.name:
+            raise not_found(f"failed to load {name[:80]!r}: no such model")
+        await self.apply(self.config)
+
+    async def unload(self, name: str) -> None:
+        """Retire every version; the endpoint answers 503 until `load`."""
+        if name != self.config.name:
+            raise not_found(f"failed to unload {name[:80]!r}: no such model")
+        async with self._lock:
+            self._default = None
+            models, self.models = list(self.models.values()), {}
+            self.reasons |= {model.version: "unloaded" for model in models}
+            await asyncio.gather(*(model.retire() for model in models))
+
+    async def close(self) -> None:
+        """Answer what was accepted and free the engines."""
+        await self.unload(self.config.name)
+        await asyncio.gather(*self._retiring)
+
+    def index(self, *, ready_only: bool = False) -> list[dict[str, str]]:
+        """POST v2/repository/index."""
+        entries = []
+        for version in self.config.versions:
+            ready = version.version in self.models
+            reason = "" if ready else self.reasons.get(version.version, "loading")
+            state = "READY" if ready else "UNAVAILABLE"
+            if ready or not ready_only:
+                entries.append({"name": self.config.name, "version": version.version, "state": state, "reason": reason})
+        return entries
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """GET v2/models/stats and v2/models/M[/versions/V]/stats."""
+        if not name:
+            chosen = list(self.models.values())
+        elif version:
+            chosen = [self.find(name, version)]
+        else:
+            self.find(name)
+            chosen = list(self.models.values())
+        return {"model_stats": [model.statistics.to_json() for model in chosen]}
+
+    def _is_loaded(self, version: VersionConfig, config: EndpointConfig) -> bool:
+        if version.version not in self.models:
+            return False
+        same = ("batching", "device", "num_threads")
+        old = next((v for v in self.config.versions if v.version == version.version), None)
+        return old == version and all(getattr(config, name) == getattr(self.config, name) for name in same)
+
+    async def _load(self, version: VersionConfig, config: EndpointConfig) -> None:
+        name = version.version
+        try:
+            loaded = await asyncio.to_thread(load_engine, config, version)
+        except MantaError as error:
+            LOG.warning("version %s of %s was not loaded: %s", name, config.name, error)
+            if name not in self.models:
+                self.reasons[name] = error.message
+            raise
+        old = self.models.get(name)
+        self.models[name] = ServedModel(config, version, loaded, self.limits)
+        self.reasons.pop(name, None)
+        if old is not None:
+            if self._default is old:
+                self._default = self.models[name]
+            self._retire(old)
+
+    def _switch(self, version: str) -> None:
+        self._default = self.models[version]
+
+    def _retire(self, model: ServedModel) -> None:
+        task = asyncio.get_running_loop().create_task(model.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+def check_version(text: str) -> str:
+    """A version from a path. Raises ProtocolError for what is not a whole number."""
+    if not (text.isascii() and text.isdigit()):
+        raise bad_request(f"version {text[:40]!r} is not a whole number")
+    return text

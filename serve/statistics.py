@@ -1,0 +1,134 @@
+"""What one version of a model has done: counters, durations, a window of recent latencies.
+
+Names and meanings of the counters are Triton's statistics extension: `inference_count` counts rows,
+`execution_count` counts engine calls. Invariant: numbers only grow between resets; writers are the event loop and
+the engine threads, each update is one short lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import MantaError
+
+WINDOW_REQUESTS = 4096  # the monitor window: enough for a p99 of 40 samples
+PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+
+
+@dataclass
+class Phase:
+    """How often, and how long in total."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        self.count += count
+        self.ns += ns
+
+    def to_json(self) -> dict[str, int]:
+        return {"count": self.count, "ns": self.ns}
+
+
+@dataclass
+class BatchSize:
+    """Engine calls of one size."""
+
+    compute_input: Phase = field(default_factory=Phase)
+    compute_infer: Phase = field(default_factory=Phase)
+    compute_output: Phase = field(default_factory=Phase)
+
+
+class ModelStatistics:
+    """Counters of one version."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name = name
+        self.version = version
+        self.phases = {phase: Phase() for phase in PHASES}
+        self.batches: dict[int, BatchSize] = {}
+        self.inference_count = 0
+        self.execution_count = 0
+        self.last_inference_ms = 0
+        self.outcomes: Counter[str] = Counter()
+        self._window: deque[tuple[float, int, int]] = deque(maxlen=WINDOW_REQUESTS)
+        self._lock = threading.Lock()
+
+    def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """One engine call."""
+        with self._lock:
+            self.execution_count += 1
+            size = self.batches.setdefault(rows, BatchSize())
+            durations = (("compute_input", input_ns), ("compute_infer", infer_ns), ("compute_output", output_ns))
+            for phase, ns in durations:
+                self.phases[phase].add(ns)
+                getattr(size, phase).add(ns)
+
+    def answered(self, rows: int, queue_ns: int, started_ns: int, result: Any) -> None:
+        """One request has its outcome. `started_ns` is `perf_counter_ns` when it was queued."""
+        total_ns = time.perf_counter_ns() - started_ns
+        with self._lock:
+            if isinstance(result, MantaError):
+                self.phases["fail"].add(total_ns)
+                self.outcomes["failed"] += 1
+                return
+            self.phases["success"].add(total_ns)
+            self.phases["queue"].add(queue_ns)
+            self.outcomes["success"] += 1
+            self.inference_count += rows
+            self.last_inference_ms = time.time_ns() // 1_000_000
+            self._window.append((time.monotonic(), total_ns, rows))
+
+    def refused(self, reason: str) -> None:
+        """One request was not run: `queue_full`, `deadline`, `canceled`, `bad_request`."""
+        with self._lock:
+            self.outcomes[reason] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `model_stats`."""
+        with self._lock:
+            return {
+                "name": self.name,
+                "version": self.version,
+                "last_inference": self.last_inference_ms,
+                "inference_count": self.inference_count,
+                "execution_count": self.execution_count,
+                "inference_stats": {phase: value.to_json() for phase, value in self.phases.items()},
+                "batch_stats": [
+                    {
+                        "batch_size": rows,
+                        "compute_input": size.compute_input.to_json(),
+                        "compute_infer": size.compute_infer.to_json(),
+                        "compute_output": size.compute_output.to_json(),
+                    }
+                    for rows, size in sorted(self.batches.items())
+                ],
+                "memory_usage": [],
+                "response_stats": {},
+            }
+
+    def window(self) -> dict[str, float]:
+        """Latency of the most recent requests inside the server (queue and compute), and their rate."""
+        with self._lock:
+            entries = list(self._window)
+        if not entries:
+            return {"requests": 0}
+        latency_ms = np.array([ns for _, ns, _ in entries]) / 1e6
+        span_s = max(time.monotonic() - entries[0][0], 1e-9)
+        p50, p95, p99 = np.percentile(latency_ms, (50, 95, 99))
+        return {
+            "requests": len(entries),
+            "span_s": round(span_s, 3),
+            "requests_per_s": round(len(entries) / span_s, 3),
+            "rows_per_s": round(sum(rows for _, _, rows in entries) / span_s, 3),
+            "latency_ms_mean": round(float(latency_ms.mean()), 4),
+            "latency_ms_p50": round(float(p50), 4),
+            "latency_ms_p95": round(float(p95), 4),
+            "latency_ms_p99": round(float(p99), 4),
+        }

@@ -1,0 +1,163 @@
+"""One tensor between the wire and numpy: shapes, JSON lists, little-endian bytes.
+
+Invariant: an array that is returned has exactly the shape that was declared and owns no more memory than its
+elements; everything else raises ProtocolError. BF16 becomes float32 (numpy has no bfloat16).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+
+from cluster.bundle.signature import NUMPY_OF
+from serve.problems import bad_request, too_large
+
+DIMENSIONS_MAX = 32  # numpy 2 allows 64; no model has as many
+KINDS_OF = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}  # numpy kinds of JSON data that a datatype's kind takes
+LENGTH = struct.Struct("<I")
+
+
+def check_shape(raw: Any, name: str, elements_max: int) -> tuple[int, ...]:
+    """A shape from the wire as a tuple of whole numbers, with a product that is small enough."""
+    if not isinstance(raw, list | tuple) or len(raw) > DIMENSIONS_MAX:
+        raise bad_request(f"input {name!r} has no usable 'shape'", rule=f"a list of at most {DIMENSIONS_MAX} sizes")
+    elements = 1
+    for size in raw:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise bad_request(f"input {name!r} has shape {str(raw)[:80]}", rule="sizes are whole numbers, 0 or more")
+        elements *= size
+    if elements > elements_max:
+        raise too_large(f"input {name!r} has {elements} elements", f"at most {elements_max}")
+    return tuple(raw)
+
+
+def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A JSON list, nested like the shape or flat in row-major order, as an array."""
+    if not isinstance(data, list):
+        raise bad_request(f"input {name!r} has no 'data'", rule="'data' must be a list, or binary_data_size given")
+    if datatype == "BYTES":
+        return _strings(data, shape, name)
+    if datatype in ("FP16", "BF16"):
+        raise bad_request(f"input {name!r} is {datatype} in JSON", rule="it has no JSON form", remedy="Send it binary.")
+    dtype = _dtype(datatype, name)
+    try:
+        found = np.array(data)
+    except (ValueError, OverflowError, RecursionError):
+        raise bad_request(f"input {name!r} has ragged or mixed 'data'") from None
+    if found.size == 0:
+        found = found.astype(dtype) if found.dtype.kind in "fiub" else found
+    elif found.dtype.kind not in KINDS_OF[dtype.kind]:
+        raise bad_request(f"input {name!r} is {datatype} and its 'data' holds other values")
+    _check_range(found, dtype, datatype, name)
+    return _reshape(found, shape, name).astype(dtype, copy=False)
+
+
+def array_of_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Little-endian row-major bytes as an array. Fixed-size types are views of `data`."""
+    if datatype == "BYTES":
+        return _split_strings(data, shape, name)
+    if datatype == "BF16":
+        half = _fixed(data, np.dtype("<u2"), shape, name, datatype)
+        return (half.astype(np.uint32) << 16).view(np.float32)
+    dtype = _dtype(datatype, name)
+    array = _fixed(data, dtype.newbyteorder("<"), shape, name, datatype)
+    if datatype == "BOOL":
+        array = array.view(np.uint8) != 0  # any byte other than 0 and 1 would break numpy's booleans
+    return array.astype(dtype, copy=False)
+
+
+def bytes_of_array(array: np.ndarray, datatype: str) -> bytes:
+    """The binary form of an array."""
+    if datatype == "BYTES":
+        parts: list[bytes] = []
+        for item in array.reshape(-1):
+            blob = item if isinstance(item, bytes) else str(item).encode()
+            parts += (LENGTH.pack(len(blob)), blob)
+        return b"".join(parts)
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+
+
+def _dtype(datatype: str, name: str) -> np.dtype:
+    try:
+        return NUMPY_OF[datatype]
+    except KeyError:
+        raise bad_request(
+            f"input {name!r} has datatype {datatype[:40]!r}", rule=f"one of {', '.join((*NUMPY_OF, 'BF16'))}"
+        ) from None
+
+
+def _check_range(found: np.ndarray, dtype: np.dtype, datatype: str, name: str) -> None:
+    if dtype.kind not in "iu" or found.size == 0 or found.dtype == dtype:
+        return
+    bounds = np.iinfo(dtype)
+    low, high = int(found.min()), int(found.max())
+    if low < bounds.min or high > bounds.max:
+        raise bad_request(
+            f"input {name!r} is {datatype} and its 'data' goes from {low} to {high}",
+            rule=f"{datatype} holds {bounds.min} to {bounds.max}",
+        )
+
+
+def _reshape(found: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if found.shape == shape:
+        return found
+    elements = 1
+    for size in shape:
+        elements *= size
+    if found.size != elements or (found.ndim > 1 and found.size):
+        raise bad_request(
+            f"input {name!r} has shape {list(shape)} and 'data' of shape {list(found.shape)}",
+            rule="'data' must be flat, or nested as the shape says",
+        )
+    return found.reshape(shape)
+
+
+def _fixed(data: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ...], name: str, datatype: str) -> np.ndarray:
+    elements = 1
+    for size in shape:
+        elements *= size
+    if len(data) != elements * dtype.itemsize:
+        raise bad_request(
+            f"input {name!r} has {len(data)} bytes",
+            rule=f"{datatype} of shape {list(shape)} takes {elements * dtype.itemsize}",
+        )
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def _strings(data: list[Any], shape: tuple[int, ...], name: str) -> np.ndarray:
+    flat: list[Any] = data
+    for _ in range(DIMENSIONS_MAX):
+        if not any(isinstance(item, list) for item in flat):
+            break
+        flat = [child for item in flat for child in (item if isinstance(item, list) else [item])]
+    if not all(isinstance(item, str) for item in flat):
+        raise bad_request(f"input {name!r} is BYTES and its 'data' holds other values than strings")
+    array = np.empty(len(flat), dtype=object)
+    array[:] = [item.encode("utf-8") for item in flat]
+    return _reshape(array, shape, name)
+
+
+def _split_strings(data: bytes | memoryview, shape: tuple[int, ...], name: str) -> np.ndarray:
+    elements = 1
+    for size in shape:
+        elements *= size
+    if elements * LENGTH.size > len(data):
+        raise bad_request(f"input {name!r} has {len(data)} bytes", rule=f"{elements} strings need more")
+    items: list[bytes] = []
+    offset = 0
+    while offset < len(data) and len(items) < elements:
+        if offset + LENGTH.size > len(data):
+            raise bad_request(f"input {name!r} ends inside a string's length")
+        (length,) = LENGTH.unpack_from(data, offset)
+        offset += LENGTH.size
+        if offset + length > len(data):
+            raise bad_request(f"input {name!r} has a string of {length} bytes and {len(data) - offset} bytes left")
+        items.append(bytes(data[offset : offset + length]))
+        offset += length
+    if offset != len(data) or len(items) != elements:
+        raise bad_request(f"input {name!r} holds other than {elements} strings", rule=f"its shape is {list(shape)}")
+    array = np.empty(elements, dtype=object)
+    array[:] = items
+    return array.reshape(shape)

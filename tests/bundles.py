@@ -1,0 +1,77 @@
+"""Small real bundles for tests: an ONNX graph made by hand, a sample made by ONNX Runtime, a manifest with hashes.
+
+Not a fixture: call it with a folder. The model is `logits = flatten(x) @ W + b` with seeded weights.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from cluster.bundle import BundleManifest, TensorSignature, TensorSpec, Variant, finish_bundle, write_bundle
+
+SAMPLE_ROWS = 4
+
+
+def linear_graph(item_shape: tuple[int, ...], num_outputs: int, *, seed: int = 0) -> onnx.ModelProto:
+    """`logits = flatten(x) @ W + b`, batch axis free."""
+    rng = np.random.default_rng(seed)
+    width = int(np.prod(item_shape))
+    weight = (rng.standard_normal((width, num_outputs)) / np.sqrt(width)).astype(np.float32)
+    bias = rng.standard_normal(num_outputs).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["x"], ["flat"], axis=1),
+            helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *item_shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", num_outputs])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def make_bundle(
+    folder: Path,
+    *,
+    name: str = "digits",
+    item_shape: tuple[int, ...] = (1, 8, 8),
+    num_outputs: int = 10,
+    seed: int = 0,
+    task: str = "classification",
+) -> Path:
+    """Write a bundle to `folder` and return it."""
+    signature = TensorSignature(
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, *item_shape)),),
+        outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, num_outputs)),),
+    )
+    x = np.random.default_rng(seed + 1).random((SAMPLE_ROWS, *item_shape), dtype=np.float32)
+    with write_bundle(folder) as partial:
+        path = partial / "model.onnx"
+        onnx.save(linear_graph(item_shape, num_outputs, seed=seed), path)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {"x": x})
+        np.savez(partial / "sample.npz", **{"inputs/x": x, "outputs/fp32/logits": logits})
+        finish_bundle(
+            partial,
+            BundleManifest(
+                name=name,
+                created_unix_s=time.time(),
+                task="classification" if task == "classification" else "regression",
+                classes=tuple(str(i) for i in range(num_outputs)) if task == "classification" else (),
+                signature=signature,
+                variants=(Variant(name="fp32", file="model.onnx", precision="fp32"),),
+                default_variant="fp32",
+                model={"family": "linear"},
+                files={},
+            ),
+        )
+    return folder

@@ -261,7 +261,9 @@ def _trial_table(trials: list[TrialUpdated], width: int) -> RenderableType:
     best = _best_trial(trials, metrics[0]) if metrics else None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bright_black", pad_edge=False)
     for name in ("trial", *(short_name(path) for path in paths), *metrics, "epoch"):
-        table.add_column(_header(name), justify="right", no_wrap=True, vertical="bottom")
+        header = _header(name)
+        least = max(map(len, header.split("\n")))
+        table.add_column(header, justify="right", no_wrap=True, vertical="bottom", min_width=least)
     table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
     for trial in trials[-TRIALS_SHOWN:]:
         style = "bold" if trial.trial == best else ""

@@ -182,8 +182,9 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
             return _fail(run, _interrupted(run), started)
         except MantaError as error:
             return _fail(run, error, started)
-        write_report(run)
-        events.emit(RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary))
+        finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
+        write_report(run, finished)  # before the event: who sees the event may open the report
+        events.emit(finished)
         keeps = options.keep and "deploy" in driver.records and not ray.outlives_the_run
         _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
         if keeps:

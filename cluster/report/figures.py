@@ -50,6 +50,7 @@ def line_plot(
     if log_y:
         axes.set_yscale("log")
     if percent:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.0 + 0.02 * (1.0 - axes.get_ylim()[0])))
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.set_xlabel(x_label)
     if len(series) > 1:
@@ -71,13 +72,13 @@ def trial_scatter(name: str, rows: Sequence[TrialRow], paths: Sequence[str], met
         if row.name == best:
             axes.scatter([x], [y], s=190, facecolors="none", edgecolors=SERIES[1], linewidths=1.8)
     for axis, path in zip((axes.xaxis, axes.yaxis), paths, strict=True):
-        values = [_number(row.values[path]) for row in rows]
-        if min(values) > 0 and max(values) / min(values) > 3:
+        values = sorted({_number(row.values[path]) for row in rows})
+        if values[0] > 0 and values[-1] / values[0] > 1.9:
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
-            if all(float(value).is_integer() for value in values):
-                axis.set_major_formatter(lambda value, _: f"{value:g}")
-                axis.set_minor_formatter(lambda value, _: "")
-                axis.set_ticks(sorted(set(values)))
+            few = len(values) <= 8 and all(value.is_integer() for value in values)
+            ticks = values if few else _log_ticks(values[0], values[-1])
+            axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set_ticks([], minor=True)
         axis.set_label_text(path.rsplit(".", 1)[-1].replace("_", " "))
     return _svg(figure, name)
 
@@ -158,6 +159,13 @@ def _svg(figure: Any, name: str) -> str:
     return re.sub(
         r"\bid=\"(figure_1|axes_1|matplotlib\.axis_\d|patch_\d+|text_\d+|xtick_\d+|ytick_\d+|line2d_\d+)\"", "", text
     )
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten inside a range (only the powers where it spans three decades or more)."""
+    steps = (1, 2, 5) if high / low < 1e3 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in steps if low * 0.9 <= step * 10.0**power <= high * 1.1]
 
 
 def _thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:

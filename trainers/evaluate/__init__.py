@@ -1,0 +1,1 @@
+"""Test metrics: batched predictions, per-class table, confusion matrix."""

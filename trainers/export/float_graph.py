@@ -1,0 +1,52 @@
+"""The float ONNX graph of a trained run, with its parity proved: made once, by compress or by export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import DataError
+from cluster.spec.run import RunSpec
+from trainers.data.shards import PreparedData
+from trainers.export.module import load_module
+from trainers.export.onnx import EXAMPLE_ROWS_MIN, export_onnx
+from trainers.export.parity import BATCH_SIZES, check_parity
+
+FLOAT_GRAPH = "model.onnx"
+FLOAT_VARIANT = "fp32"
+
+
+def write_float_graph(spec: RunSpec, prepared: PreparedData, weights: Path, folder: Path) -> dict[str, Any]:
+    """Export the trained module into `folder` and check parity on real rows. Raises ModelError.
+
+    Returns:
+        `{"parity": {…}, "opset": int, "operators": {…}, "num_parameters": int, "size_bytes": int}`.
+    """
+    module = load_module(spec.model, prepared.inputs, prepared.num_outputs, weights)
+    rows = real_rows(prepared)
+    path = folder / FLOAT_GRAPH
+    facts = export_onnx(module, prepared.inputs, rows, path, opset=spec.export.opset)
+    parity = check_parity(module, path, rows, spec.export.parity)
+    return {
+        "parity": parity,
+        "opset": facts.opset,
+        "operators": facts.operators,
+        "num_parameters": facts.num_parameters,
+        "size_bytes": facts.size_bytes,
+    }
+
+
+def real_rows(prepared: PreparedData, most: int = max(BATCH_SIZES)) -> dict[str, np.ndarray]:
+    """A few real rows of every input, from the gate split or the first split that has enough of them."""
+    for name in ("gate", "calibration", "validation", "train", "test"):
+        split = prepared.splits.get(name)
+        if split is not None and len(split) >= EXAMPLE_ROWS_MIN:
+            return {key: np.array(array[:most]) for key, array in split.inputs.items()}
+    raise DataError(
+        "Cannot export the model",
+        found="no split has two rows",
+        rule="the export is checked on real rows",
+        remedy="Give more data.",
+    )

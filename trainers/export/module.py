@@ -1,0 +1,36 @@
+"""Rebuild the trained torch module from its spec and `weights.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from cluster.bundle.files import WEIGHTS
+from cluster.bundle.signature import TensorSpec
+from cluster.errors import ModelError
+from cluster.spec.model import ModelSpec
+
+
+def load_module(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: int, folder: Path) -> nn.Module:
+    """The module of `spec` with the weights of `folder`, on the CPU and in eval mode. Raises ModelError."""
+    from trainers.models import build_model
+
+    module = build_model(spec, inputs, num_outputs)
+    load_weights(module, folder / WEIGHTS)
+    return module.eval()
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill `module` from a safetensors file; every name and shape must match. Raises ModelError."""
+    try:
+        module.load_state_dict(load_file(path), strict=True)
+    except (RuntimeError, SafetensorError, FileNotFoundError) as error:
+        raise ModelError(
+            f"Cannot load the weights {path}",
+            found=" ".join(str(error).split()),
+            rule="the weights must be those of the model in the spec",
+            remedy="Train again, or use the spec that the weights were trained with.",
+        ) from error

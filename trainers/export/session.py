@@ -1,0 +1,71 @@
+"""ONNX Runtime sessions as this room uses them: a fixed number of threads, no spinning, batched predictions.
+
+Invariant: outputs keep the row order of the inputs, whatever the batch size.
+
+Covered: CPU. Not covered: serving (serve/engines), GPU providers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from cluster.errors import ModelError
+
+BATCH_ROWS = 256
+LOG_ERRORS_ONLY = 3  # onnxruntime: 0 verbose … 4 fatal
+
+
+def open_session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSession:
+    """A CPU session with `threads` threads. Raises ModelError for a file that ONNX Runtime refuses."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+    except ORT_ERRORS as error:
+        name = "the graph" if isinstance(model, bytes) else str(model)
+        raise ModelError(
+            f"Cannot load {name} into ONNX Runtime {ort.__version__}",
+            found=" ".join(str(error).split()),
+            remedy="Export the model again; 'manta bundle verify' tells whether the file was changed.",
+        ) from error
+
+
+def run_batches(
+    session: ort.InferenceSession, inputs: Mapping[str, np.ndarray], *, batch_rows: int = BATCH_ROWS
+) -> dict[str, np.ndarray]:
+    """All outputs of all rows by name. Axis 0 of every input and output is the batch."""
+    names = [output.name for output in session.get_outputs()]
+    rows = len(next(iter(inputs.values())))
+    chunks: list[list[np.ndarray]] = []
+    for start in range(0, rows, batch_rows):
+        feed = {name: np.ascontiguousarray(array[start : start + batch_rows]) for name, array in inputs.items()}
+        try:
+            chunks.append(session.run(names, feed))
+        except ORT_ERRORS as error:
+            raise ModelError(
+                "Cannot run the graph",
+                found=" ".join(str(error).split()),
+                rule="it takes " + ", ".join(f"{i.name} {i.type} {i.shape}" for i in session.get_inputs()),
+                remedy="Give inputs of these names, types and shapes.",
+            ) from error
+    return {name: np.concatenate([chunk[i] for chunk in chunks]) for i, name in enumerate(names)}
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented",
+             "RuntimeException", "EPFail", "ModelLoaded", "NoModel", "EngineError")  # fmt: skip
+    return tuple(getattr(state, name) for name in names if hasattr(state, name))
+
+
+ORT_ERRORS = _ort_errors()

@@ -1,0 +1,138 @@
+"""The export stage: what was trained and accepted becomes a bundle.
+
+Files of the stage: none of its own; the bundle goes to the run's `bundle/`, as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from cluster.atomic import write_json
+from cluster.bundle.files import SAMPLE, TRANSFORMS, WEIGHTS, finish_bundle, open_bundle, write_bundle
+from cluster.bundle.manifest import BundleManifest, FileRecord, Variant
+from cluster.bundle.signature import TensorSignature, TensorSpec
+from cluster.pipeline.stage import StageContext, StageResult
+from trainers.data.shards import PreparedData, open_prepared
+from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, write_float_graph
+from trainers.export.onnx import external_files, file_bytes
+from trainers.export.session import open_session, run_batches
+
+EVIDENCE = "evidence"
+OUTPUT = "logits"
+
+
+def run_export(context: StageContext) -> StageResult:
+    """Pack the accepted graphs, the weights, the transforms and the evidence into the run's bundle."""
+    prepared = open_prepared(context.files("prepare"))
+    compressed = dict(record.facts) if (record := context.records.get("compress")) else {}
+    graphs = context.files("compress")
+    if not compressed.get("variants"):  # the compress stage was skipped: only the float graph is served
+        context.progress(0, text="exporting the float graph")
+        exported = write_float_graph(context.run_resolved.spec, prepared, context.files("train"), context.folder)
+        float_variant = Variant(name=FLOAT_VARIANT, file=FLOAT_GRAPH, precision="fp32")
+        compressed = {
+            "chosen": FLOAT_VARIANT,
+            "variants": [float_variant.model_dump(mode="json")],
+            "parity": exported["parity"],
+        }
+        graphs = context.folder
+    context.progress(1, text="packing the bundle")
+    manifest = _pack(context, prepared, compressed, graphs)
+    open_bundle(context.run.bundle)  # reads every byte back
+    sizes = {one.name: file_bytes(context.run.bundle / one.file) for one in manifest.variants}
+    facts = {
+        "bundle": "bundle",
+        "default_variant": manifest.default_variant,
+        "parity": compressed["parity"],
+        "size_bytes": sizes,
+    }
+    return StageResult(facts=facts, headline=_headline(manifest, sizes))
+
+
+def _pack(context: StageContext, prepared: PreparedData, compressed: dict[str, Any], graphs: Path) -> BundleManifest:
+    variants = tuple(Variant.model_validate_json(_json(item)) for item in compressed["variants"])
+    with write_bundle(context.run.bundle) as folder:
+        for variant in variants:
+            copy_graph(graphs / variant.file, folder)
+        shutil.copyfile(context.files("train") / WEIGHTS, folder / WEIGHTS)
+        transforms = context.files("prepare") / TRANSFORMS
+        if transforms.exists():
+            shutil.copyfile(transforms, folder / TRANSFORMS)
+        write_sample(folder, variants, real_rows(prepared))
+        _write_evidence(folder / EVIDENCE, context, compressed)
+        return finish_bundle(folder, _manifest(context, prepared, variants, compressed["chosen"]))
+
+
+def copy_graph(source: Path, folder: Path) -> None:
+    """Copy an ONNX file with its external data into a folder."""
+    for name in external_files(onnx.load(str(source), load_external_data=False)):
+        shutil.copyfile(source.parent / name, folder / name)
+    shutil.copyfile(source, folder / source.name)
+
+
+def write_sample(folder: Path, variants: tuple[Variant, ...], rows: dict[str, np.ndarray]) -> None:
+    """`sample.npz`: real rows and what each variant answers, for the check when a bundle is loaded."""
+    arrays = {f"inputs/{name}": array for name, array in rows.items()}
+    for variant in variants:
+        for output, values in run_batches(open_session(folder / variant.file), rows).items():
+            arrays[f"outputs/{variant.name}/{output}"] = values
+    np.savez(folder / SAMPLE, **arrays)  # type: ignore[arg-type]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made the bundle."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": ort.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _manifest(
+    context: StageContext, prepared: PreparedData, variants: tuple[Variant, ...], chosen: str
+) -> BundleManifest:
+    run = context.run_resolved
+    outputs = (TensorSpec(name=OUTPUT, datatype="FP32", shape=(-1, prepared.num_outputs)),)
+    metrics = {f"test.{name}": value for name, value in context.facts("evaluate")["metrics"].items()}
+    return BundleManifest(
+        name=run.name,
+        created_unix_s=time.time(),
+        task=prepared.task,
+        classes=prepared.classes,
+        signature=TensorSignature(inputs=prepared.inputs, outputs=outputs),
+        variants=variants,
+        default_variant=chosen,
+        model=run.spec.model.model_dump(mode="json"),
+        metrics=metrics,
+        source={"run": run.name, "data_digest": run.data.source_digest, "versions": versions()},
+        files=dict[str, FileRecord](),
+    )
+
+
+def _write_evidence(folder: Path, context: StageContext, compressed: dict[str, Any]) -> None:
+    folder.mkdir()
+    write_json(folder / "evaluate.json", context.facts("evaluate"))
+    write_json(folder / "compress.json", compressed)
+    write_json(folder / "parity.json", compressed["parity"])
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def _headline(manifest: BundleManifest, sizes: dict[str, int]) -> str:
+    listed = ", ".join(f"{name} {size / 1024:,.0f} KiB" for name, size in sizes.items())
+    return f"bundle with {listed}; serves {manifest.default_variant}"

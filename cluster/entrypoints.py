@@ -22,6 +22,9 @@ STAGE_ENTRYPOINTS: dict[str, str] = {
 }
 """Stage -> `function(StageContext) -> StageResult`, in the order in which they run."""
 
+TENSORBOARD_ENTRYPOINT = "trainers.tensorboard:write_tensorboard"
+"""`function(RunFolder) -> Path`: the run's events as TensorBoard files. The driver calls it when a run has ended."""
+
 COMMAND_MODULES: dict[str, str] = {
     "driver": "cluster.pipeline",
     "explain": "trainers.explain",
@@ -29,6 +32,7 @@ COMMAND_MODULES: dict[str, str] = {
     "compress": "trainers.compress",
     "endpoints": "serve.deployments",
     "serve": "serve",
+    "tensorboard": "trainers.tensorboard",
 }
 """What `manta` starts as `python -m MODULE …` in a process of its own."""
 

@@ -72,8 +72,7 @@ def read_journal(path: Path) -> list[Trial]:
     for entry in _entries(path):
         number = int(entry["trial"])
         if entry["event"] == "asked":
-            values = {key: _tuples(value) for key, value in entry["values"].items()}
-            trials[number] = Trial(number, values, entry["source"])
+            trials[number] = Trial(number, entry["values"], entry["source"])
         elif entry["event"] == "reported":
             trials[number].reports[entry["epoch"]] = entry["value"]
             trials[number].metrics[entry["epoch"]] = entry["metrics"]
@@ -87,7 +86,3 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

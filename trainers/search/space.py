@@ -8,6 +8,7 @@ Covered: checks, distributions, the current configuration as a point. Not covere
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from optuna.distributions import (
@@ -28,6 +29,7 @@ FIXED_PATHS = {
     "train.workers": "results do not depend on the number of workers",
     "model.family": "its other keys differ from family to family: run one search a family",
 }
+JSON_MARK = "json:"
 PROBE_INSIDE = 0.3719  # a point inside a range that is no round number: finds float ranges over integer keys
 
 
@@ -60,12 +62,24 @@ def current_point(spec: RunSpec, search: SearchSpec) -> dict[str, Any]:
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a value could have been proposed; a number just outside a range is outside."""
+    value = encode(value)
     if isinstance(distribution, CategoricalDistribution):
         return any(value == choice and type(value) is type(choice) for choice in distribution.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     return bool(distribution.low <= value <= distribution.high)
+
+
+def encode(value: Any) -> Any:
+    """A value in the form that Optuna takes: lists (the widths of layers) as JSON text, everything else as it is."""
+    return JSON_MARK + json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def decode(value: Any) -> Any:
+    """Back to the spec's form."""
+    marked = isinstance(value, str) and value.startswith(JSON_MARK)
+    return json.loads(value.removeprefix(JSON_MARK)) if marked else value
 
 
 def trial_epochs(spec: RunSpec, search: SearchSpec) -> int:
@@ -75,7 +89,7 @@ def trial_epochs(spec: RunSpec, search: SearchSpec) -> int:
 
 def _distribution(domain: Domain) -> BaseDistribution:
     if isinstance(domain, Choice):
-        return CategoricalDistribution([_hashable(value) for value in domain.values])
+        return CategoricalDistribution([encode(value) for value in domain.values])
     if isinstance(domain, LogUniform):
         return FloatDistribution(domain.low, domain.high, log=True)
     if isinstance(domain, Uniform):
@@ -148,9 +162,4 @@ def _problem(path: str, value: Any, rule: str) -> dict[str, Any]:
 def _value_at(raw: Any, path: str) -> Any:
     for key in path.split("."):
         raw = raw[key] if isinstance(raw, dict) else None
-    return _hashable(raw)
-
-
-def _hashable(value: Any) -> Any:
-    """Lists become tuples: Optuna compares choices with `==` and prints them."""
-    return tuple(_hashable(item) for item in value) if isinstance(value, list | tuple) else value
+    return raw

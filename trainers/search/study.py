@@ -27,7 +27,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState as OptunaState
 
 from trainers.search.journal import Journal, Trial, TrialState
-from trainers.search.space import contains
+from trainers.search.space import contains, decode, encode
 
 MIN_POINTS_BEYOND_DIMENSIONS = 3  # 10 points for LCBench's 7 dimensions (benchmarks/search), 5 for two
 Direction = Literal["minimize", "maximize"]
@@ -139,7 +139,7 @@ class Study:
             study.sampler = _sampler(self.settings.seed, number, redraw, self.settings.min_points)
             asked = study.ask(dict(self.settings.space))
             study.tell(asked, state=OptunaState.FAIL)  # only its values are wanted; FAIL is not modeled
-            values = dict(asked.params)
+            values = {path: decode(value) for path, value in asked.params.items()}
             if all(values != trial.values for trial in self.trials):
                 return source, values
         return None
@@ -167,7 +167,7 @@ class Study:
         space = self.settings.space
         if not all(contains(space[path], value_at) for path, value_at in trial.values.items()):
             return
-        values = {path: trial.values[path] for path in space}
+        values = {path: encode(trial.values[path]) for path in space}
         self._rungs[rung].add_trial(
             optuna.trial.create_trial(state=state, value=value, params=values, distributions=dict(space))
         )

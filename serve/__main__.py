@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.bundle import read_manifest
 from cluster.errors import MantaError
 from cluster.spec.serve import BatchingSpec
-from serve.config import EndpointConfig, VersionConfig
+from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.process import listen, run_endpoint
 
 
@@ -50,12 +50,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=64, help="rows of one engine call")
     parser.add_argument("--max-wait-ms", type=float, default=1.0, help="how long a request waits for others")
     return parser.parse_args(arguments)
-
-
-def endpoint_name(text: str) -> str:
-    """A bundle's name as an endpoint's: lower case, other characters become dashes."""
-    letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text.lower()).strip("-")
-    return letters[:63].rstrip("-") if letters[:1].isalpha() else f"m-{letters}"[:63].rstrip("-")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Invariants: every answer below /v2 is JSON or tensors, errors included; a body n
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from cluster.errors import MantaError
 from serve.handler import Answer, Handler, InferCall, error_answer, text_error
 from serve.problems import bad_request, too_large
 
+LOG = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -63,6 +65,9 @@ class AsgiDoor:
             return
         except MantaError as error:
             answer = error_answer(error)
+        except Exception:
+            LOG.exception("a request to %s raised", path[:200])
+            answer = text_error(500, "internal error; the server's log has the traceback")
         await respond(send, answer)
 
     async def _answer(self, scope: Scope, segments: list[str], receive: Receive) -> Answer:

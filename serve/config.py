@@ -5,7 +5,9 @@ Invariant: the value says everything; a replica that restarts with it becomes th
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -36,6 +38,15 @@ class EndpointConfig(StrictSpec):
     num_threads: Annotated[int, Field(ge=0)] = 1
     """Threads of one engine call on a CPU; replicas, not threads, use the other cores."""
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form, for Ray Serve's user_config."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> EndpointConfig:
+        """The inverse of `to_json`. Raises pydantic.ValidationError."""
+        return cls.model_validate_json(json.dumps(raw))
+
     @model_validator(mode="after")
     def _default_is_there(self) -> EndpointConfig:
         names = [version.version for version in self.versions]
@@ -44,3 +55,9 @@ class EndpointConfig(StrictSpec):
         if self.default_version not in names:
             raise ValueError(f"default_version {self.default_version!r} is not one of {names}")
         return self
+
+
+def endpoint_name(text: str) -> str:
+    """A bundle's name as an endpoint's: lower case, other characters become dashes."""
+    letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text.lower()).strip("-")
+    return letters[:63].rstrip("-") if letters[:1].isalpha() else f"m-{letters}"[:63].rstrip("-")

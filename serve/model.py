@@ -46,6 +46,11 @@ class ServedModel:
         )
         self.batcher = Batcher(self.engine.run, self.signature, policy, limits, self.statistics)
 
+    @property
+    def engine_failure(self) -> str:
+        """Why the engine can never answer again (its process died for good); empty while it can."""
+        return str(getattr(self.engine, "failure", ""))
+
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Check the inputs, wait for the batch, choose the outputs."""
         self.check(request)

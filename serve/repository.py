@@ -41,6 +41,12 @@ class Repository:
         """The version that unnamed requests go to can be asked."""
         return self._default is not None
 
+    @property
+    def failed(self) -> str:
+        """Why this process must be replaced; empty while it is well."""
+        broken = [model.engine_failure for model in self.models.values() if model.engine_failure]
+        return "; ".join(broken)
+
     def find(self, name: str, version: str = "") -> ServedModel:
         """The model that a request names. Raises ProtocolError 404, OverloadedError while it loads."""
         if name != self.config.name:

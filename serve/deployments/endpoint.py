@@ -1,0 +1,199 @@
+"""Put an endpoint on a running Ray, see what is there, take it away.
+
+An endpoint is a Ray Serve application of one deployment, with the endpoint's name, at the path `/<name>`. What it
+serves lies in the deployment's `user_config`, so that the cluster itself is the only memory of its endpoints.
+
+Invariant: `deploy` returns only when the endpoint answers through its public port with the asked version; when it
+cannot, what it had put up is taken down and what was served before still is.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from ray.serve.schema import LoggingConfig
+
+from cluster.errors import EndpointError, RequestError
+from serve.client import EndpointClient
+from serve.config import EndpointConfig
+from serve.deployments.ports import claim_port
+from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
+
+LOG = logging.getLogger(__name__)
+REPLICA_CPUS = 0.5  # logical: a replica shares its host with the work that made the model
+# Ray Serve's own limit is only a backstop: the batcher's bounded queue refuses first, with a protocol answer
+ONGOING_REQUESTS_MAX = 8192
+POLL_S = 0.05
+STATUS_EVERY_S = 0.5
+CONSTRUCTOR_TRIES = 2  # a model that does not load will not load the third time
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """How an endpoint is run. What it serves is an `EndpointConfig`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free port. Only the first endpoint of a cluster chooses."""
+    min_replicas: int = 1
+    max_replicas: int = 1
+    ready_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A live endpoint."""
+
+    name: str
+    url: str
+    version: str
+    replicas: int
+
+
+def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callable[[str], None] = LOG.info) -> Endpoint:
+    """Start or change an endpoint and wait until it answers. Raises PortInUseError, EndpointError, BundleError."""
+    deadline_s = time.monotonic() + options.ready_timeout_s
+    host, port = start_serve(options)
+    url = f"http://{_reachable(host)}:{port}/{config.name}"
+    progress("starting replicas")
+    existed = config.name in ray_serve.status().applications
+    application = endpoint_deployment().options(**_deployment_options(config, options)).bind(config.to_json())
+    ray_serve.run_many(
+        [ray_serve.RunTarget(application, name=config.name, route_prefix=f"/{config.name}")],
+        wait_for_applications_running=False,
+    )
+    try:
+        _wait(config, url, deadline_s, options.ready_timeout_s)
+    except EndpointError:
+        if not existed:
+            ray_serve.delete(config.name, _blocking=False)
+        raise
+    return Endpoint(config.name, url, config.default_version, max(1, options.min_replicas))
+
+
+def start_serve(options: EndpointOptions) -> tuple[str, int]:
+    """Start Ray Serve on this Ray, or find it running; returns host and port. Raises PortInUseError."""
+    running = serve_address()
+    if running is not None:
+        return running
+    port = claim_port(options.host, options.port)
+    ray_serve.start(
+        proxy_location="EveryNode",
+        http_options={"host": options.host, "port": port},
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    return options.host, port
+
+
+def serve_address() -> tuple[str, int] | None:
+    """Host and port of the Ray Serve that runs on this Ray, or None."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return (client.http_config.host, client.http_config.port) if client is not None else None
+
+
+def endpoints() -> list[Endpoint]:
+    """Endpoints of this Ray."""
+    address = serve_address()
+    if address is None:
+        return []
+    found = []
+    for name, application in ray_serve.status().applications.items():
+        config = configuration(name)
+        states = application.deployments[DEPLOYMENT].replica_states if DEPLOYMENT in application.deployments else {}
+        running = next((count for state, count in states.items() if str(state).endswith("RUNNING")), 0)
+        url = f"http://{_reachable(address[0])}:{address[1]}/{name}"
+        found.append(Endpoint(name, url, config.default_version if config else "", running))
+    return found
+
+
+def configuration(name: str) -> EndpointConfig | None:
+    """What an endpoint was last told to serve, or None for an unknown name."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    details = client.get_serve_details() if client is not None else {}
+    application = details.get("applications", {}).get(name, {})
+    deployment = application.get("deployments", {}).get(DEPLOYMENT, {})
+    raw = deployment.get("deployment_config", {}).get("user_config")
+    return EndpointConfig.from_json(raw) if raw else None
+
+
+def undeploy(name: str) -> None:
+    """Take an endpoint away. Raises RequestError for an unknown name."""
+    have = sorted(ray_serve.status().applications) if serve_address() is not None else []
+    if name not in have:
+        raise RequestError(
+            f"Cannot undeploy '{name}'",
+            found="there is no such endpoint",
+            remedy=f"Endpoints here: {', '.join(have) or 'none'}.",
+        )
+    ray_serve.delete(name)
+
+
+def _deployment_options(config: EndpointConfig, options: EndpointOptions) -> dict[str, Any]:
+    return {
+        "user_config": config.to_json(),
+        "num_replicas": options.min_replicas,
+        "max_ongoing_requests": ONGOING_REQUESTS_MAX,
+        "max_constructor_retry_count": CONSTRUCTOR_TRIES,
+        "ray_actor_options": {"num_cpus": REPLICA_CPUS},
+        "logging_config": LoggingConfig(enable_access_log=False),
+    }
+
+
+def _wait(config: EndpointConfig, url: str, deadline_s: float, timeout_s: float) -> None:
+    """Until the asked version answers through the public port. Raises EndpointError with the replica's reason."""
+    next_status_s = 0.0
+    with EndpointClient(url, config.name) as client:
+        while not (client.is_ready() and client.serves(config.default_version)):
+            now = time.monotonic()
+            if now >= next_status_s:
+                _raise_if_failed(config.name)
+                next_status_s = now + STATUS_EVERY_S
+            if now >= deadline_s:
+                raise EndpointError(
+                    f"Cannot deploy endpoint '{config.name}'",
+                    found=f"it did not answer at {url} within {timeout_s:g} s; {_state(config.name)}",
+                    remedy="Raise serve.ready_timeout_s, or look at the replica's log in the run's ray-logs.",
+                )
+            time.sleep(POLL_S)
+
+
+def _raise_if_failed(name: str) -> None:
+    application = ray_serve.status().applications.get(name)
+    if application is None or str(application.status) not in ("DEPLOY_FAILED", "ApplicationStatus.DEPLOY_FAILED"):
+        return
+    messages = [application.message, *(each.message for each in application.deployments.values())]
+    raise EndpointError(
+        f"Cannot deploy endpoint '{name}'",
+        found=_cause("\n".join(messages)),
+        rule="a replica is ready only after its model is loaded, warmed up and gives the bundle's sample outputs",
+    )
+
+
+def _cause(text: str) -> str:
+    """The line of a replica's traceback that names the error."""
+    lines = [line.strip() for line in text.splitlines()]
+    named = [line for line in lines if re.match(r"(cluster\.errors\.)?[A-Za-z_.]*(Error|Exception): ", line)]
+    return (named[-1] if named else next((line for line in reversed(lines) if line), "no message"))[:1000]
+
+
+def _state(name: str) -> str:
+    application = ray_serve.status().applications.get(name)
+    if application is None:
+        return "Ray Serve does not know it"
+    resources = ray.available_resources()
+    return f"Ray Serve says {application.status}, {resources.get('CPU', 0):g} CPUs are free"
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "", "::") else host

@@ -1,0 +1,141 @@
+"""The pipeline's last two stages: deploy the bundle of a run, and ask it with the run's own test rows."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.bundle import Bundle, open_bundle
+from cluster.errors import EndpointError
+from cluster.pipeline.stage import StageContext, StageResult
+from cluster.telemetry.events import EndpointReady
+from serve.client import EndpointClient
+from serve.config import EndpointConfig, VersionConfig, endpoint_name
+
+SINGLE_ROWS_MAX = 200  # requests of one row, for latency: enough for a p99 with two samples above it
+ROWS_MAX = 2000  # test rows that are asked; more does not change what is shown
+CHUNK_ROWS = 32
+AGREEMENT_MIN = 0.9  # below this the endpoint answers something else than what was evaluated
+
+
+def deploy(context: StageContext) -> StageResult:
+    """Start the endpoint of this run on the running Ray."""
+    from serve.deployments.endpoint import EndpointOptions
+    from serve.deployments.endpoint import deploy as deploy_endpoint
+
+    spec = context.run_resolved.spec.serve
+    if spec is None:
+        return StageResult(status="skipped", headline="serve: null")
+    bundle = open_bundle(context.run.bundle)
+    config = EndpointConfig(
+        name=spec.name or endpoint_name(context.run.name),
+        versions=(VersionConfig(version="1", bundle=str(context.run.bundle.resolve())),),
+        default_version="1",
+        batching=spec.batching,
+    )
+    options = EndpointOptions(
+        host=spec.host,
+        port=spec.port,
+        min_replicas=spec.replicas.min,
+        max_replicas=spec.replicas.max,
+        ready_timeout_s=spec.ready_timeout_s,
+    )
+    started = time.perf_counter()
+    endpoint = deploy_endpoint(config, options, progress=lambda text: context.progress(0, text=text))
+    ready_s = time.perf_counter() - started
+    context.events.emit(
+        EndpointReady(name=endpoint.name, url=endpoint.url, version=endpoint.version, replicas=endpoint.replicas)
+    )
+    return StageResult(
+        facts={"name": endpoint.name, "url": endpoint.url, "version": endpoint.version},
+        headline=f"{endpoint.url} serves {bundle.manifest.default_variant}, ready in {ready_s:.1f} s",
+        details={"ready_s": round(ready_s, 3)},
+    )
+
+
+def predict(context: StageContext) -> StageResult:
+    """Send real test rows over HTTP in the protocol, and compare with the labels and with the evaluated model."""
+    if "deploy" not in context.records or not context.facts("deploy"):
+        return StageResult(status="skipped", headline="there is no endpoint")
+    facts = context.facts("deploy")
+    bundle = open_bundle(context.run.bundle)
+    inputs, targets = read_test_rows(context.files("prepare"), bundle)
+    with EndpointClient(facts["url"], facts["name"]) as client:
+        outputs, latencies_ms = ask(client, bundle, inputs, context)
+    reference = evaluated_outputs(context.files("evaluate"), len(targets))
+    score = compare(bundle, outputs, targets, reference)
+    p50, p99 = (float(value) for value in np.percentile(latencies_ms, (50, 99)))
+    if score.get("agreement", 1.0) < AGREEMENT_MIN:
+        raise EndpointError(
+            f"Cannot trust endpoint '{facts['name']}'",
+            found=f"it agrees with the evaluated model on {score['agreement']:.1%} of {len(targets)} test rows",
+            rule=f"at least {AGREEMENT_MIN:.0%} must agree",
+            remedy="Look at the compress stage's verdict, or serve the float variant with compress: null.",
+        )
+    words = ", ".join(f"{name} {value:.4f}" for name, value in score.items())
+    return StageResult(
+        facts={"rows": len(targets), **score},
+        headline=f"{len(targets)} test rows over HTTP: {words}; latency p50 {p50:.2f} ms, p99 {p99:.2f} ms",
+        details={"latency_ms_p50": round(p50, 4), "latency_ms_p99": round(p99, 4), "single_rows": len(latencies_ms)},
+    )
+
+
+def read_test_rows(prepared: Path, bundle: Bundle) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Inputs and targets of the first test rows, as the prepare stage wrote them."""
+    folder = prepared / "test"
+    targets = np.load(folder / "targets.npy", mmap_mode="r", allow_pickle=False)[:ROWS_MAX]
+    inputs = {
+        tensor.name: np.load(folder / f"inputs.{tensor.name}.npy", mmap_mode="r", allow_pickle=False)[:ROWS_MAX]
+        for tensor in bundle.manifest.signature.inputs
+    }
+    return inputs, np.asarray(targets)
+
+
+def ask(
+    client: EndpointClient, bundle: Bundle, inputs: dict[str, np.ndarray], context: StageContext
+) -> tuple[np.ndarray, list[float]]:
+    """The first output for all rows: some asked one by one, with their latencies, the others in chunks."""
+    name = bundle.manifest.signature.outputs[0].name
+    rows = len(next(iter(inputs.values())))
+    single = min(rows, SINGLE_ROWS_MAX)
+    bounds = [(row, row + 1) for row in range(single)]
+    bounds += [(row, min(row + CHUNK_ROWS, rows)) for row in range(single, rows, CHUNK_ROWS)]
+    found, latencies_ms = [], []
+    for start, stop in bounds:
+        started = time.perf_counter()
+        answer = client.infer({key: np.ascontiguousarray(array[start:stop]) for key, array in inputs.items()})
+        if stop - start == 1:
+            latencies_ms.append((time.perf_counter() - started) * 1e3)
+        found.append(answer.outputs[name])
+        context.progress(stop, rows, "rows")
+    return np.concatenate(found), latencies_ms
+
+
+def evaluated_outputs(folder: Path, rows: int) -> np.ndarray | None:
+    """What the evaluate stage's model gave for the same rows, or None where it left nothing."""
+    path = folder / "predictions.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        outputs = arrays["logits"][:rows]
+    return outputs if len(outputs) == rows else None
+
+
+def compare(bundle: Bundle, outputs: np.ndarray, targets: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:
+    """`accuracy` and `agreement` for classes; `mean_absolute_error` and `agreement` (within 1 % of the spread)."""
+    if bundle.manifest.task == "classification":
+        labels = outputs.argmax(axis=1)
+        score = {"accuracy": round(float((labels == targets).mean()), 6)}
+        if reference is not None:
+            score["agreement"] = round(float((labels == reference.argmax(axis=1)).mean()), 6)
+        return score
+    values = outputs.reshape(len(outputs), -1)[:, 0].astype(np.float64)
+    score = {"mean_absolute_error": round(float(np.abs(values - targets).mean()), 6)}
+    if reference is not None:
+        wanted = reference.reshape(len(reference), -1)[:, 0].astype(np.float64)
+        allowed = 0.01 * max(float(wanted.std()), 1e-12) + 1e-6
+        score["agreement"] = round(float((np.abs(values - wanted) <= allowed).mean()), 6)
+    return score

@@ -1,0 +1,29 @@
+"""An endpoint on Ray Serve: it answers through its public port, with the right rows, and in the protocol's words."""
+
+from __future__ import annotations
+
+import httpx
+import numpy as np
+
+from cluster.bundle import open_bundle
+from serve.client import EndpointClient
+
+
+def test_endpoint_gives_the_bundles_sample_outputs_in_both_wire_forms(endpoint: EndpointClient, digits_bundle) -> None:
+    sample = open_bundle(digits_bundle).sample()
+    for binary in (True, False):
+        answer = endpoint.infer({"x": sample["inputs/x"]}, binary=binary)
+        np.testing.assert_allclose(answer.outputs["logits"], sample["outputs/fp32/logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_every_error_is_a_json_object_through_the_proxy(endpoint: EndpointClient) -> None:
+    for method, path, status in (
+        ("GET", "/v2/nothing", 404),
+        ("GET", "/v2/models/other", 404),
+        ("DELETE", "/v2/models/digits/infer", 405),
+        ("POST", "/v2/models/digits/infer", 400),
+        ("POST", "/predict", 422),
+        ("GET", "/nothing", 404),
+    ):
+        response = httpx.request(method, f"{endpoint.url}{path}", content=b"{", trust_env=False)
+        assert (response.status_code, list(response.json())) == (status, ["error"]), path

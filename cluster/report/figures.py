@@ -156,9 +156,8 @@ def _svg(figure: Any, name: str) -> str:
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     for stand_in, variable in COLORS.items():
         text = text.replace(stand_in, variable)
-    return re.sub(
-        r"\bid=\"(figure_1|axes_1|matplotlib\.axis_\d|patch_\d+|text_\d+|xtick_\d+|ytick_\d+|line2d_\d+)\"", "", text
-    )
+    used = set(re.findall(r"#([\w.-]+)[\")]", text))
+    return re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", text)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

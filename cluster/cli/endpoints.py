@@ -1,0 +1,104 @@
+"""`manta deploy`, `endpoints`, `predict`, `undeploy`, `rollback`: all are `python -m serve.deployments …` by name.
+
+The floor checks what it can without the serving room (the replica range, the bundle's manifest), so that a mistyped
+command is told at once.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.bundle import read_manifest
+from cluster.cli.children import run_module
+from cluster.cli.options import Address, AsJson
+from cluster.entrypoints import COMMAND_MODULES
+from cluster.errors import RequestError
+
+EndpointName = Annotated[str, typer.Argument(metavar="NAME", help="Name of an endpoint.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or of a run that has one.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the endpoint; else the bundle's.")]
+Replicas = Annotated[str, typer.Option("--replicas", metavar="N|MIN..MAX", help="Replicas, or bounds for autoscaling.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the first endpoint; 0 takes a free one.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+Variant = Annotated[str | None, typer.Option("--variant", help="fp32, int8_static, …; else the bundle's default.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Go on and show latency and throughput until Ctrl-C.")]
+Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="CSV, JSON or image file.")]
+Version = Annotated[str, typer.Option("--version", help="Version to ask; else the endpoint's default.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (deploy, endpoints, predict, undeploy, rollback):
+        app.command()(verb)
+
+
+def deploy(
+    bundle: BundleFolder,
+    name: Name = None,
+    replicas: Replicas = "1",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    variant: Variant = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> int:
+    """Serve a bundle. On a cluster it returns when the endpoint answers; else it serves until Ctrl-C."""
+    low, high = replica_range(replicas)
+    folder = bundle_folder(bundle)
+    return _room(
+        ["deploy", str(folder), "--host", host, "--port", str(port), "--min-replicas", str(low)],
+        {"--name": name, "--max-replicas": str(high), "--variant": variant, "--address": address},
+        as_json=as_json,
+    )
+
+
+def endpoints(address: Address = None, watch: Watch = False, as_json: AsJson = False) -> int:
+    """List endpoints with their versions, replicas and recent latency."""
+    return _room(["endpoints", *(["--watch"] if watch else [])], {"--address": address}, as_json=as_json)
+
+
+def predict(
+    name: EndpointName, rows: Rows, version: Version = "", address: Address = None, as_json: AsJson = False
+) -> int:
+    """Ask an endpoint about the rows of a file."""
+    return _room(["predict", name, str(rows), "--version", version], {"--address": address}, as_json=as_json)
+
+
+def undeploy(name: EndpointName, address: Address = None, as_json: AsJson = False) -> int:
+    """Take an endpoint away; what it has accepted is answered first."""
+    return _room(["undeploy", name], {"--address": address}, as_json=as_json)
+
+
+def rollback(name: EndpointName, address: Address = None, as_json: AsJson = False) -> int:
+    """Return an endpoint to the version before."""
+    return _room(["rollback", name], {"--address": address}, as_json=as_json)
+
+
+def replica_range(text: str) -> tuple[int, int]:
+    """`2` or `1..4` as bounds. Raises RequestError."""
+    match = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if low > high or high == 0:
+        raise RequestError(
+            "Cannot deploy",
+            found=f"--replicas is {text!r}",
+            rule="a number, or bounds as in 1..4; 0..4 lets the endpoint rest when nobody asks",
+        )
+    return low, high
+
+
+def bundle_folder(path: Path) -> Path:
+    """The bundle at a path, or in the run at a path. Raises BundleError."""
+    inside = path / "bundle"
+    folder = inside if not (path / "manifest.json").exists() and inside.is_dir() else path
+    read_manifest(folder)
+    return folder
+
+
+def _room(arguments: list[str], options: dict[str, str | None], *, as_json: bool) -> int:
+    given = [word for key, value in options.items() if value is not None for word in (key, value)]
+    return run_module(COMMAND_MODULES["endpoints"], [*arguments, *given, *(["--json"] if as_json else [])])

@@ -1,0 +1,74 @@
+"""Endpoints of this user on this host, as small files, so that one terminal finds what another one serves.
+
+A cluster remembers its own endpoints; a private Ray is known only to the process that started it. Invariant: a
+record names a live process, or it is not returned and its file is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.atomic import write_json
+
+
+@dataclass(frozen=True)
+class EndpointRecord:
+    """Where a private Ray's endpoint is."""
+
+    name: str
+    url: str
+    ray_address: str
+    pid: int
+    started_unix_s: float
+    """Start of that process: a recycled process id is another process."""
+
+
+def folder() -> Path:
+    """This user's folder, made with mode 0700."""
+    path = Path(tempfile.gettempdir()) / f"manta-endpoints-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def remember(name: str, url: str, ray_address: str) -> None:
+    """Record an endpoint that this process keeps alive."""
+    pid = os.getpid()
+    record = EndpointRecord(name, url, ray_address, pid, psutil.Process(pid).create_time())
+    write_json(folder() / f"{name}.json", asdict(record))
+
+
+def forget(name: str) -> None:
+    """Remove a record."""
+    (folder() / f"{name}.json").unlink(missing_ok=True)
+
+
+def records() -> list[EndpointRecord]:
+    """Endpoints whose process lives."""
+    found = []
+    for path in sorted(folder().glob("*.json")):
+        record = _read(path)
+        if record is not None and _lives(record):
+            found.append(record)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _read(path: Path) -> EndpointRecord | None:
+    try:
+        return EndpointRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _lives(record: EndpointRecord) -> bool:
+    try:
+        return abs(psutil.Process(record.pid).create_time() - record.started_unix_s) < 1.0
+    except psutil.Error:
+        return False

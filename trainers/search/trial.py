@@ -79,6 +79,9 @@ def report_outcome(tune: Any, seen: dict[str, Any], outcome: str, note: str) -> 
 
     Tune's strict check wants a number under the metric's name; the searcher and the scheduler look at `outcome` first.
     """
+    if seen.get("ended"):
+        return  # the loop may raise after it was told to stop
+    seen["ended"] = True
     value = seen["value"]
     tune.report({"epoch": seen["epoch"], "value": 0.0 if value is None else value, "outcome": outcome, "note": note})
 
@@ -101,7 +104,8 @@ def first_line(error: BaseException) -> str:
 def _fit(values: dict[str, Any], setup: TrialSetup, on_epoch: Any) -> None:
     from trainers.loop import FitRequest, fit
 
-    resolved = setup.resolved.with_values({"train.epochs": setup.epochs, **values})
+    fidelity = {"train.epochs": setup.epochs, "train.early_stopping": None}  # ASHA is what stops a trial early
+    resolved = setup.resolved.with_values({**fidelity, **values})
     request = FitRequest(
         train=resolved.spec.train,
         batch=trial_batch(resolved.batch),

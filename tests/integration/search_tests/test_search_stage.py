@@ -1,0 +1,128 @@
+"""The search stage on a real local Ray with real trainings, and what it does when trials go wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from cluster.errors import RunError
+from cluster.pipeline.stage import StageContext
+from cluster.telemetry.events import ListSink, TrialUpdated
+from trainers.search.journal import Journal, Trial
+from trainers.search.stage import JOURNAL, TRIALS, run_search
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+MakeContext = Callable[..., StageContext]
+RATE = "train.optimizer.learning_rate"
+BATCH = "train.batch_size_global"
+
+
+def table(context: StageContext) -> list[dict]:
+    return json.loads((context.folder / TRIALS).read_text(encoding="utf-8"))
+
+
+def updates(context: StageContext) -> list[TrialUpdated]:
+    assert isinstance(context.events, ListSink)
+    return [event for event in context.events.events if isinstance(event, TrialUpdated)]
+
+
+def test_the_best_values_go_into_the_run(make_context: MakeContext) -> None:
+    context = make_context()
+    result = run_search(context)
+    trials = table(context)
+    best = trials[result.facts["best_trial"]]
+    assert result.facts["trials"] == len(trials) == 4
+    assert trials[0]["source"] == "current"
+    assert trials[0]["values"] == {RATE: 3e-3, BATCH: 16}
+    whole = [item["value"] for item in trials if item["state"] == "done"]
+    assert best["value"] == min(whole)
+    assert result.facts["best"] == best["values"]
+    assert result.facts["metrics"]["validation.loss"] == pytest.approx(best["value"])
+    assert result.resolved is not None
+    assert result.resolved.spec.train.optimizer.learning_rate == best["values"][RATE]
+    assert result.resolved.batch.batch_size_global == best["values"][BATCH]
+    assert not (context.folder / JOURNAL).exists()
+
+
+def test_every_trial_tells_its_epochs_and_one_final_state(make_context: MakeContext) -> None:
+    context = make_context(scheduler="none", trials=3)
+    run_search(context)
+    told = updates(context)
+    for name in ("0", "1", "2"):
+        states = [event.state for event in told if event.trial == name]
+        assert states == ["running"] * 4 + ["done"]
+        epochs = [event.metrics["epoch"] for event in told if event.trial == name and "epoch" in event.metrics]
+        assert epochs == [1, 2, 3, 3]
+
+
+def test_asha_stops_what_is_worse_at_its_rung(make_context: MakeContext) -> None:
+    """A batch as large as the data and a tiny rate learn next to nothing: such a trial must not see the last epoch."""
+    space = {RATE: {"kind": "choice", "values": [3e-2, 2e-2, 1e-7, 2e-7, 3e-7]}}
+    context = make_context(space=space, trials=6, concurrency=1)
+    run_search(context)
+    slow = [item for item in table(context) if item["values"][RATE] < 1e-6]
+    assert len(slow) == 3
+    assert [item["state"] for item in slow].count("stopped") >= 2
+    assert all(item["epochs"] < 3 for item in slow if item["state"] == "stopped")
+
+
+def test_a_trial_that_diverges_is_rejected_and_the_search_goes_on(make_context: MakeContext) -> None:
+    space = {RATE: {"kind": "choice", "values": [1e-2, 1e30]}}
+    context = make_context(space=space, trials=3)
+    result = run_search(context)
+    wild = next(item for item in table(context) if item["values"][RATE] == 1e30)
+    assert wild["state"] == "diverged"
+    assert result.facts["best"][RATE] < 1
+    assert updates(context)[-1].state != "running"
+    assert any(event.state == "rejected" and event.note for event in updates(context))
+
+
+def test_trials_that_ended_before_an_interruption_are_not_run_again(make_context: MakeContext) -> None:
+    context = make_context(trials=3)
+    journal = Journal(context.folder / JOURNAL)
+    done = Trial(0, {RATE: 3e-3, BATCH: 16}, "current")
+    journal.asked(done)
+    for epoch in (1, 2, 3):
+        journal.reported(0, epoch, 1e-9, {"validation.loss": 1e-9})  # a value that no real training reaches
+    done.state = "done"
+    journal.ended(done)
+    cut = Trial(1, {RATE: 0.02, BATCH: 32}, "random")
+    journal.asked(cut)
+    journal.reported(1, 1, 0.5, {})
+    result = run_search(context)
+    trials = table(context)
+    assert result.facts["best_trial"] == 0
+    assert trials[0]["value"] == 1e-9
+    assert trials[1]["values"] == {RATE: 0.02, BATCH: 32}
+    assert len(trials) == 3
+    assert {event.trial for event in updates(context)} == {"1", "2"}
+
+
+def test_a_search_without_one_good_trial_says_why(make_context: MakeContext) -> None:
+    context = make_context(metric="validation.nonsense", mode="max", trials=2)
+    with pytest.raises(RunError, match=r"no metric 'validation\.nonsense' among") as caught:
+        run_search(context)
+    assert "validation.loss" in str(caught.value)
+
+
+def test_no_search_is_skipped(make_context: MakeContext) -> None:
+    context = make_context()
+    assert context.resolved is not None
+    spec = context.resolved.spec.model_copy(update={"search": None})
+    from dataclasses import replace
+
+    result = run_search(replace(context, resolved=context.resolved.model_copy(update={"spec": spec})))
+    assert result.status == "skipped"
+
+
+def test_after_a_search_the_resources_are_free(make_context: MakeContext) -> None:
+    import ray
+
+    run_search(make_context(trials=2))
+    deadline = time.monotonic() + 10  # Ray takes a placement group back a moment after it was told to
+    while ray.available_resources().get("CPU") != ray.cluster_resources().get("CPU"):
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.05)

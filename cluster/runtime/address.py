@@ -1,0 +1,160 @@
+"""Is there a cluster at this address that this driver can use? Asked over plain gRPC, before Ray itself connects.
+
+Ray's own client waits up to 40 s for an address where nothing answers, prints to the terminal meanwhile, and ends
+the process with an abort when a token is required and none is there (2.60, measured). A direct call of the head's
+CheckAlive answers each of these within milliseconds, with a reason.
+
+Invariant: `check_cluster` returns or raises ClusterUnreachableError within about 10 s, whatever is at the address.
+
+Covered: unreachable, refused token, missing token, another service, another version, stale, no node on this host.
+Not covered: TLS between Ray's processes (RAY_USE_TLS): the check is skipped and Ray connects by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import psutil
+import ray
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+
+from cluster.errors import ClusterUnreachableError
+
+CALL_TIMEOUT_S = 4.0  # a head that is alive answers in milliseconds; a swapped-out one in a second or two
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
+TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
+MODE_VARIABLE = "RAY_AUTH_MODE"
+TOKEN_REMEDY = (
+    f"Set {TOKEN_VARIABLE}, or {TOKEN_PATH_VARIABLE} to a file that holds it, to the cluster's token; on the head "
+    "'ray get-auth-token' prints it."
+)
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What the head said of itself."""
+
+    address: str
+    ray_version: str
+    python_version: str | None
+    num_nodes_alive: int
+
+
+def find_token() -> str | None:
+    """The token that Ray would use, in Ray's order: variable, file named by a variable, ~/.ray/auth_token."""
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        return token
+    named = os.environ.get(TOKEN_PATH_VARIABLE)
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def check_cluster(address: str, *, token: str | None, timeout_s: float = CALL_TIMEOUT_S) -> ClusterFacts:
+    """Ask the head at `host:port` for its version and nodes. Raises ClusterUnreachableError with the reason."""
+    attempted = f"Cannot use the Ray cluster at {address}"
+    _check_form(attempted, address)
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call: dict[str, Any] = {"timeout": timeout_s, "metadata": metadata}
+        nodes = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        store = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
+        try:
+            alive = nodes.CheckAlive(gcs_service_pb2.CheckAliveRequest(), **call)
+            request = gcs_service_pb2.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
+            written = store.InternalKVGet(request, **call).value
+            listed = nodes.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), **call).node_info_list
+        except grpc.RpcError as error:
+            _refused(attempted, error, token)
+    python = json.loads(written).get("python_version") if written else None
+    living = [node.node_id.hex() for node in listed if node.state == gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE]
+    facts = ClusterFacts(address, alive.ray_version, python, len(living))
+    _check_version(attempted, facts)
+    _check_nodes(attempted, living)
+    return facts
+
+
+def _check_form(attempted: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in address:
+        return
+    if address.startswith(("http://", "https://")):
+        remedy = "That is a dashboard's address: 'manta submit SPEC --address …' takes it. Here give HOST:PORT."
+    elif address.startswith("ray://"):
+        remedy = "Training cannot run through Ray Client: run on a node of the cluster, or use 'manta submit'."
+    else:
+        remedy = "Give HOST:PORT of the head, for example 10.0.0.5:6379, with --address or RAY_ADDRESS."
+    raise ClusterUnreachableError(
+        attempted,
+        found="the address is not HOST:PORT",
+        rule="a run joins exactly the cluster that it names",
+        remedy=remedy,
+    )
+
+
+def _refused(attempted: str, error: grpc.RpcError, token: str | None) -> NoReturn:
+    code, details = error.code(), (error.details() or "").splitlines()[0]
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        found = "it refuses the token that was given" if token else "it demands a token and none was given"
+        raise ClusterUnreachableError(attempted, found=found, remedy=TOKEN_REMEDY) from None
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        found = f"no answer within {CALL_TIMEOUT_S:g} s"
+    elif code == grpc.StatusCode.UNAVAILABLE and "http1" not in details:
+        found = "nothing answers there" if "refused" in details.lower() else f"nothing answers there ({details})"
+    else:
+        found = f"what answers there is not a Ray head ({details or code.name})"
+    raise ClusterUnreachableError(
+        attempted,
+        found=found,
+        rule="the address is that of the head's GCS, by default port 6379",
+        remedy="Check with 'ray status --address …' on the head, start it with 'ray start --head', or leave --address "
+        "and RAY_ADDRESS out for a private local Ray.",
+    ) from None
+
+
+def _check_version(attempted: str, facts: ClusterFacts) -> None:
+    own_python = platform.python_version()
+    level = os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
+    parts = 2 if level == "minor" else 3
+    python = facts.python_version or own_python
+    if facts.ray_version in ("", ray.__version__) and python.split(".")[:parts] == own_python.split(".")[:parts]:
+        return
+    raise ClusterUnreachableError(
+        attempted,
+        found=f"it runs Ray {facts.ray_version} on Python {python}, this is Ray {ray.__version__} on Python {own_python}",
+        rule="Ray demands equal versions on every node and driver",
+        remedy="Run Manta in an environment (or image) with the cluster's versions, or update the cluster.",
+    )
+
+
+def _check_nodes(attempted: str, living: list[str]) -> None:
+    if not living:
+        raise ClusterUnreachableError(
+            attempted,
+            found="its head answers but no node of it is alive",
+            rule="a stale head has lost its workers and itself",
+            remedy="Start the cluster again: 'ray stop' and 'ray start --head' on the head.",
+        )
+    here = set(_local_nodes())
+    if not here & set(living):
+        raise ClusterUnreachableError(
+            attempted,
+            found=f"it has {len(living)} live node{'s' if len(living) > 1 else ''}, none of them on this host",
+            rule="a driver talks to the Ray node on its own host",
+            remedy="Run on a node of the cluster, join this host with 'ray start --address=…', or use 'manta submit'.",
+        )
+
+
+def _local_nodes() -> list[str]:
+    """Ids of the Ray nodes whose raylet runs on this host (Ray finds them the same way)."""
+    flag = "--node_id="
+    commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+    return [word.removeprefix(flag) for command in commands for word in command if word.startswith(flag)]

@@ -17,6 +17,7 @@
     └── RunError                    exit 1   started well, ended badly
         ├── StageFailedError                 a stage raised something that is not ours
         ├── WorkerLostError                  a worker process or node died
+        ├── PeerFailedError                  another worker failed; its traceback is in the details
         ├── DivergedError                    non-finite loss or gradients past the budget
         ├── CheckpointError                  no checkpoint can be read
         ├── EndpointError                    an endpoint that does not become ready or answers wrongly
@@ -194,6 +195,12 @@ class WorkerLostError(RunError):
     """A worker process or node died more often than the budget allows."""
 
     code = "WORKER"
+
+
+class PeerFailedError(RunError):
+    """Another worker failed, and all stop together; `details` has its rank and traceback."""
+
+    code = "PEER"
 
 
 class DivergedError(RunError):

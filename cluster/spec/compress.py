@@ -1,27 +1,123 @@
-"""`compress`: which recipes are tried, and what a candidate may cost."""
+"""`compress`: which recipes are tried, what a candidate may cost, and what it must gain."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from cluster.spec.base import Fraction, StrictSpec
+from cluster.spec.base import Auto, Fraction, PositiveFloat, StrictSpec
+
+GraphRecipe = Literal[
+    "int8_static",
+    "int8_static_per_tensor",
+    "int8_static_entropy",
+    "int8_static_percentile",
+    "int8_static_excluded",
+    "int8_dynamic",
+    "int8_weight_only",
+    "fp16",
+]
+"""Recipes that change only the graph: seconds each."""
+ModelRecipe = Literal["prune", "distill", "sparse"]
+"""Recipes that train: a pruned network is fine-tuned, a student learns from the trained network, `sparse` masks
+single weights (and makes no file smaller or faster by itself). Each result goes through the graph recipes too."""
+Recipe = GraphRecipe | ModelRecipe
 
 
 class BudgetSpec(StrictSpec):
     """The largest loss of quality that is accepted, measured on the gate split."""
 
-    metric: Literal["accuracy"] = "accuracy"
+    metric: Auto | Literal["accuracy", "r2"] = "auto"
+    """`auto`: accuracy for classification, R² for regression."""
     max_drop: Fraction = 0.01
     """Absolute: 0.01 is one percentage point."""
+
+    @field_validator("max_drop")
+    @classmethod
+    def _provable(cls, value: float) -> float:
+        if value <= 0:
+            raise ValueError(
+                "a budget of 0 cannot be proved by any number of samples; give the smallest drop you would accept, "
+                "or set compress to null"
+            )
+        return value
+
+
+class TargetSpec(StrictSpec):
+    """What candidates are measured on, and what the best of the accepted ones has least of."""
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    """`gpu` quantizes for TensorRT (symmetric INT8) and measures with ONNX Runtime's CUDA provider."""
+    threads: Annotated[int, Field(gt=0)] = 1
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    """Rows a call when latency is measured."""
+    minimize: Literal["latency", "size", "cost"] = "latency"
+    """`latency`: milliseconds a call at `batch_size`; `size`: bytes of the file; `cost`: thread-milliseconds a row at
+    the batch size with the best throughput."""
+
+
+class PruneSpec(StrictSpec):
+    """Structured pruning: whole channels are removed, then the network is fine-tuned on the training engine."""
+
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.25, 0.5, 0.65)
+    """Shares of channels to remove. They are bisected: the middle one first, then stronger or weaker ones."""
+    scope: Literal["uniform", "global"] = "uniform"
+    """`uniform`: the same share in every layer; `global`: the least important channels wherever they are."""
+    importance: Literal["magnitude", "taylor"] = "magnitude"
+    round_to: Annotated[int, Field(gt=0)] = 8
+    """Channels that stay are a multiple of this: vector units work on 8 or 16 at a time."""
+    epochs: Annotated[int, Field(gt=0)] = 10
+    """Epochs of fine-tuning."""
+    learning_rate: PositiveFloat = 1e-3
+    distill: bool = True
+    """Fine-tune towards the unpruned network's answers (see `distill` for temperature and mix)."""
+
+
+class DistillSpec(StrictSpec):
+    """A student learns from the trained network: soft targets at a temperature, mixed with the labels."""
+
+    temperature: PositiveFloat = 3.0
+    soft_share: Fraction = 0.7
+    """Weight of the soft targets; the labels have the rest."""
+    width: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Width of the student as a multiple of the trained network's."""
+    epochs: Annotated[int, Field(gt=0)] = 20
+    learning_rate: PositiveFloat = 3e-3
+    teachers: tuple[str, ...] = ()
+    """Folders of bundles that teach together with the trained network; their logits are averaged."""
+
+
+class ProxySpec(StrictSpec):
+    """Cheap tests on a few calibration rows that stop a hopeless candidate before it is measured."""
+
+    rows: Annotated[int, Field(gt=0)] = 256
+    min_sqnr_db: float = 3.0
+    """Least signal-to-noise ratio of the outputs against the float graph; only for graph recipes."""
+    min_agreement: Fraction = 0.7
+    """Least share of rows on which candidate and parent choose the same class."""
 
 
 class CompressSpec(StrictSpec):
     """Compression of the exported graph, accepted or rejected by measurement."""
 
-    recipes: Annotated[tuple[Literal["int8_static"], ...], Field(min_length=1)] = ("int8_static",)
+    recipes: Annotated[tuple[Recipe, ...], Field(min_length=1)] = ("int8_static",)
+    """Tried from cheap to dear, whatever their order here."""
     budget: BudgetSpec = BudgetSpec()
+    target: TargetSpec = TargetSpec()
     on_inconclusive: Literal["keep_baseline", "accept_point_estimate"] = "accept_point_estimate"
     """What happens when the gate split is too small to decide."""
+    max_class_drop: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Largest loss of recall of any one class; a class must lose more than two rows to break it."""
     calibration_rows: Annotated[int, Field(gt=0)] = 512
+    percentile: Annotated[float, Field(gt=50, lt=100)] = 99.99
+    """Share of activations that `int8_static_percentile` keeps inside the range, in percent."""
+    proxy: ProxySpec = ProxySpec()
+    prune: PruneSpec = PruneSpec()
+    distill: DistillSpec = DistillSpec()
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of single weights that `sparse` sets to zero."""
+    dense_rival: bool = True
+    """After pruning or distillation, also train a smaller dense network for the same time and compare."""
+    concurrency: Annotated[int, Field(gt=0)] = 2
+    """Graph trials that run at the same time, as Ray tasks of one CPU each."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from cluster.errors import SpecError
 from cluster.spec.base import StrictSpec
+from cluster.spec.growth import updates_of_epochs
 from cluster.spec.run import RunSpec
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
@@ -137,6 +138,9 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
         micro,
         f"a worker's share of {batch} samples is {share}, and a micro-batch is at most {BATCH_SIZE_PER_WORKER_CPU}",
     )
+    if spec.compress is not None:
+        metric = "accuracy" if data.task == "classification" else "r2"
+        decide("compress.budget.metric", spec.compress.budget.metric, metric, f"the task is {data.task}")
     from cluster.spec.load import override_spec
 
     complete = override_spec(spec, values) if values else spec
@@ -171,7 +175,7 @@ def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
         workers=workers,
         accumulation_steps=math.ceil(share / micro),
         updates_per_epoch=updates,
-        updates_total=updates * train.epochs,
+        updates_total=sum(updates_of_epochs(train, batch, num_rows_train)),
     )
 
 

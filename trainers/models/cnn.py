@@ -12,7 +12,7 @@ from cluster.bundle.signature import TensorSpec
 from cluster.errors import ModelError
 from cluster.spec.model import CnnSpec
 
-HEAD_CELLS = 4  # the head sees at most 4×4 positions, so that its size does not grow with the image
+HEAD_CELLS = 4  # larger maps are pooled by height // 4, so that the head's size does not grow with the image
 
 
 class Cnn(nn.Module):
@@ -30,9 +30,10 @@ class Cnn(nn.Module):
                 stages.append(nn.MaxPool2d(2))
                 height, width = height // 2, width // 2
             channels = out
-        cells = (min(height, HEAD_CELLS), min(width, HEAD_CELLS))
-        if cells != (height, width):
-            stages.append(nn.AdaptiveAvgPool2d(cells))
+        pool = (max(1, height // HEAD_CELLS), max(1, width // HEAD_CELLS))
+        cells = (height // pool[0], width // pool[1])
+        if pool != (1, 1):  # a fixed kernel: ONNX has no adaptive pooling for sizes that do not divide
+            stages.append(nn.AvgPool2d(pool))
         self.stages = nn.Sequential(*stages)
         self.dropout = nn.Dropout(spec.dropout)
         self.head = nn.Linear(channels * cells[0] * cells[1], num_outputs)
@@ -68,6 +69,4 @@ def build_cnn(spec: CnnSpec, inputs: tuple[TensorSpec, ...], num_outputs: int) -
 
 
 def _block(channels: int, out: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True))

@@ -26,12 +26,13 @@ class Mlp(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
             num_features = width
-        self.layers = nn.Sequential(*layers, nn.Linear(num_features, num_outputs))
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(num_features, num_outputs)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        dtype = self.layers[-1].weight.dtype  # type: ignore[union-attr]
+        dtype = self.head.weight.dtype
         flat = [tensor.flatten(1).to(dtype) for tensor in inputs]
-        return self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, dim=1))
+        return self.head(self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)))
 
 
 def build_mlp(spec: MlpSpec, inputs: tuple[TensorSpec, ...], num_outputs: int) -> nn.Module:

@@ -1,0 +1,87 @@
+"""What ended an attempt: the class of a failure decides whether trying again can help.
+
+    lost        a worker, its node or the controller died     again, within train.faults.worker_restarts
+    ours        an error of cluster.errors                    never: it says itself what to mend
+    bug         anything else that a worker raised            never: it would come again; its traceback is shown
+
+Invariant: when several workers failed, the culprit is reported, not those that only noticed.
+
+Covered: Ray Train 2.60's errors. Not covered: preemption notices (the worker raises InterruptedRunError for one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.errors import MantaError, ModelError, PeerFailedError, WorkerLostError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended."""
+
+    kind: str
+    """`lost`, `ours` or `bug`."""
+    text: str
+    error: BaseException
+    traceback: str = ""
+    rank: int | None = None
+
+
+def classify(error: BaseException) -> Failure:
+    """Of what `TorchTrainer.fit` raised."""
+    from ray.exceptions import RayError
+
+    causes = {rank: _unwrap(item) for rank, item in getattr(error, "worker_failures", {}).items()}
+    bugs = []
+    for rank, (cause, text) in sorted(causes.items()):
+        if isinstance(cause, PeerFailedError | WorkerLostError | RayError):
+            continue
+        kind = "ours" if isinstance(cause, MantaError) else "bug"
+        bugs.append(Failure(kind, f"{type(cause).__name__}: {cause}", cause, text, rank))
+    if bugs:
+        return bugs[0]
+    for rank, (cause, text) in sorted(causes.items()):
+        if isinstance(cause, PeerFailedError):  # the culprit's own report did not arrive
+            kind = "lost" if "WorkerLostError" in cause.found else "bug"
+            return Failure(kind, cause.found, cause, cause.details.get("traceback", text), cause.details.get("rank"))
+        if isinstance(cause, RayError):
+            return Failure("lost", f"worker {rank} died: {_first_line(cause)}", cause, text, rank)
+    if causes:
+        rank, (cause, text) = next(iter(sorted(causes.items())))
+        return Failure("lost", _first_line(cause), cause, text, rank)
+    inner = getattr(error, "controller_failure", error)
+    if isinstance(inner, MantaError):
+        return Failure("ours", str(inner), inner)
+    return Failure("lost", f"the training controller ended: {type(inner).__name__}: {_first_line(inner)}", inner)
+
+
+def raise_failure(failure: Failure, restarts: int) -> None:
+    """Raise what the user should see."""
+    if failure.kind == "ours":
+        raise failure.error
+    if failure.kind == "lost":
+        raise WorkerLostError(
+            "Cannot train",
+            found=f"after {restarts} restarts {failure.text}",
+            rule="train.faults.worker_restarts says how often workers are started again",
+            remedy="Look for the worker's end in ray-logs/ (memory is the usual cause), then run the same command "
+            "again: it goes on from the last checkpoint.",
+        ) from failure.error
+    raise ModelError(
+        "Cannot train",
+        found=f"worker {failure.rank} raised {failure.text}",
+        rule="an error of the model or objective is not tried again",
+        remedy=f"Mend the cause:\n{failure.traceback}",
+        details={"rank": failure.rank, "traceback": failure.traceback},
+    ) from failure.error
+
+
+def _unwrap(error: BaseException) -> tuple[BaseException, str]:
+    """Ray wraps what a worker raised; its text carries the worker's traceback."""
+    base = getattr(error, "base_exc", None) or getattr(error, "_base_exc", None) or error
+    return base, getattr(error, "_traceback_str", None) or str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -1,0 +1,71 @@
+"""A `FitResult` on disk: `weights.safetensors`, `history.json`. Written by rank 0, read by the driver.
+
+Invariant: `history.json` is written last and atomically: where it is, the weights are whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+
+from cluster.atomic import write_bytes, write_json
+from cluster.bundle.files import WEIGHTS
+from cluster.telemetry.events import EpochFinished
+from trainers.loop import FitResult
+from trainers.loop.checkpoint import decode_floats, encode_floats
+
+HISTORY = "history.json"
+SPEED = "speed.json"  # removed when read: times in a stage's folder would change its digest
+
+
+def write_outcome(folder: Path, result: FitResult) -> None:
+    """Write both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / WEIGHTS, save({name: tensor.contiguous() for name, tensor in result.weights.items()}))
+    write_json(
+        folder / HISTORY,
+        encode_floats(
+            {
+                "epochs": [{"epoch": e.epoch, "update": e.update, "metrics": e.metrics} for e in result.history],
+                "stage": result.history[-1].stage,
+                "num_epochs": result.history[-1].epochs,
+                "metrics": result.metrics,
+                "best_epoch": result.best_epoch,
+                "updates": result.updates,
+                "skipped_updates": result.skipped_updates,
+                "num_parameters": result.num_parameters,
+                "stopped_early": result.stopped_early,
+            }
+        ),
+    )
+    write_json(folder / SPEED, result.details)
+
+
+def read_outcome(folder: Path) -> FitResult:
+    """What `write_outcome` wrote."""
+    raw = decode_floats(json.loads((folder / HISTORY).read_text(encoding="utf-8")))
+    history = [
+        EpochFinished(stage=raw["stage"], epochs=raw["num_epochs"], **epoch)  # time_s is that of reading
+        for epoch in raw["epochs"]
+    ]
+    return FitResult(
+        weights=load_file(folder / WEIGHTS),
+        history=history,
+        metrics=raw["metrics"],
+        best_epoch=raw["best_epoch"],
+        updates=raw["updates"],
+        skipped_updates=raw["skipped_updates"],
+        num_parameters=raw["num_parameters"],
+        stopped_early=raw["stopped_early"],
+        details=_take_speed(folder / SPEED),
+    )
+
+
+def _take_speed(path: Path) -> dict[str, float]:
+    if not path.exists():
+        return {}
+    details = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return details

@@ -1,0 +1,56 @@
+"""What one Ray Train worker does: threads, device, `fit`, and rank 0 writes the result.
+
+Invariant: metrics take the run's own channel; `ray.train.report` is never called (it is a barrier, and lets through
+about one report a poll).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cluster.telemetry.events import EventSink, Record
+from trainers.launch.outcome import write_outcome
+from trainers.loop import FitRequest, fit
+from trainers.loop.exchange import current_world
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """Sent to every worker."""
+
+    request: FitRequest
+    sink: EventSink
+    folder: str
+    """Where rank 0 writes weights and history."""
+
+
+class SilentSink:
+    """For all workers but rank 0: the loop emits on rank 0 only, this makes a mistake there harmless."""
+
+    def emit(self, event: Record) -> None:
+        """Drop it."""
+
+
+def train_on_worker(config: dict[str, WorkerJob]) -> None:
+    """Ray Train's function: runs in each worker inside an initialized process group."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    job = config["job"]
+    context = ray.train.get_context()
+    torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
+    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
+    first = current_world().rank == 0
+    result = fit(job.request, sink=job.sink if first else SilentSink(), device=device)
+    if first:
+        write_outcome(Path(job.folder), result)
+
+
+def threads_per_worker(workers_on_this_node: int) -> int:
+    """Cores that this worker has for itself: more threads than cores makes workers wait for each other."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, workers_on_this_node))

@@ -1,0 +1,50 @@
+"""Clipping of the averaged, unscaled gradient, after the exchange: every worker computes the same.
+
+Invariant: the returned norm is that of the gradient as it came, before any clipping; it is not finite exactly when
+the update must not be made.
+
+Covered: by value, adaptive (AGC), by global norm, in this order. Not covered: per-layer norms.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cluster.spec.train import TrainSpec
+
+AGC_WEIGHT_NORM_MIN = 1e-3  # so that a unit that is still zero can move (arXiv:2102.06171, section 4.1)
+EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ has the same
+
+
+@torch.no_grad()
+def clip_gradient(gradient: torch.Tensor, parameters: list[torch.nn.Parameter], spec: TrainSpec) -> torch.Tensor:
+    """Clip in place and return the global norm, a 0-d tensor. `gradient` is the flat one behind all `.grad`."""
+    norm = torch.linalg.vector_norm(gradient)
+    clipped = norm
+    if spec.clip_value is not None:
+        gradient.clamp_(-spec.clip_value, spec.clip_value)
+    if spec.clip_agc is not None:
+        for parameter in parameters:
+            adaptive_clip(parameter, spec.clip_agc)
+    if spec.clip_norm is not None:
+        if spec.clip_value is not None or spec.clip_agc is not None:
+            clipped = torch.linalg.vector_norm(gradient)
+        gradient.mul_((spec.clip_norm / (clipped + EPSILON)).clamp_max(1.0))
+    return norm
+
+
+def adaptive_clip(parameter: torch.nn.Parameter, ratio: float) -> None:
+    """AGC: the gradient of each output unit is at most `ratio` times the norm of its weights."""
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    weight_norm = unit_norms(parameter.detach()).clamp_min(AGC_WEIGHT_NORM_MIN)
+    gradient_norm = unit_norms(gradient)
+    gradient.mul_((ratio * weight_norm / gradient_norm.clamp_min(EPSILON)).clamp_max(1.0))
+
+
+def unit_norms(tensor: torch.Tensor) -> torch.Tensor:
+    """Norm over all axes but the first (output units); of a vector, its elements' absolute values."""
+    if tensor.dim() <= 1:
+        return tensor.abs()
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True)

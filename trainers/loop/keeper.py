@@ -1,0 +1,98 @@
+"""When checkpoints are written and read: the loop's side of checkpoint.py.
+
+Invariant: all workers decide alike (due, which one to read, whether writing failed), so that none waits for another.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cluster.errors import DivergedError, MantaError, PeerFailedError
+from cluster.telemetry.events import CheckpointWritten, EpochFinished, Message
+from trainers.loop import snapshot
+from trainers.loop.checkpoint import CheckpointFolder
+from trainers.loop.exchange import texts_over_workers
+from trainers.loop.state import Job, State
+
+
+class Keeper:
+    """Checkpoints of one run; without a folder it does nothing."""
+
+    def __init__(self, job: Job, state: State) -> None:
+        self.job, self.state = job, state
+        train, path = job.request.train, job.request.checkpoints
+        self.folder = CheckpointFolder(path, train.checkpoint, train.best) if path is not None else None
+
+    def resume(self) -> None:
+        """Go on from the newest valid checkpoint; damaged ones are reported. Collective."""
+        if self.folder is None:
+            return
+        name = ""
+        if self.job.world.rank == 0:
+            self.folder.take_over()
+            newest, problems = self.folder.newest_valid()
+            name = newest or ""
+            for problem in problems:
+                self._say("warning", problem)
+        name = texts_over_workers(name, self.job.world, self.job.device)[0]
+        if name:
+            snapshot.restore(self.job, self.state, self.folder.read(name))
+            if self.job.world.rank == 0:
+                self._say("info", f"training goes on from checkpoint {name}")
+
+    def due(self) -> bool:
+        """Whether an interval inside the epoch has passed."""
+        every = self.job.request.train.checkpoint.every_updates
+        return self.folder is not None and every is not None and self.state.cursor.window % every == 0
+
+    def write(self, epoch: EpochFinished | None = None) -> None:
+        """Write the state. Collective; an error of rank 0 is raised on all."""
+        if self.folder is None:
+            return
+        taken = snapshot.take(self.job, self.state)
+        error: MantaError | None = None
+        if self.job.world.rank == 0:
+            try:
+                self._write(taken, epoch)
+            except MantaError as raised:
+                error = raised
+        text = texts_over_workers(error.message if error else "", self.job.world, self.job.device)[0]
+        if error:
+            raise error
+        if text:
+            raise PeerFailedError(
+                "Cannot write a checkpoint", found=f"worker 0 failed: {text}", details={"rank": 0, "traceback": text}
+            )
+
+    def roll_back(self, error: DivergedError) -> None:
+        """Return to the last checkpoint and leave out the windows that diverged. Raises `error` past the budget."""
+        state, faults = self.state, self.job.request.train.faults
+        newest = self.folder.newest_valid()[0] if self.folder and self.job.world.rank == 0 else None
+        name = texts_over_workers(newest or "", self.job.world, self.job.device)[0]
+        if self.folder is None or not name or state.rollbacks >= faults.rollbacks:
+            raise error
+        last = state.cursor.window
+        bad = {(state.cursor.epoch, last - back) for back in range(1, state.cursor.skipped_in_a_row + 1)}
+        left_out, rollbacks = state.left_out | bad, state.rollbacks + 1
+        snapshot.restore(self.job, state, self.folder.read(name))
+        state.left_out, state.rollbacks = left_out, rollbacks
+        self.job.train.forget_ahead()
+        if self.job.world.rank == 0:
+            self._say("warning", f"{error.found}; back to checkpoint {name}, leaving out {len(bad)} windows")
+
+    def _write(self, taken: snapshot.Snapshot, epoch: EpochFinished | None) -> None:
+        assert self.folder is not None
+        cursor = self.state.cursor
+        value = epoch.metrics.get(self.folder.best.metric) if epoch else None
+        path = self.folder.write(f"e{cursor.epoch:05d}-w{cursor.window:08d}", taken, value)
+        self.job.sink.emit(
+            CheckpointWritten(
+                stage=self.job.request.stage,
+                path=str(path),
+                update=cursor.update,
+                best=bool(epoch) and self.state.best.epoch == cursor.epoch - 1,
+            )
+        )
+
+    def _say(self, level: Literal["info", "warning"], text: str) -> None:
+        self.job.sink.emit(Message(level=level, stage=self.job.request.stage, text=text))

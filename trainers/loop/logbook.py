@@ -1,0 +1,59 @@
+"""Training progress at an interval: loss, learning rate, speed, time left. Rank 0 emits.
+
+Invariant: the logged loss is the mean over the items of the windows since the last record, over all workers: it does
+not depend on workers or micro-batches.
+"""
+
+from __future__ import annotations
+
+import time
+
+from cluster.telemetry.events import TrainStep
+from trainers.loop.sampler import num_windows
+from trainers.loop.state import Job, State
+from trainers.loop.step import UpdateReport
+
+
+class Logbook:
+    """One epoch's records."""
+
+    def __init__(self, job: Job, state: State) -> None:
+        self.job, self.state = job, state
+        self.every = job.request.train.log_every_updates
+        self.windows = num_windows(job.train.num_rows, job.batch_size(state.cursor.epoch))
+        self._clear()
+
+    def note(self, report: UpdateReport) -> None:
+        """After an update."""
+        self.loss_sum += report.loss_sum if report.made else 0.0
+        self.weight += report.weight if report.made else 0.0
+        self.updates += 1
+        cursor = self.state.cursor
+        last = cursor.window >= self.windows
+        if (self.updates % self.every == 0 or last) and self.weight > 0:
+            if self.job.world.rank == 0:
+                self._emit(report)
+            self._clear()
+
+    def _emit(self, report: UpdateReport) -> None:
+        request, cursor, total = self.job.request, self.state.cursor, self.job.updates_total
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        samples = self.updates * self.job.batch_size(cursor.epoch)
+        self.job.sink.emit(
+            TrainStep(
+                stage=request.stage,
+                epoch=cursor.epoch + 1,
+                epochs=request.train.epochs,
+                update=cursor.update,
+                updates=total,
+                loss=self.loss_sum / self.weight,
+                learning_rate=report.learning_rate,
+                samples_per_s=samples / seconds,
+                eta_s=seconds / self.updates * max(0, total - cursor.update),
+                extra={"gradient_norm": report.gradient_norm},
+            )
+        )
+
+    def _clear(self) -> None:
+        self.loss_sum, self.weight, self.updates = 0.0, 0.0, 0
+        self.since = time.monotonic()

@@ -1,0 +1,213 @@
+"""The loop: read this first.
+
+    for each epoch, for each window of its order:  update (step.py)
+    after each epoch:                              evaluate, compare with the best, checkpoint
+
+Invariant: a run that was interrupted at any moment and started again ends with the same bytes as one that was not
+(same machine type, same number of workers). All workers walk through this file in step.
+
+Covered: one process, or all processes of an initialized process group. Not covered: starting them (trainers/launch).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cluster.errors import DivergedError, InterruptedRunError
+from cluster.telemetry.events import EpochFinished, EventSink
+from trainers.loop.evaluate import evaluate_split
+from trainers.loop.exchange import average_buffers, sum_over_workers
+from trainers.loop.keeper import Keeper
+from trainers.loop.logbook import Logbook
+from trainers.loop.plateau import improves
+from trainers.loop.request import FitRequest, FitResult
+from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
+from trainers.loop.setup import set_up
+from trainers.loop.state import Job, State
+from trainers.loop.step import check_budget, update
+
+OnEpoch = Callable[[EpochFinished], bool]
+
+
+def fit(
+    request: FitRequest,
+    *,
+    sink: EventSink,
+    on_epoch: OnEpoch | None = None,
+    device: torch.device | None = None,
+    interrupt: Callable[[], bool] | None = None,
+) -> FitResult:
+    """Train to the end, going on from the newest valid checkpoint if there is one.
+
+    Every worker calls it; rank 0 alone emits and writes. `on_epoch` returning True ends the run after that epoch.
+    `interrupt` is asked before each update; once it is true on any worker, a checkpoint is written and all raise
+    InterruptedRunError. Raises DivergedError, MemoryShortError, PeerFailedError, WorkerLostError, DiskFullError.
+    """
+    job, state = set_up(request, sink, device)
+    keeper = Keeper(job, state)
+    keeper.resume()
+    started, first_update = time.monotonic(), state.cursor.update
+    try:
+        with collector_paused():
+            run_epochs(job, state, keeper, on_epoch, interrupt)
+    finally:
+        job.train.close()
+        job.validation.close()
+    seconds = time.monotonic() - started
+    return _result(job, state, seconds, state.cursor.update - first_update)
+
+
+def run_epochs(
+    job: Job, state: State, keeper: Keeper, on_epoch: OnEpoch | None, interrupt: Callable[[], bool] | None
+) -> None:
+    """The whole training, visible in one place."""
+    cursor = state.cursor
+    while cursor.epoch < job.request.train.epochs and not state.stopped_early:
+        logbook = Logbook(job, state)
+        try:
+            for window in windows_left(job, state):
+                report = update(job, state, window, want_stop=bool(interrupt and interrupt()))
+                check_budget(job, state)
+                logbook.note(report)
+                if report.stop:
+                    keeper.write()
+                    raise _interrupted(state)
+                if keeper.due():
+                    keeper.write()
+        except DivergedError as error:
+            keeper.roll_back(error)  # raises when the budget is spent
+            cursor = state.cursor
+            continue
+        event = finish_epoch(job, state)
+        stop = bool(on_epoch(event)) if on_epoch else False
+        state.stopped_early |= bool(sum_over_workers([stop], job.world, job.device)[0])
+        if job.world.rank == 0:
+            job.sink.emit(event)
+        if event.epoch % job.request.train.checkpoint.every_epochs == 0 or is_over(job, state):
+            keeper.write(event)
+        gc.collect()
+
+
+def windows_left(job: Job, state: State) -> Iterator[Window]:
+    """The windows of the current epoch from the cursor on, the next one already being read."""
+    cursor, batch = state.cursor, job.batch_size(state.cursor.epoch)
+    order = epoch_order(job.request.seed, cursor.epoch, job.train.num_rows)
+    count = num_windows(job.train.num_rows, batch)
+    while cursor.window < count:
+        if (cursor.epoch, cursor.window) in state.left_out:
+            cursor.window += 1
+            cursor.skipped += 1
+            continue
+        if cursor.window + 1 < count:
+            following = window_of(order, cursor.epoch, cursor.window + 1, batch, job.world)
+            job.train.read_ahead(following, state.micro_size)
+        yield window_of(order, cursor.epoch, cursor.window, batch, job.world)
+
+
+def finish_epoch(job: Job, state: State) -> EpochFinished:
+    """Evaluate, move the plateau, keep the best, and put the cursor at the start of the next epoch."""
+    train, cursor = job.request.train, state.cursor
+    average_buffers(state.model, job.world)
+    metrics = evaluate_split(job, state, job.validation, "validation")
+    if cursor.weight_sum > 0:
+        metrics["train.loss"] = cursor.loss_sum / cursor.weight_sum
+    event = EpochFinished(
+        stage=job.request.stage,
+        epoch=cursor.epoch + 1,
+        epochs=train.epochs,
+        update=cursor.update,
+        metrics=metrics,
+    )
+    state.history.append(event)
+    value = best_value(job, metrics)
+    if state.plateau and train.schedule.plateau:
+        state.plateau.observe(value, train.schedule.plateau, train.best)
+    _keep_best(job, state, value, metrics)
+    cursor.epoch, cursor.window, cursor.loss_sum, cursor.weight_sum = cursor.epoch + 1, 0, 0.0, 0.0
+    return event
+
+
+def best_value(job: Job, metrics: dict[str, float]) -> float:
+    """The metric that decides which epoch is the best. Raises SpecError for a name that does not exist."""
+    from trainers.loop.setup import unknown_metric
+
+    name = job.request.train.best.metric
+    if name not in metrics:
+        raise unknown_metric(name, metrics)
+    return metrics[name]
+
+
+def is_over(job: Job, state: State) -> bool:
+    """Whether no epoch is left."""
+    return state.stopped_early or state.cursor.epoch >= job.request.train.epochs
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Python's garbage collector runs between epochs, not inside updates, where it would make a worker a straggler."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _keep_best(job: Job, state: State, value: float, metrics: dict[str, float]) -> None:
+    train, best = job.request.train, state.best
+    stopping = train.early_stopping
+    improved = improves(value, best.value, train.best.mode)
+    enough = improves(value, best.value, train.best.mode, stopping.min_delta if stopping else 0.0)
+    best.epochs_without = 0 if enough else best.epochs_without + 1
+    if improved or train.keep == "last":
+        best.epoch, best.metrics = state.cursor.epoch, metrics
+        best.weights = current_weights(state)
+        best.value = value if improved else best.value
+    if stopping and best.epochs_without >= stopping.patience:
+        state.stopped_early = True
+
+
+def current_weights(state: State) -> dict[str, torch.Tensor]:
+    """A copy on the CPU of what is evaluated: the model under its EMA."""
+    if state.ema:
+        with state.ema.applied():
+            return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
+
+
+def _result(job: Job, state: State, seconds: float, updates: int) -> FitResult:
+    best = state.best
+    if not best.weights:  # no epoch had a finite metric
+        raise DivergedError(
+            "Cannot name a best epoch",
+            found=f"{job.request.train.best.metric} was never finite in {len(state.history)} epochs",
+            rule="the result is the best epoch's weights",
+            remedy="Lower train.optimizer.learning_rate.",
+        )
+    samples = updates * job.request.batch.batch_size_global
+    return FitResult(
+        weights=best.weights,
+        history=state.history,
+        metrics=best.metrics,
+        best_epoch=best.epoch + 1,
+        updates=state.cursor.update,
+        skipped_updates=state.cursor.skipped,
+        num_parameters=sum(parameter.numel() for parameter in state.exchange.parameters),
+        stopped_early=state.stopped_early,
+        details={"seconds": seconds, "samples_per_s": samples / seconds if seconds > 0 else 0.0},
+    )
+
+
+def _interrupted(state: State) -> InterruptedRunError:
+    return InterruptedRunError(
+        "Training was told to stop",
+        found=f"a notice to stop after update {state.cursor.update}",
+        rule="everything up to there is in a checkpoint",
+        remedy="Run the same command again to go on from here.",
+    )

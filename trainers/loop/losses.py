@@ -1,0 +1,102 @@
+"""Sums of losses over valid items: the only form in which a loss leaves a micro-batch.
+
+    update = (Σ over the global batch of w_i · ℓ_i) / (Σ of w_i)
+
+Invariant: nothing here divides by a number of items. The divisor belongs to the whole window over all workers and is
+known before the first backward (loader.py), so micro-batches and workers never occur in the formula.
+
+Covered: classification with class indices or mixed targets, (N, T) targets with ignored items, regression, focal
+loss, label smoothing, any function of the user. Not covered: losses that couple rows (contrastive).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from cluster.spec.train import LossSpec
+
+IGNORE_INDEX = -100  # torch's default: targets that count for nothing
+
+PLAIN = LossSpec()  # cross-entropy or squared error as they stand
+ItemLosses = Callable[[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward."""
+
+    inputs: tuple[torch.Tensor, ...]
+    """(n, …) in the order of the signature."""
+    targets: torch.Tensor
+    """(n,) int64, (n, T) int64, (n, C) float mixed classes, or (n,) float values."""
+    weights: torch.Tensor | None = None
+    """(n,) float32; None is all ones."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The training loss of a run."""
+
+    task: str
+    spec: LossSpec = PLAIN
+    item_losses: ItemLosses | None = None
+    """The user's own; replaces the loss of the spec."""
+
+    def sum(self, batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:
+        """Σ w_i · ℓ_i as a float scalar with a graph; items of weight 0 never enter it, not even as NaN · 0."""
+        if self._plain_sum(batch):
+            return F.cross_entropy(
+                outputs.float() if outputs.dtype.itemsize < 4 else outputs,
+                batch.targets,
+                reduction="sum",
+                label_smoothing=self.spec.label_smoothing,
+                ignore_index=IGNORE_INDEX,
+            )
+        losses = self._items(batch, outputs)
+        if batch.weights is None:
+            return losses.sum()
+        valid = batch.weights > 0
+        return (losses[valid] * batch.weights[valid].to(losses.dtype)).sum()
+
+    def _plain_sum(self, batch: MicroBatch) -> bool:
+        return (
+            self.task == "classification"
+            and self.item_losses is None
+            and batch.weights is None
+            and self.spec.focal_gamma == 0
+            and batch.targets.dim() == 1
+        )
+
+    def _items(self, batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:
+        """(n,) losses; a row of several items is their sum."""
+        outputs = outputs.float() if outputs.dtype.itemsize < 4 else outputs
+        if self.item_losses is not None:
+            return self.item_losses(batch.inputs, outputs, batch.targets)
+        if self.task == "regression":
+            return (outputs.reshape(len(outputs), -1)[:, 0] - batch.targets) ** 2
+        return classification_losses(outputs, batch.targets, self.spec)
+
+
+def classification_losses(outputs: torch.Tensor, targets: torch.Tensor, spec: LossSpec) -> torch.Tensor:
+    """(n,) losses of (n, C) or (n, T, C) logits."""
+    if targets.is_floating_point():
+        return _focal(F.cross_entropy(outputs, targets, reduction="none", label_smoothing=spec.label_smoothing), spec)
+    losses = F.cross_entropy(
+        outputs.flatten(0, -2),
+        targets.flatten(),
+        reduction="none",
+        label_smoothing=spec.label_smoothing,
+        ignore_index=IGNORE_INDEX,
+    )
+    return _focal(losses, spec).reshape(len(targets), -1).sum(dim=1)
+
+
+def _focal(losses: torch.Tensor, spec: LossSpec) -> torch.Tensor:
+    """(1 - p)^γ · ℓ with p = exp(-ℓ) (arXiv:1708.02002)."""
+    if spec.focal_gamma == 0:
+        return losses
+    return (1 - torch.exp(-losses)).clamp_min(0) ** spec.focal_gamma * losses

@@ -1,0 +1,71 @@
+"""What a training run is asked to do, and what it returns.
+
+Invariant: a request is picklable and complete: the same request gives the same weights, byte for byte, on the same
+machine type, whether or not it was interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.spec.model import ModelSpec
+from cluster.spec.resolve import BatchPlan
+from cluster.spec.train import TrainSpec
+from cluster.telemetry.events import EpochFinished
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """One training run, without any `auto`."""
+
+    train: TrainSpec
+    batch: BatchPlan
+    model: ModelSpec
+    seed: int
+    prepared: Path
+    """Folder that `open_prepared` reads; every worker must see it."""
+    stage: str
+    """Named in the records that are emitted."""
+    checkpoints: Path | None
+    """Folder of this run's checkpoints; None writes none. An interrupted run goes on from what lies there."""
+    model_factory: str | None = None
+    """`module:function`, called with `**model_arguments`, instead of `build_model` (pruned models, students)."""
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+    objective: str | None = None
+    """`module:function`, called once per worker with `**objective_arguments`; it returns a function
+    `(inputs: tuple[Tensor, ...], outputs: (N, C), targets: (N,)) -> (N,) losses` that replaces the loss of the
+    spec in training (a distillation loss). The mean over a global batch is taken by the engine."""
+    objective_arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came out. The same on every worker."""
+
+    weights: dict[str, torch.Tensor]
+    """State dict of the kept epoch on the CPU (the EMA's where there is one)."""
+    history: list[EpochFinished]
+    metrics: dict[str, float]
+    """Metrics of the kept epoch."""
+    best_epoch: int
+    """Number, from 1, of the kept epoch."""
+    updates: int
+    """Optimizer steps that were made."""
+    skipped_updates: int
+    """Windows that were left out because their gradients were not finite or they held no valid item."""
+    num_parameters: int
+    stopped_early: bool = False
+    details: dict[str, float] = field(default_factory=dict)
+    """seconds, samples_per_s, … of this process's part of the run."""
+
+
+def load_named(name: str) -> Callable[..., Any]:
+    """The function that `module:function` names."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)

@@ -1,0 +1,73 @@
+"""Which rows make up which update, and which of them a worker reads: pure functions.
+
+    order(seed, epoch)                the permutation of all rows
+    window w of the epoch             order[w·B : (w+1)·B], the last one may be shorter
+    rank r's part of the window       a contiguous, balanced slice; its micro-batches are slices of that
+
+Invariant: order and windows depend on (seed, epoch, position) and on the global batch alone. Workers only decide
+who reads what, so that each row occurs exactly once an epoch with any number of workers, and a resume needs no state
+but two integers.
+
+Covered: shuffled epochs, uneven parts (a rank may have no row). Not covered: streams without an index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker's place among all workers."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows of one update."""
+
+    epoch: int
+    index: int
+    """Position in the epoch, from 0."""
+    rows: np.ndarray
+    """(B,) int64 row numbers of the whole global batch, the same on every worker."""
+    start: int
+    """This rank's part is rows[start:stop]."""
+    stop: int
+
+    @property
+    def own(self) -> np.ndarray:
+        """Rows of this rank."""
+        return self.rows[self.start : self.stop]
+
+    def micro_slices(self, size: int) -> list[slice]:
+        """Positions in the window of this rank's micro-batches of at most `size` rows."""
+        return [slice(at, min(at + size, self.stop)) for at in range(self.start, self.stop, size)]
+
+
+def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """(num_rows,) int64 permutation."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def num_windows(num_rows: int, batch_size_global: int) -> int:
+    """Windows of an epoch."""
+    return -(-num_rows // batch_size_global)
+
+
+def window_of(order: np.ndarray, epoch: int, index: int, batch_size_global: int, world: World) -> Window:
+    """Window `index` of the epoch whose permutation is `order`."""
+    rows = order[index * batch_size_global : (index + 1) * batch_size_global]
+    start, stop = part(len(rows), world)
+    return Window(epoch, index, rows, start, stop)
+
+
+def part(length: int, world: World) -> tuple[int, int]:
+    """Bounds of a rank's balanced, contiguous slice; the first ranks get the longer ones."""
+    base, extra = divmod(length, world.size)
+    start = world.rank * base + min(world.rank, extra)
+    return start, start + base + (world.rank < extra)

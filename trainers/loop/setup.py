@@ -1,0 +1,116 @@
+"""From a request to `Job` and `State`: model, optimizer, readers, seeds, devices.
+
+Invariant: all workers start with rank 0's weights and with random streams of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from cluster.errors import DataError, SpecError
+from cluster.spec.train import LossSpec
+from cluster.telemetry.events import EventSink
+from trainers.data.shards import PreparedData, open_prepared
+from trainers.loop import rng
+from trainers.loop.augment import Augmenter
+from trainers.loop.ema import Ema
+from trainers.loop.exchange import GradientExchange, current_world, same_everywhere
+from trainers.loop.loader import SplitReader, row_weights
+from trainers.loop.losses import Objective
+from trainers.loop.optim import build_optimizer
+from trainers.loop.plateau import Plateau
+from trainers.loop.precision import build_scaler
+from trainers.loop.request import FitRequest, load_named
+from trainers.loop.state import Job, State
+from trainers.models import build_model
+
+
+def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) -> tuple[Job, State]:
+    """Build everything. Collective under a process group."""
+    world = current_world()
+    device = device or default_device()
+    data = open_prepared(request.prepared)
+    _check_augmentation(request, data)
+    train, validation = data.splits["train"], data.splits["validation"]
+    if len(train) == 0:
+        raise DataError("Cannot train", found="the train split has no rows", remedy="Look at the data section.")
+    objective = load_named(request.objective)(**request.objective_arguments) if request.objective else None
+    job = Job(
+        request=request,
+        data=data,
+        world=world,
+        device=device,
+        train=SplitReader(train, device, row_weights(train, request.train.loss, data.num_outputs)),
+        validation=SplitReader(validation, device, row_weights(validation, LossSpec(), data.num_outputs)),
+        objective=Objective(data.task, request.train.loss, objective),
+        augmenter=Augmenter(request.train.augment, request.seed, data.inputs[0].item_shape, data.num_outputs),
+        sink=sink,
+    )
+    model = build_module(request, data).to(device)
+    same_everywhere([*model.parameters(), *model.buffers()], world)
+    rng.seed_everything(request.seed, world.rank)
+    return job, new_state(job, model)
+
+
+def build_module(request: FitRequest, data: PreparedData) -> nn.Module:
+    """The model of a request with weights drawn from its seed, in training mode."""
+    torch.manual_seed(request.seed)
+    if request.model_factory:
+        model = load_named(request.model_factory)(**request.model_arguments)
+    else:
+        model = build_model(request.model, data.inputs, data.num_outputs)
+    return model.train()
+
+
+def new_state(job: Job, model: nn.Module) -> State:
+    """The state before the first update."""
+    train = job.request.train
+    return State(
+        model=model,
+        optimizer=build_optimizer(model, train.optimizer),
+        exchange=GradientExchange(model, job.world),
+        scaler=build_scaler(train.precision, job.device),
+        ema=Ema(model, train.ema) if train.ema else None,
+        plateau=Plateau() if train.schedule.plateau else None,
+        micro_size=job.request.batch.batch_size_per_worker,
+    )
+
+
+def default_device() -> torch.device:
+    """The GPU of this process (LOCAL_RANK under torchrun), or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def unknown_metric(name: str, metrics: Mapping[str, float]) -> SpecError:
+    """For `train.best.metric`."""
+    return SpecError(
+        "Cannot choose the best epoch",
+        found=f"train.best.metric is {name!r}",
+        rule=f"metrics of an epoch are {', '.join(sorted(metrics))}",
+        remedy="Name one of them.",
+    )
+
+
+def _check_augmentation(request: FitRequest, data: PreparedData) -> None:
+    augment = request.train.augment
+    image = len(data.inputs) == 1 and len(data.inputs[0].item_shape) in (2, 3)
+    if (augment.shift_pixels or augment.cutmix_alpha) and not image:
+        raise SpecError(
+            "Cannot augment the training rows",
+            found="train.augment asks for shifts or CutMix and the rows are not images",
+            rule="shift_pixels and cutmix_alpha need one image input",
+            remedy="Set both to 0.",
+        )
+    if (augment.mixup_alpha or augment.cutmix_alpha) and data.task != "classification":
+        raise SpecError(
+            "Cannot mix the training rows",
+            found=f"the task is {data.task}",
+            rule="MixUp and CutMix mix classes",
+            remedy="Set mixup_alpha and cutmix_alpha to 0.",
+        )

@@ -1,0 +1,107 @@
+"""Everything that changes while a run goes on: what a checkpoint must hold is here, and nothing else is.
+
+Invariant: between two windows, `Job` (fixed by the request) and `State` determine the rest of the run, byte for byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from cluster.bundle.signature import TensorSpec
+from cluster.spec.growth import batch_size_of_epoch, updates_of_epochs
+from cluster.telemetry.events import EpochFinished, EventSink
+from trainers.data.shards import PreparedData
+from trainers.loop.augment import Augmenter
+from trainers.loop.ema import Ema
+from trainers.loop.exchange import GradientExchange
+from trainers.loop.loader import SplitReader
+from trainers.loop.losses import Objective
+from trainers.loop.plateau import Plateau
+from trainers.loop.request import FitRequest
+from trainers.loop.sampler import World
+from trainers.loop.schedule import peak_learning_rate
+
+
+@dataclass
+class Cursor:
+    """Where the run is."""
+
+    epoch: int = 0
+    window: int = 0
+    """Next window of the epoch: moves also when an update was skipped."""
+    update: int = 0
+    """Optimizer steps made: the schedule's index. Stays when an update was skipped."""
+    skipped: int = 0
+    """Windows left out so far."""
+    skipped_in_a_row: int = 0
+    loss_sum: float = 0.0
+    """Of this epoch so far, over all workers."""
+    weight_sum: float = 0.0
+
+
+@dataclass
+class Best:
+    """The best epoch so far."""
+
+    epoch: int = -1
+    value: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    epochs_without: int = 0
+    """Epochs since it last improved by the early-stopping delta."""
+
+
+@dataclass
+class State:
+    """The changing part of a run."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    exchange: GradientExchange
+    scaler: torch.amp.GradScaler | None
+    ema: Ema | None
+    plateau: Plateau | None
+    micro_size: int
+    """Rows of a micro-batch: halves when memory does not suffice."""
+    cursor: Cursor = field(default_factory=Cursor)
+    best: Best = field(default_factory=Best)
+    history: list[EpochFinished] = field(default_factory=list)
+    left_out: set[tuple[int, int]] = field(default_factory=set)
+    """(epoch, window) pairs that a rollback has condemned."""
+    rollbacks: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """The fixed part of a run."""
+
+    request: FitRequest
+    data: PreparedData
+    world: World
+    device: torch.device
+    train: SplitReader
+    validation: SplitReader
+    objective: Objective
+    augmenter: Augmenter
+    sink: EventSink
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.data.inputs
+
+    def batch_size(self, epoch: int) -> int:
+        """Global batch of an epoch."""
+        return batch_size_of_epoch(self.request.train, self.request.batch.batch_size_global, epoch)
+
+    @property
+    def updates_total(self) -> int:
+        """Windows of the whole run: the schedule's length."""
+        return sum(updates_of_epochs(self.request.train, self.request.batch.batch_size_global, self.train.num_rows))
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return peak_learning_rate(self.request.train.optimizer, self.request.batch.batch_size_global)

@@ -1,0 +1,205 @@
+"""One update: the visible heart of training.
+
+    gradient = d/dθ [ Σ over the global batch of w_i · ℓ_i ] / Σ w_i
+
+K micro-batches, W workers: neither occurs in the formula. Each micro-batch adds the gradient of its loss *sum*,
+divided by the weight of the whole window (known before the first forward); the exchange adds up the workers.
+
+Invariant: after `update` either everything moved (parameters, optimizer state, EMA, update index) or, on a window
+that is skipped, nothing did but the data cursor and the fp16 scale.
+
+Covered: accumulation, AMP, clipping, skips, out-of-memory retry, agreement on failures. Not covered: order of
+windows (loop.py).
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+from cluster.errors import DivergedError, MemoryShortError, PeerFailedError
+from trainers.loop import rng
+from trainers.loop.clip import clip_gradient
+from trainers.loop.exchange import Riders, texts_over_workers
+from trainers.loop.optim import set_learning_rate
+from trainers.loop.precision import autocast, check_scale, found_inf
+from trainers.loop.sampler import Window
+from trainers.loop.schedule import learning_rate_factor
+from trainers.loop.state import Job, State
+
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What an update did."""
+
+    made: bool
+    loss_sum: float
+    """Over all workers."""
+    weight: float
+    gradient_norm: float
+    learning_rate: float
+    stop: bool
+    """Some worker wants to stop after this update."""
+
+
+def update(job: Job, state: State, window: Window, *, want_stop: bool = False) -> UpdateReport:
+    """Forward, backward, exchange, step. All workers call it with the same window; blocks until all have."""
+    weight = job.train.weight_of(window.rows)
+    riders = _gradient_of_window(job, state, window, weight, want_stop)
+    learning_rate = learning_rate_now(job, state)
+    norm = _step(job, state, learning_rate) if weight > 0 else torch.zeros(())
+    norm_value = float(norm)
+    made = weight > 0 and norm_value == norm_value and norm_value != float("inf")
+    cursor = state.cursor
+    cursor.window += 1
+    if made:
+        if state.ema:
+            state.ema.update(cursor.update)
+        cursor.update += 1
+        cursor.loss_sum += float(riders.loss_sum)
+        cursor.weight_sum += weight
+        cursor.skipped_in_a_row = 0
+    else:
+        cursor.skipped += 1
+        cursor.skipped_in_a_row += weight > 0 and state.scaler is None
+        if state.scaler:
+            check_scale(state.scaler)
+    return UpdateReport(made, float(riders.loss_sum), weight, norm_value, learning_rate, bool(riders.stop))
+
+
+def learning_rate_now(job: Job, state: State) -> float:
+    """Of the next update."""
+    factor = learning_rate_factor(job.request.train.schedule, state.cursor.update, job.updates_total)
+    return job.peak_learning_rate * factor * (state.plateau.factor if state.plateau else 1.0)
+
+
+def _gradient_of_window(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> Riders:
+    """Fill the flat gradient, summed over workers. Retries with smaller micro-batches when memory is short."""
+    while True:
+        snapshot = _Snapshot(state)
+        error = _accumulate(job, state, window, weight)
+        if want_stop:
+            state.exchange.want_stop()
+        riders = state.exchange.reduce()
+        if (job.world.size == 1 and error is None) or not float(riders.failed):
+            return riders
+        _settle_failure(job, state, window, error)  # raises, unless a smaller micro-batch may help
+        snapshot.restore(state)
+
+
+def _accumulate(job: Job, state: State, window: Window, weight: float) -> Exception | None:
+    """Backward of all micro-batches of this worker. An error is returned, so that the exchange is joined anyway."""
+    exchange = state.exchange
+    exchange.clear()
+    if weight == 0:
+        return None
+    try:
+        change = job.augmenter.draw(window) if job.augmenter.active else None
+        for where in window.micro_slices(state.micro_size):
+            batch = job.train.read_slice(window, where)
+            if change is not None:
+                batch = job.augmenter.apply(batch, change, where, job.train)
+            with autocast(job.request.train.precision, job.device):
+                outputs = state.model(*batch.inputs)
+                loss_sum = job.objective.sum(batch, outputs)
+            loss = loss_sum / weight
+            (state.scaler.scale(loss) if state.scaler else loss).backward()
+            exchange.add_loss(loss_sum)
+    except Exception as error:  # noqa: BLE001 - the exchange must be joined, else the other workers wait for ever
+        exchange.fail()
+        return error
+    return None
+
+
+def _step(job: Job, state: State, learning_rate: float) -> torch.Tensor:
+    """Unscale, clip, step, update the scale. Returns the norm; not finite means that nothing moved."""
+    optimizer, scaler, exchange = state.optimizer, state.scaler, state.exchange
+    set_learning_rate(optimizer, learning_rate)
+    if scaler is None:
+        norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
+        if torch.isfinite(norm):
+            optimizer.step()
+        return norm
+    scaler.unscale_(optimizer)
+    norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
+    overflow = found_inf(scaler, optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    return torch.where(overflow > 0, torch.inf, norm)
+
+
+class _Snapshot:
+    """Random states and buffers before a window: a retry must not see what the failed attempt has used."""
+
+    def __init__(self, state: State) -> None:
+        self.random = rng.quick_snapshot()
+        self.buffers = [buffer.clone() for buffer in state.model.buffers()]
+
+    def restore(self, state: State) -> None:
+        rng.quick_restore(self.random)
+        with torch.no_grad():
+            for buffer, old in zip(state.model.buffers(), self.buffers, strict=True):
+                buffer.copy_(old)
+
+
+def _settle_failure(job: Job, state: State, window: Window, error: Exception | None) -> None:
+    """All workers come here together. Halves the micro-batch if all failures were of memory, else raises."""
+    if job.world.size == 1:
+        kinds = [_kind(error)]
+        texts = [""]
+    else:
+        text = f"{_kind(error)}\n{''.join(traceback.format_exception(error)) if error else ''}"
+        found = [item.partition("\n") for item in texts_over_workers(text, job.world, job.device)]
+        kinds, texts = [kind for kind, _, _ in found], [rest for _, _, rest in found]
+    if "error" in kinds:
+        if error is not None and _kind(error) == "error":
+            raise error
+        culprit = kinds.index("error")
+        raise PeerFailedError(
+            f"Cannot make update {state.cursor.update}",
+            found=f"worker {culprit} failed: {texts[culprit].strip().splitlines()[-1]}",
+            rule="all workers stop together when one fails",
+            remedy="Mend the cause in that worker's traceback.",
+            details={"rank": culprit, "traceback": texts[culprit]},
+        )
+    if state.micro_size == 1:
+        raise MemoryShortError(
+            f"Cannot make update {state.cursor.update}",
+            found=f"memory does not suffice for one sample: {error}",
+            rule="a micro-batch has at least one sample",
+            remedy="Choose a smaller model or a larger machine.",
+        ) from error
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()
+    state.micro_size = max(1, state.micro_size // 2)
+    job.train.forget_ahead()
+
+
+def _kind(error: Exception | None) -> str:
+    if error is None:
+        return "fine"
+    return "memory" if is_out_of_memory(error) else "error"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that host or device memory was too small."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+
+
+def check_budget(job: Job, state: State) -> None:
+    """Raise DivergedError when too many windows in a row were not finite. The loop may roll back."""
+    allowed = job.request.train.faults.nonfinite_updates
+    if state.cursor.skipped_in_a_row <= allowed:
+        return
+    raise DivergedError(
+        f"Cannot go on after update {state.cursor.update}",
+        found=f"{state.cursor.skipped_in_a_row} windows in a row had gradients that are not finite",
+        rule=f"train.faults.nonfinite_updates allows {allowed}",
+        remedy="Lower train.optimizer.learning_rate, set train.clip_norm, or look for extreme values in the data.",
+    )

@@ -36,6 +36,7 @@ from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 from cluster.telemetry.events import (
     Message,
+    Record,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -183,7 +184,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
         except MantaError as error:
             return _fail(run, error, started)
         finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
-        write_report(run, finished)  # before the event: who sees the event may open the report
+        _write_views(run, finished)  # before the event: who sees the event may open the report
         events.emit(finished)
         keeps = options.keep and "deploy" in driver.records and not ray.outlives_the_run
         _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
@@ -199,8 +200,16 @@ def _fail(run: RunFolder, error: MantaError, started: float) -> int:
     run.sink().emit(RunFailed(run=run.name, error=error.to_dict(), traceback=text))
     state = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
     _write_state(run, state, error=error.to_dict())
-    write_report(run)
+    _write_views(run)
     return error.exit_code
+
+
+def _write_views(run: RunFolder, last: Record | None = None) -> None:
+    """The report, and the TensorBoard files unless the spec says no."""
+    write_report(run, last)
+    resolved = run.read_resolved()
+    if resolved is None or resolved.spec.tracking.tensorboard:
+        entrypoints.load(entrypoints.TENSORBOARD_ENTRYPOINT)(run)
 
 
 def _interrupted(run: RunFolder) -> InterruptedRunError:

@@ -75,6 +75,14 @@ class EndpointClient:
             return False
         return response.status_code == 200
 
+    def index(self) -> list[dict[str, str]]:
+        """Versions and their states; empty while nothing answers."""
+        try:
+            response = self._http.post(f"{self.url}/v2/repository/index")
+        except httpx.TransportError:
+            return []
+        return list(response.json()) if response.status_code == 200 else []
+
     def wait_ready(self, deadline_s: float) -> bool:
         """Poll until ready; False when `time.monotonic()` passes `deadline_s` first."""
         while not self.is_ready():

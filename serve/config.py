@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from cluster.spec.base import StrictSpec
-from cluster.spec.serve import ENDPOINT_NAME, BatchingSpec
+from cluster.spec.serve import ENDPOINT_NAME, BatchingSpec, ReplicaSpec
 
 VERSION = r"^[1-9][0-9]{0,8}$"
+HISTORY_MAX = 16  # versions that an endpoint remembers for rollback
 
 
 class VersionConfig(StrictSpec):
@@ -27,16 +28,39 @@ class VersionConfig(StrictSpec):
 
 
 class EndpointConfig(StrictSpec):
-    """All that a replica needs."""
+    """All that a replica needs. `versions` is the endpoint's history, oldest first; the policy says what is loaded."""
 
     name: Annotated[str, Field(pattern=ENDPOINT_NAME)]
     versions: Annotated[tuple[VersionConfig, ...], Field(min_length=1)]
     default_version: str
     """The version that answers requests which name none."""
+    policy: Literal["latest", "all"] | tuple[str, ...] = "latest"
+    """Which versions are loaded beside the default one: none, all, or these."""
     batching: BatchingSpec = BatchingSpec()
+    replicas: ReplicaSpec = ReplicaSpec()
     device: str = "cpu"
     num_threads: Annotated[int, Field(ge=0)] = 1
     """Threads of one engine call on a CPU; replicas, not threads, use the other cores."""
+
+    @property
+    def loaded(self) -> tuple[VersionConfig, ...]:
+        """The versions that a replica loads, the default one first."""
+        wanted = [v.version for v in self.versions] if self.policy == "all" else list(self.policy)
+        chosen = [v for v in self.versions if v.version == self.default_version]
+        return (*chosen, *(v for v in self.versions if v.version in wanted and v not in chosen))
+
+    def with_version(self, bundle: str, variant: str | None = None) -> EndpointConfig:
+        """The endpoint with a new version, which becomes the default one. Old history beyond the limit is dropped."""
+        number = max(int(version.version) for version in self.versions) + 1
+        new = VersionConfig(version=str(number), bundle=bundle, variant=variant)
+        kept = self.versions[-(HISTORY_MAX - 1) :]
+        return self.model_copy(update={"versions": (*kept, new), "default_version": new.version})
+
+    def rolled_back(self) -> EndpointConfig | None:
+        """The endpoint with the version before the default one as default, or None when there is none."""
+        names = [version.version for version in self.versions]
+        place = names.index(self.default_version)
+        return self.model_copy(update={"default_version": names[place - 1]}) if place else None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, for Ray Serve's user_config."""
@@ -52,8 +76,10 @@ class EndpointConfig(StrictSpec):
         names = [version.version for version in self.versions]
         if len(set(names)) != len(names):
             raise ValueError(f"versions must differ, got {names}")
-        if self.default_version not in names:
-            raise ValueError(f"default_version {self.default_version!r} is not one of {names}")
+        chosen = () if isinstance(self.policy, str) else self.policy
+        for version in (self.default_version, *chosen):
+            if version not in names:
+                raise ValueError(f"version {version!r} is not one of {names}")
         return self
 
 

@@ -42,7 +42,7 @@ class PredictResponse(BaseModel):
 
 def build_human_side(handler: Handler) -> FastAPI:
     """The FastAPI application of one endpoint."""
-    name = handler.repository.config.name
+    name = handler.repository.name
     app = FastAPI(title=f"Manta endpoint '{name}'", summary="Open Inference Protocol v2 at /v2", docs_url="/docs")
 
     @app.get("/", summary="Where things are")

@@ -25,7 +25,7 @@ BACKLOG = 2048  # uvicorn's default
 async def open_door(config: EndpointConfig, limits: Limits | None = None) -> AsgiDoor:
     """Load every version of `config` and return the door over it. Raises what loading raised."""
     limits = limits or Limits()
-    repository = Repository(config, limits)
+    repository = Repository(config.name, limits)
     await repository.apply(config)
     handler = Handler(repository, limits)
     return AsgiDoor(handler, build_human_side(handler))

@@ -20,19 +20,26 @@ from serve.loading import load_engine
 from serve.model import ServedModel
 from serve.problems import bad_request, not_found, overloaded
 
+LOADING = "loading"
+UNLOADED = "unloaded"
+NOT_KEPT = "not among the versions that are kept loaded"
 LOG = logging.getLogger(__name__)
 
 
 class Repository:
     """Loaded versions of one endpoint. Belongs to one event loop."""
 
-    def __init__(self, config: EndpointConfig, limits: Limits) -> None:
-        self.config = config
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name = name
+        self.config: EndpointConfig | None = None
+        """What is served; None before the first `apply`."""
         self.limits = limits
         self.models: dict[str, ServedModel] = {}
         self.reasons: dict[str, str] = {}
         """version -> why it is not ready."""
         self._default: ServedModel | None = None
+        self._attempted: EndpointConfig | None = None
+        """A configuration that is being loaded, or whose load failed: the index tells why."""
         self._lock = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -49,8 +56,8 @@ class Repository:
 
     def find(self, name: str, version: str = "") -> ServedModel:
         """The model that a request names. Raises ProtocolError 404, OverloadedError while it loads."""
-        if name != self.config.name:
-            raise not_found(f"unknown model: {name[:80]!r} is not served here", remedy=f"Ask for {self.config.name!r}.")
+        if name != self.name:
+            raise not_found(f"unknown model: {name[:80]!r} is not served here", remedy=f"Ask for {self.name!r}.")
         if not version:
             if self._default is None:
                 raise overloaded(f"model {name!r} is not ready", reason="not_ready", retry_after_s=1)
@@ -72,7 +79,8 @@ class Repository:
         Raises what loading the new default version raised, with everything as it was.
         """
         async with self._lock:
-            for version in config.versions:
+            self._attempted = config
+            for version in config.loaded:
                 if self._is_loaded(version, config):
                     continue
                 try:
@@ -80,43 +88,45 @@ class Repository:
                 except MantaError:
                     if version.version == config.default_version:
                         raise
-            self.config = config
+            self.config, self._attempted = config, None
             self._switch(config.default_version)
-            keep = {version.version for version in config.versions}
+            keep = {version.version for version in config.loaded}
             for name in [name for name in self.models if name not in keep]:
                 self._retire(self.models.pop(name))
             self.reasons = {name: why for name, why in self.reasons.items() if name in keep}
 
     async def load(self, name: str) -> None:
         """Load what is configured and not loaded: the protocol's `load`."""
-        if name != self.config.name:
+        if name != self.name:
             raise not_found(f"failed to load {name[:80]!r}: no such model")
-        await self.apply(self.config)
+        if self.config is not None:
+            await self.apply(self.config)
 
     async def unload(self, name: str) -> None:
         """Retire every version; the endpoint answers 503 until `load`."""
-        if name != self.config.name:
+        if name != self.name:
             raise not_found(f"failed to unload {name[:80]!r}: no such model")
         async with self._lock:
             self._default = None
             models, self.models = list(self.models.values()), {}
-            self.reasons |= {model.version: "unloaded" for model in models}
+            self.reasons |= {model.version: UNLOADED for model in models}
             await asyncio.gather(*(model.retire() for model in models))
 
     async def close(self) -> None:
         """Answer what was accepted and free the engines."""
-        await self.unload(self.config.name)
+        await self.unload(self.name)
         await asyncio.gather(*self._retiring)
 
     def index(self, *, ready_only: bool = False) -> list[dict[str, str]]:
         """POST v2/repository/index."""
         entries = []
-        for version in self.config.versions:
+        config = self._attempted or self.config
+        for version in config.versions if config is not None else ():
             ready = version.version in self.models
-            reason = "" if ready else self.reasons.get(version.version, "loading")
+            reason = "" if ready else self.reasons.get(version.version, self._why_absent(version))
             state = "READY" if ready else "UNAVAILABLE"
             if ready or not ready_only:
-                entries.append({"name": self.config.name, "version": version.version, "state": state, "reason": reason})
+                entries.append({"name": self.name, "version": version.version, "state": state, "reason": reason})
         return entries
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
@@ -130,12 +140,17 @@ class Repository:
             chosen = list(self.models.values())
         return {"model_stats": [model.statistics.to_json() for model in chosen]}
 
+    def _why_absent(self, version: VersionConfig) -> str:
+        config = self._attempted or self.config
+        return "loading" if config is not None and version in config.loaded else NOT_KEPT
+
     def _is_loaded(self, version: VersionConfig, config: EndpointConfig) -> bool:
         if version.version not in self.models:
             return False
-        same = ("batching", "device", "num_threads")
-        old = next((v for v in self.config.versions if v.version == version.version), None)
-        return old == version and all(getattr(config, name) == getattr(self.config, name) for name in same)
+        before = self.config
+        if before is None or version not in before.versions:
+            return False
+        return all(getattr(config, name) == getattr(before, name) for name in ("batching", "device", "num_threads"))
 
     async def _load(self, version: VersionConfig, config: EndpointConfig) -> None:
         name = version.version

@@ -9,6 +9,7 @@ cannot, what it had put up is taken down and what was served before still is.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import re
 import time
@@ -25,13 +26,17 @@ from serve.client import EndpointClient
 from serve.config import EndpointConfig
 from serve.deployments.ports import claim_port
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
+from serve.repository import LOADING, NOT_KEPT, UNLOADED
 
 LOG = logging.getLogger(__name__)
 REPLICA_CPUS = 0.5  # logical: a replica shares its host with the work that made the model
 # Ray Serve's own limit is only a backstop: the batcher's bounded queue refuses first, with a protocol answer
 ONGOING_REQUESTS_MAX = 8192
 POLL_S = 0.05
+PROBE_TIMEOUT_S = 1.0
 STATUS_EVERY_S = 0.5
+REASONS_PASSING = (LOADING, UNLOADED, NOT_KEPT)
+REVERT_WAIT_S = 10.0
 CONSTRUCTOR_TRIES = 2  # a model that does not load will not load the third time
 
 
@@ -42,8 +47,6 @@ class EndpointOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     """0 takes a free port. Only the first endpoint of a cluster chooses."""
-    min_replicas: int = 1
-    max_replicas: int = 1
     ready_timeout_s: float = 60.0
 
 
@@ -63,19 +66,17 @@ def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callab
     host, port = start_serve(options)
     url = f"http://{_reachable(host)}:{port}/{config.name}"
     progress("starting replicas")
-    existed = config.name in ray_serve.status().applications
-    application = endpoint_deployment().options(**_deployment_options(config, options)).bind(config.to_json())
-    ray_serve.run_many(
-        [ray_serve.RunTarget(application, name=config.name, route_prefix=f"/{config.name}")],
-        wait_for_applications_running=False,
-    )
+    before = configuration(config.name)
+    _run(config)
     try:
         _wait(config, url, deadline_s, options.ready_timeout_s)
     except EndpointError:
-        if not existed:
+        if before is None:
             ray_serve.delete(config.name, _blocking=False)
+        else:
+            _revert(before)
         raise
-    return Endpoint(config.name, url, config.default_version, max(1, options.min_replicas))
+    return Endpoint(config.name, url, config.default_version, max(1, config.replicas.min))
 
 
 def start_serve(options: EndpointOptions) -> tuple[str, int]:
@@ -127,6 +128,19 @@ def configuration(name: str) -> EndpointConfig | None:
     return EndpointConfig.from_json(raw) if raw else None
 
 
+def rollback(name: str, *, timeout_s: float = 60.0) -> Endpoint:
+    """Return an endpoint to the version before the one it serves. Raises RequestError, EndpointError."""
+    config = configuration(name)
+    previous = config.rolled_back() if config else None
+    if config is None or previous is None:
+        raise RequestError(
+            f"Cannot roll '{name}' back",
+            found="there is no such endpoint" if config is None else f"version {config.default_version} is its first",
+            remedy="'manta endpoints' lists endpoints and their versions.",
+        )
+    return deploy(previous, EndpointOptions(ready_timeout_s=timeout_s))
+
+
 def undeploy(name: str) -> None:
     """Take an endpoint away. Raises RequestError for an unknown name."""
     have = sorted(ray_serve.status().applications) if serve_address() is not None else []
@@ -139,26 +153,56 @@ def undeploy(name: str) -> None:
     ray_serve.delete(name)
 
 
-def _deployment_options(config: EndpointConfig, options: EndpointOptions) -> dict[str, Any]:
+def _run(config: EndpointConfig) -> None:
+    """Hand a configuration to Ray Serve; returns before the replicas have it."""
+    # `version` names the code: without it Ray Serve takes every call for new code and replaces all replicas, where
+    # a changed user_config alone is handed to the replicas as they run
+    deployment = endpoint_deployment().options(
+        **_deployment_options(config), version=importlib.metadata.version("manta-ml"), _internal=True
+    )
+    application = deployment.bind(config.name)
+    ray_serve.run_many(
+        [ray_serve.RunTarget(application, name=config.name, route_prefix=f"/{config.name}")],
+        wait_for_applications_running=False,
+    )
+
+
+def _revert(before: EndpointConfig) -> None:
+    """Replicas kept the old version; a replica that restarts must find it too."""
+    _run(before)
+    deadline_s = time.monotonic() + REVERT_WAIT_S
+    while configuration(before.name) != before and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+
+
+def _deployment_options(config: EndpointConfig) -> dict[str, Any]:
     return {
         "user_config": config.to_json(),
-        "num_replicas": options.min_replicas,
+        "num_replicas": config.replicas.min,
         "max_ongoing_requests": ONGOING_REQUESTS_MAX,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "ray_actor_options": {"num_cpus": REPLICA_CPUS},
         "logging_config": LoggingConfig(enable_access_log=False),
+        "max_surge_percent": 100,  # a replica that is replaced stops only after its successor answers
     }
 
 
 def _wait(config: EndpointConfig, url: str, deadline_s: float, timeout_s: float) -> None:
-    """Until the asked version answers through the public port. Raises EndpointError with the replica's reason."""
+    """Until every replica has the asked version and it answers through the public port. Raises EndpointError."""
     next_status_s = 0.0
-    with EndpointClient(url, config.name) as client:
-        while not (client.is_ready() and client.serves(config.default_version)):
+    settled = False
+    # short: while there is no replica, Ray Serve's fallback proxy holds a request instead of answering
+    with EndpointClient(url, config.name, timeout_s=PROBE_TIMEOUT_S) as client:
+        while True:
             now = time.monotonic()
             if now >= next_status_s:
-                _raise_if_failed(config.name)
+                settled = _settled(config.name)
                 next_status_s = now + STATUS_EVERY_S
+            if client.serves(config.default_version):
+                if settled or config.replicas.max == 1:
+                    return
+            else:
+                _raise_if_refused(client, config)
             if now >= deadline_s:
                 raise EndpointError(
                     f"Cannot deploy endpoint '{config.name}'",
@@ -168,15 +212,31 @@ def _wait(config: EndpointConfig, url: str, deadline_s: float, timeout_s: float)
             time.sleep(POLL_S)
 
 
-def _raise_if_failed(name: str) -> None:
+def _settled(name: str) -> bool:
+    """Whether Ray Serve has brought every replica to its target. Raises EndpointError when it has given up."""
     application = ray_serve.status().applications.get(name)
-    if application is None or str(application.status) not in ("DEPLOY_FAILED", "ApplicationStatus.DEPLOY_FAILED"):
-        return
-    messages = [application.message, *(each.message for each in application.deployments.values())]
-    raise EndpointError(
+    if application is None:
+        return False
+    if application.status.value == "DEPLOY_FAILED":
+        messages = [application.message, *(each.message for each in application.deployments.values())]
+        raise _not_deployed(name, _cause("\n".join(messages)))
+    return application.status.value == "RUNNING"
+
+
+def _raise_if_refused(client: EndpointClient, config: EndpointConfig) -> None:
+    """A replica that serves an older version tells in its index why it refused the new one."""
+    for entry in client.index():
+        refused = entry["version"] == config.default_version and entry["state"] == "UNAVAILABLE"
+        if refused and entry["reason"] not in REASONS_PASSING:
+            raise _not_deployed(config.name, f"version {entry['version']}: {entry['reason']}")
+
+
+def _not_deployed(name: str, found: str) -> EndpointError:
+    return EndpointError(
         f"Cannot deploy endpoint '{name}'",
-        found=_cause("\n".join(messages)),
-        rule="a replica is ready only after its model is loaded, warmed up and gives the bundle's sample outputs",
+        found=found,
+        rule="a version is served only after it is loaded, warmed up and gives the bundle's sample outputs",
+        remedy="The version before, if there was one, still answers.",
     )
 
 

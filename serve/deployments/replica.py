@@ -27,9 +27,9 @@ DEPLOYMENT = "replica"
 class EndpointReplica:
     """State of one replica. Ray Serve calls every method on the replica's event loop."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, name: str) -> None:
         limits = Limits()
-        self.repository = Repository(EndpointConfig.from_json(config), limits)
+        self.repository = Repository(name, limits)
         self.handler = Handler(self.repository, limits)
 
     def __serve_build_asgi_app__(self) -> AsgiDoor:

@@ -35,14 +35,9 @@ def deploy(context: StageContext) -> StageResult:
         versions=(VersionConfig(version="1", bundle=str(context.run.bundle.resolve())),),
         default_version="1",
         batching=spec.batching,
+        replicas=spec.replicas,
     )
-    options = EndpointOptions(
-        host=spec.host,
-        port=spec.port,
-        min_replicas=spec.replicas.min,
-        max_replicas=spec.replicas.max,
-        ready_timeout_s=spec.ready_timeout_s,
-    )
+    options = EndpointOptions(host=spec.host, port=spec.port, ready_timeout_s=spec.ready_timeout_s)
     started = time.perf_counter()
     endpoint = deploy_endpoint(config, options, progress=lambda text: context.progress(0, text=text))
     ready_s = time.perf_counter() - started

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import numpy as np
 
@@ -9,7 +11,9 @@ from cluster.bundle import open_bundle
 from serve.client import EndpointClient
 
 
-def test_endpoint_gives_the_bundles_sample_outputs_in_both_wire_forms(endpoint: EndpointClient, digits_bundle) -> None:
+def test_endpoint_gives_the_bundles_sample_outputs_in_both_wire_forms(
+    endpoint: EndpointClient, digits_bundle: Path
+) -> None:
     sample = open_bundle(digits_bundle).sample()
     for binary in (True, False):
         answer = endpoint.infer({"x": sample["inputs/x"]}, binary=binary)
@@ -27,3 +31,12 @@ def test_every_error_is_a_json_object_through_the_proxy(endpoint: EndpointClient
     ):
         response = httpx.request(method, f"{endpoint.url}{path}", content=b"{", trust_env=False)
         assert (response.status_code, list(response.json())) == (status, ["error"]), path
+
+
+def test_raw_rows_come_back_as_labels_with_probabilities(endpoint: EndpointClient, digits_bundle: Path) -> None:
+    sample = open_bundle(digits_bundle).sample()
+    answer = endpoint.predict(sample["inputs/x"].tolist())
+    labels = [row["label"] for row in answer["predictions"]]
+    assert labels == [str(i) for i in sample["outputs/fp32/logits"].argmax(axis=1)]
+    for row in answer["predictions"]:
+        assert abs(sum(row["probabilities"].values()) - 1) < 1e-4

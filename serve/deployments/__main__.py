@@ -1,0 +1,61 @@
+"""`python -m serve.deployments COMMAND`: what `manta deploy`, `endpoints`, `predict`, `undeploy`, `rollback` start."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cluster.errors import MantaError
+from cluster.telemetry.log import setup_logging
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    from serve.deployments import commands
+
+    options = parse(arguments)
+    setup_logging()
+    try:
+        return int(getattr(commands, options.command)(options))
+    except MantaError as error:
+        if options.json:
+            commands.print_json({"ok": False, "error": error.to_dict()})
+        sys.stderr.write(f"Error: {error.message}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line. `cluster/cli/endpoints.py` has checked what a person typed."""
+    parser = argparse.ArgumentParser(prog="python -m serve.deployments", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    deploy = _command(commands, "deploy")
+    deploy.add_argument("bundle", type=Path)
+    deploy.add_argument("--name")
+    deploy.add_argument("--variant")
+    deploy.add_argument("--host", default="127.0.0.1")
+    deploy.add_argument("--port", type=int, default=8000)
+    deploy.add_argument("--min-replicas", type=int, default=1)
+    deploy.add_argument("--max-replicas", type=int, default=1)
+    listing = _command(commands, "endpoints")
+    listing.add_argument("--watch", action="store_true")
+    predict = _command(commands, "predict")
+    predict.add_argument("name")
+    predict.add_argument("rows", type=Path)
+    predict.add_argument("--version", default="")
+    for name in ("undeploy", "rollback"):
+        _command(commands, name).add_argument("name")
+    return parser.parse_args(arguments)
+
+
+def _command(commands: argparse._SubParsersAction, name: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name)
+    command.add_argument("--address")
+    command.add_argument("--json", action="store_true")
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,10 @@ from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.telemetry.events import EventSink, Progress
 
 
+def _ray_stands() -> None:
+    """For contexts in processes of a Ray session that others started."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Everything a stage may know. Made by the driver, read by the stage."""
@@ -40,9 +44,13 @@ class StageContext:
     records: Mapping[str, StageRecord]
     """Finished earlier stages."""
     events: EventSink
-    ensure_ray: Callable[[], None] = lambda: None
+    ensure_ray: Callable[[], None] = _ray_stands
     """Blocks until the run's Ray session stands. Stages after prepare find it standing; prepare calls this when
     its data does not fit in memory and Ray Data must help."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process Ray stands: what started it does not travel along."""
+        return {**self.__dict__, "ensure_ray": _ray_stands}
 
     @property
     def run_resolved(self) -> ResolvedRun:

@@ -23,6 +23,7 @@ import numpy as np
 from scipy import stats
 
 from cluster.errors import DataError
+from trainers.compress.rows import CompressionRows
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 CONFIDENCE_Z = 1.959963984540054  # two-sided 95 %
@@ -30,6 +31,8 @@ TAIL = 0.025
 EXACT_BELOW = 25  # discordant rows; McNemar's chi-square is not used below it
 NUISANCE_TAIL = 0.0005  # each side of the discordance rate's interval; added to the p-value
 NUISANCE_GRID = 41  # values of the rate that are tried; the p-value is smooth in it
+SCALE = 1.2  # steps in which the needed number of rows is searched
+SCALE_STEPS = 12  # 1.2**12 is above 8; the start is never further off
 BISECTIONS = 22  # 2 / 2**22 is below a millionth
 
 
@@ -139,6 +142,14 @@ def score_gate(baseline: np.ndarray, candidate: np.ndarray, max_drop: float, *, 
     )
 
 
+def gate_outputs(baseline: np.ndarray, candidate: np.ndarray, rows: CompressionRows, max_drop: float) -> GateResult:
+    """The gate of the rows' task on (N, C) outputs: accuracy for classification, R² for regression."""
+    targets = rows.gate_targets
+    if rows.task == "regression":
+        return score_gate(r2_scores(baseline, targets), r2_scores(candidate, targets), max_drop, metric="r2")
+    return accuracy_gate(baseline.argmax(1) == targets, candidate.argmax(1) == targets, max_drop)
+
+
 def r2_scores(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """(N,) per-row scores whose mean is R²: 1 - e² / variance of the targets. Raises DataError for constant targets."""
     targets = targets.astype(np.float64)
@@ -173,13 +184,21 @@ def exact_bounds(gained: int, lost: int, rows: int) -> tuple[float, float]:
 
 
 def samples_needed(delta: float, discordance: float, max_drop: float, rows: int) -> int | None:
-    """N = d (1.96 / (budget - drop))², at least what a candidate without any loss needs: ln 0.025 / ln(1 - budget)."""
-    margin = abs(max_drop + delta)
-    if margin < 1e-9:
+    """Rows that would decide if the rates stay: N = d (1.96 / (budget - drop))², or by exact bounds for few rows."""
+    margin = max_drop + delta
+    if abs(margin) < 1e-9:
         return None
-    by_margin = discordance * (CONFIDENCE_Z / margin) ** 2
-    without_loss = math.log(TAIL) / math.log1p(-max_drop) if max_drop < 1 else 1
-    return max(math.ceil(by_margin), math.ceil(without_loss), rows + 1)
+    by_margin = math.ceil(discordance * (CONFIDENCE_Z / margin) ** 2)
+    if discordance * by_margin >= EXACT_BELOW:
+        return max(by_margin, rows + 1)
+    tried = max(by_margin, rows, math.ceil(math.log(TAIL) / math.log1p(-max_drop)) if max_drop < 1 else 1)
+    for _ in range(SCALE_STEPS):
+        tried = math.ceil(tried * SCALE)
+        lost, gained = ((discordance - delta) / 2 * tried, (discordance + delta) / 2 * tried)
+        low, high = exact_bounds(round(gained), round(lost), tried)
+        if decide(low, high, max_drop) != "inconclusive":
+            return tried
+    return None
 
 
 def _same_rows(first: np.ndarray, second: np.ndarray) -> int:

@@ -1,27 +1,32 @@
 """One candidate against the baseline: quality with its interval, speed, size, and the reason of the decision.
 
-Invariant: a candidate is accepted only if its outputs are finite, the gate does not fail it, and it is faster than the
-baseline on the target; every rejection carries its reason.
+Invariant: a candidate is accepted only if its outputs are finite, the gate does not fail it, no class loses more than
+allowed, and it gains what the target asks for; every rejection carries its reason.
 
-Covered: ONNX files on the CPU. Not covered: which candidates are tried (ladder.py).
+Covered: ONNX files. Not covered: which candidates are tried (ladder.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cluster.bundle.manifest import Variant
 from cluster.spec.compress import CompressSpec
-from trainers.compress.gate import GateResult, accuracy_gate, r2_scores, score_gate
-from trainers.compress.measure import Latency, paired_latency, predict_graph
+from trainers.compress.gate import GateResult, gate_outputs
+from trainers.compress.measure import Cost, paired_cost
 from trainers.compress.rows import CompressionRows
-from trainers.export.onnx import file_bytes
+from trainers.export.graph_file import file_bytes
+from trainers.export.session import open_session, run_batches
 
 FASTER_THAN = 1.0  # times the baseline; a candidate that saves no time costs accuracy for nothing
+SLOWER_AT_MOST = 0.9  # times the baseline's speed, when size is what matters
+CLASS_ROWS_MIN = 3  # a class of ten rows that loses two says nothing
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Baseline:
     """The float graph and what it answers on the gate split."""
 
     path: Path
-    logits: np.ndarray
+    outputs: np.ndarray
+    """(N, C) on the gate split."""
     size_bytes: int
 
 
@@ -39,56 +45,65 @@ class Judgment:
 
     name: str
     recipe: str
-    path: Path
+    parent: str
+    path: Path | None
+    precision: Precision
     accepted: bool
     reason: str
-    gate: GateResult | None
-    latency: Latency | None
-    baseline_latency: Latency | None
-    size_bytes: int
+    gate: GateResult | None = None
+    cost: Cost | None = None
+    baseline_cost: Cost | None = None
+    size_bytes: int | None = None
     agreement: float | None = None
     """Share of gate rows where candidate and baseline choose the same class."""
     worst_class_drop: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Proxies, excluded nodes, pruning plan, …"""
 
     @property
     def verdict(self) -> str:
-        return self.gate.verdict if self.gate else "fail"
+        return self.gate.verdict if self.gate else "stopped"
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of `candidates` in the stage's facts."""
+        """The entry of `candidates` in the stage's facts. `low` and `high` bound the drop."""
         gate = self.gate
-        return {
-            "name": self.name,
-            "recipe": self.recipe,
-            "verdict": self.verdict,
-            "accepted": self.accepted,
-            "reason": self.reason,
+        quality = {
             "metric": gate.metric if gate else None,
             "accuracy": gate.candidate if gate else None,
             "baseline_accuracy": gate.baseline if gate else None,
-            "drop": gate.drop if gate else None,
-            "low": gate.low if gate else None,
-            "high": gate.high if gate else None,
+            "drop": 0.0 - gate.delta if gate else None,
+            "low": 0.0 - gate.high if gate else None,
+            "high": 0.0 - gate.low if gate else None,
             "method": gate.method if gate else None,
             "n": gate.num_samples if gate else 0,
             "samples_needed": gate.samples_needed if gate else None,
             "agreement": self.agreement,
             "worst_class_drop": self.worst_class_drop,
+        }
+        cost = self.cost.to_dict() if self.cost else dict.fromkeys(Cost.__dataclass_fields__)
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "parent": self.parent,
+            "precision": self.precision,
+            "verdict": self.verdict,
+            "accepted": self.accepted,
+            "reason": self.reason,
+            **quality,
             "size_bytes": self.size_bytes,
-            "latency_ms_p50": self.latency.p50_ms if self.latency else None,
-            "latency_ms_p99": self.latency.p99_ms if self.latency else None,
-            "baseline_latency_ms_p50": self.baseline_latency.p50_ms if self.baseline_latency else None,
-            "speedup": self.latency.speedup if self.latency else None,
+            **cost,
+            "baseline_latency_ms_p50": self.baseline_cost.latency_ms_p50 if self.baseline_cost else None,
+            "notes": self.notes,
         }
 
     def variant(self) -> Variant:
         """The entry of the manifest for an accepted candidate."""
         assert self.gate is not None, "only a judged candidate becomes a variant"
-        assert self.latency is not None, "only a judged candidate becomes a variant"
+        assert self.cost is not None, "only a measured candidate becomes a variant"
         return Variant(
             name=self.name,
-            file=self.path.name,
-            precision="int8",
+            file=f"model.{self.name}.onnx",
+            precision=self.precision,
             recipe=self.recipe,
             verdict=self.gate.verdict,
             metrics={
@@ -97,11 +112,27 @@ class Judgment:
                 "gate.low": self.gate.low,
                 "gate.high": self.gate.high,
                 "gate.rows": float(self.gate.num_samples),
-                "latency_ms_p50": self.latency.p50_ms,
-                "latency_ms_p99": self.latency.p99_ms,
-                "speedup": self.latency.speedup,
+                **{name: float(value) for name, value in self.cost.to_dict().items()},
             },
         )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file to judge, with what it answers on the gate split."""
+
+    name: str
+    recipe: str
+    parent: str
+    path: Path
+    outputs: np.ndarray
+    precision: Precision
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def predict_graph(path: Path, inputs: dict[str, np.ndarray], *, threads: int = 1) -> np.ndarray:
+    """First output of all rows: (N, …)."""
+    return next(iter(run_batches(open_session(path, threads=threads), inputs).values()))
 
 
 def make_baseline(path: Path, rows: CompressionRows) -> Baseline:
@@ -109,48 +140,51 @@ def make_baseline(path: Path, rows: CompressionRows) -> Baseline:
     return Baseline(path, predict_graph(path, rows.gate), file_bytes(path))
 
 
-def judge(
-    name: str, recipe: str, path: Path, baseline: Baseline, rows: CompressionRows, spec: CompressSpec
-) -> Judgment:
-    """Measure a candidate file and decide about it."""
-    size = file_bytes(path)
-    logits = predict_graph(path, rows.gate)
-    if not np.isfinite(logits).all():
-        reason = f"{int((~np.isfinite(logits)).any(axis=1).sum())} gate rows have NaN or infinite outputs"
-        return Judgment(name, recipe, path, False, reason, None, None, None, size)
-    gate = gate_candidate(baseline.logits, logits, rows, spec.budget.max_drop)
-    before, after = paired_latency(baseline.path, path, rows.gate)
-    accepted, reason = decide_candidate(gate, after.speedup, spec)
-    classification = rows.task == "classification"
+def judge(candidate: Candidate, baseline: Baseline, rows: CompressionRows, spec: CompressSpec) -> Judgment:
+    """Measure a candidate and decide about it."""
+    common: dict[str, Any] = {
+        "name": candidate.name,
+        "recipe": candidate.recipe,
+        "parent": candidate.parent,
+        "path": candidate.path,
+        "precision": candidate.precision,
+        "size_bytes": file_bytes(candidate.path),
+        "notes": candidate.notes,
+    }
+    bad = ~np.isfinite(candidate.outputs).reshape(len(candidate.outputs), -1).all(axis=1)
+    if bad.any():
+        reason = f"{int(bad.sum())} of {len(bad)} gate rows have NaN or infinite outputs"
+        return Judgment(accepted=False, reason=reason, **common)
+    gate = gate_outputs(baseline.outputs, candidate.outputs, rows, spec.budget.max_drop)
+    before, after = paired_cost(baseline.path, candidate.path, rows.gate, spec.target)
+    worst = agreement = None
+    if rows.task == "classification":
+        agreement = float((candidate.outputs.argmax(1) == baseline.outputs.argmax(1)).mean())
+        worst = worst_class_drop(baseline.outputs, candidate.outputs, rows)
+    accepted, reason = decide_candidate(gate, after, common["size_bytes"] / baseline.size_bytes, worst, spec)
     return Judgment(
-        name=name,
-        recipe=recipe,
-        path=path,
         accepted=accepted,
         reason=reason,
         gate=gate,
-        latency=after,
-        baseline_latency=before,
-        size_bytes=size,
-        agreement=float((logits.argmax(1) == baseline.logits.argmax(1)).mean()) if classification else None,
-        worst_class_drop=worst_class_drop(baseline.logits, logits, rows) if classification else None,
+        cost=after,
+        baseline_cost=before,
+        agreement=agreement,
+        worst_class_drop=worst,
+        **common,
     )
 
 
-def gate_candidate(baseline: np.ndarray, candidate: np.ndarray, rows: CompressionRows, max_drop: float) -> GateResult:
-    """The gate of the task: accuracy for classification, R² for regression."""
-    targets = rows.gate_targets
-    if rows.task == "regression":
-        return score_gate(r2_scores(baseline, targets), r2_scores(candidate, targets), max_drop, metric="r2")
-    return accuracy_gate(baseline.argmax(1) == targets, candidate.argmax(1) == targets, max_drop)
-
-
-def decide_candidate(gate: GateResult, speedup: float, spec: CompressSpec) -> tuple[bool, str]:
+def decide_candidate(
+    gate: GateResult, cost: Cost, size_ratio: float, worst_class: float | None, spec: CompressSpec
+) -> tuple[bool, str]:
     """Accepted or not, and why, in one sentence."""
     if gate.verdict == "fail":
         return False, f"loses too much: {gate.sentence()}"
-    if speedup <= FASTER_THAN:
-        return False, f"is not faster than the float graph here ({speedup:.2f}×)"
+    if worst_class is not None and worst_class > spec.max_class_drop:
+        return False, f"one class loses {worst_class:.1%} of its recall, allowed is {spec.max_class_drop:.1%}"
+    slow = _too_slow(cost, size_ratio, spec)
+    if slow:
+        return False, slow
     if gate.verdict == "pass":
         return True, f"within the budget: {gate.sentence()}"
     if spec.on_inconclusive == "keep_baseline":
@@ -161,7 +195,37 @@ def decide_candidate(gate: GateResult, speedup: float, spec: CompressSpec) -> tu
 
 
 def worst_class_drop(baseline: np.ndarray, candidate: np.ndarray, rows: CompressionRows) -> float:
-    """Largest loss of recall over the classes that occur in the gate split."""
+    """Largest loss of recall over the classes that lose at least `CLASS_ROWS_MIN` rows."""
     targets = rows.gate_targets
     before, after = baseline.argmax(1) == targets, candidate.argmax(1) == targets
-    return float(max(before[targets == c].mean() - after[targets == c].mean() for c in np.unique(targets)))
+    worst = 0.0
+    for label in np.unique(targets):
+        of_class = targets == label
+        lost = int(before[of_class].sum()) - int(after[of_class].sum())
+        if lost >= CLASS_ROWS_MIN:
+            worst = max(worst, lost / int(of_class.sum()))
+    return worst
+
+
+def objective(judgment: Judgment, spec: CompressSpec) -> float:
+    """What the target minimizes."""
+    assert judgment.cost is not None, "only a measured candidate has an objective"
+    assert judgment.size_bytes is not None, "only a measured candidate has a size"
+    if spec.target.minimize == "size":
+        return float(judgment.size_bytes)
+    if spec.target.minimize == "cost":
+        return judgment.cost.thread_ms_per_row
+    return 1.0 / judgment.cost.speedup  # each was timed against the same baseline, in different minutes
+
+
+def _too_slow(cost: Cost, size_ratio: float, spec: CompressSpec) -> str | None:
+    minimize = spec.target.minimize
+    if minimize == "size":
+        if size_ratio >= 1:
+            return f"is not smaller than the float graph ({size_ratio:.2f}× its bytes)"
+        return f"is slower than the float graph here ({cost.speedup:.2f}×)" if cost.speedup < SLOWER_AT_MOST else None
+    speedup = cost.cost_ratio if minimize == "cost" else cost.speedup
+    if speedup <= FASTER_THAN:
+        what = "cheaper a row" if minimize == "cost" else "faster"
+        return f"is not {what} than the float graph here ({speedup:.2f}×)"
+    return None

@@ -1,62 +1,106 @@
-"""What a graph costs and what it answers: predictions, paired latency, size.
+"""What a graph costs: paired latency, best throughput, and the cost of a row.
 
 Timing follows docs/compress.md: fixed threads, warm-up, the two graphs in alternating rounds, the median of rounds.
 On a small shared machine the ratio of the two is meaningful, the absolute time much less.
 
 Invariant: two graphs that are compared ran in the same process, on the same rows, in alternation.
 
-Covered: ONNX Runtime on the CPU. Not covered: engines on a GPU (trainers/export/tensorrt.py).
+Covered: ONNX Runtime on the CPU and its CUDA provider. Not covered: TensorRT engines (trainers/export/tensorrt.py).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from trainers.export.session import open_session, run_batches
+from cluster.spec.compress import TargetSpec
+from trainers.export.session import open_session
 
 WARMUP_RUNS = 5
 ROUNDS = 9  # odd, so that the median is a measured round
-ROUND_S = 0.03  # long against the clock's and the scheduler's grain of about 1 ms
+THROUGHPUT_ROUNDS = 3
+ROUND_S = 0.02  # long against the clock's and the scheduler's grain of about 1 ms
 RUNS_PER_ROUND_MAX = 400
+THROUGHPUT_BATCHES = (8, 32)  # larger ones leave the caches with small images and gain nothing
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Latency of one batch in milliseconds."""
+class Cost:
+    """What one graph costs, beside the baseline that was measured in alternation with it."""
 
     batch_size: int
-    p50_ms: float
-    p99_ms: float
+    """Rows a call of the latencies."""
+    latency_ms_p50: float
+    latency_ms_p99: float
     speedup: float
-    """Median over rounds of baseline's time / this graph's time."""
+    """Median over rounds of baseline's time / this graph's time at `batch_size`."""
+    best_batch_size: int
+    best_rows_per_s: float
+    thread_ms_per_row: float
+    """Threads × milliseconds / rows, at the best batch size."""
+    cost_ratio: float
+    """Baseline's `thread_ms_per_row` / this graph's."""
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
 
 
-def predict_graph(path: Path, inputs: Mapping[str, np.ndarray], *, threads: int = 1) -> np.ndarray:
-    """First output of all rows: (N, …)."""
-    outputs = run_batches(open_session(path, threads=threads), inputs)
-    return next(iter(outputs.values()))
+@dataclass(frozen=True)
+class Timing:
+    """Times of both graphs at one batch size."""
+
+    batch_size: int
+    p50_ms: tuple[float, float]
+    p99_ms: tuple[float, float]
+    speedup: float
 
 
-def paired_latency(
-    baseline: Path, candidate: Path, inputs: Mapping[str, np.ndarray], *, batch_size: int = 1, threads: int = 1
-) -> tuple[Latency, Latency]:
-    """Latency of both graphs at one batch size, measured in alternation."""
-    feed = tile_rows(inputs, batch_size)
-    sessions = [open_session(path, threads=threads) for path in (baseline, candidate)]
+def paired_cost(
+    baseline: Path, candidate: Path, inputs: Mapping[str, np.ndarray], target: TargetSpec
+) -> tuple[Cost, Cost]:
+    """Costs of both graphs on the target."""
+    sessions = [open_session(path, threads=target.threads, device=target.device) for path in (baseline, candidate)]
+    at_target = time_pair(sessions, tile_rows(inputs, target.batch_size))
+    others = [
+        time_pair(sessions, tile_rows(inputs, size), rounds=THROUGHPUT_ROUNDS)
+        for size in THROUGHPUT_BATCHES
+        if size != target.batch_size
+    ]
+    best = [min((at_target, *others), key=lambda timing: timing.p50_ms[which] / timing.batch_size) for which in (0, 1)]
+    per_row = [best[which].p50_ms[which] / best[which].batch_size * target.threads for which in (0, 1)]
+    costs = [
+        Cost(
+            batch_size=target.batch_size,
+            latency_ms_p50=at_target.p50_ms[which],
+            latency_ms_p99=at_target.p99_ms[which],
+            speedup=at_target.speedup if which else 1.0,
+            best_batch_size=best[which].batch_size,
+            best_rows_per_s=1e3 * best[which].batch_size / best[which].p50_ms[which],
+            thread_ms_per_row=per_row[which],
+            cost_ratio=per_row[0] / per_row[which],
+        )
+        for which in (0, 1)
+    ]
+    return costs[0], costs[1]
+
+
+def time_pair(sessions: list[ort.InferenceSession], feed: Mapping[str, np.ndarray], *, rounds: int = ROUNDS) -> Timing:
+    """Time two sessions on the same rows, in alternation."""
     runs = [_runs_per_round(session, feed) for session in sessions]
     times: list[list[np.ndarray]] = [[], []]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for which in (0, 1):
             times[which].append(_time_runs(sessions[which], feed, runs[which]))
-    medians = [np.array([np.median(round_s) for round_s in rounds]) for rounds in times]
-    speedup = float(np.median(medians[0] / medians[1]))
-    return (_latency(times[0], batch_size, 1.0), _latency(times[1], batch_size, speedup))
+    medians = [np.array([np.median(one) for one in of_session]) for of_session in times]
+    p50 = [float(np.median(of_session)) * 1e3 for of_session in medians]
+    p99 = [float(np.percentile(np.concatenate(of_session), 99)) * 1e3 for of_session in times]
+    size = len(next(iter(feed.values())))
+    return Timing(size, (p50[0], p50[1]), (p99[0], p99[1]), float(np.median(medians[0] / medians[1])))
 
 
 def tile_rows(inputs: Mapping[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
@@ -81,13 +125,3 @@ def _time_runs(session: ort.InferenceSession, feed: Mapping[str, np.ndarray], ru
         session.run(None, feed)
         taken[i] = time.perf_counter() - start
     return taken
-
-
-def _latency(rounds: list[np.ndarray], batch_size: int, speedup: float) -> Latency:
-    every = np.concatenate(rounds) * 1e3
-    return Latency(
-        batch_size=batch_size,
-        p50_ms=float(np.median([np.median(one) for one in rounds]) * 1e3),
-        p99_ms=float(np.percentile(every, 99)),
-        speedup=speedup,
-    )

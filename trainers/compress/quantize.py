@@ -1,30 +1,36 @@
-"""INT8 by ONNX Runtime's quantizer, with one preset for CPUs and one for TensorRT.
+"""Graph recipes: an ONNX float graph -> a smaller one. One quantizer (ONNX Runtime's), two presets.
 
-Invariant: the float graph is never changed; a quantized file holds QuantizeLinear/DequantizeLinear pairs of the preset
-that was asked for, and no constant folding runs after they were inserted.
+Invariant: the float graph is never changed; a quantized file holds Q/DQ pairs of the preset that was asked for, and no
+constant folding runs after they were inserted.
 
-Covered: static QDQ on the CPU. Not covered: 4-bit weights; SmoothQuant (its dependency is gone upstream).
+Covered: static QDQ for CPU and TensorRT, dynamic INT8 of matrix products, weight-only INT8, FP16.
+Not covered: SmoothQuant (its dependency is gone upstream), 4-bit weights, FP8.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from cluster.errors import DataError
+from cluster.errors import ModelError
+from trainers.compress.calibrate import quiet_quantizer, write_ranges
 from trainers.compress.cpu import has_vnni
 
-CALIBRATION_BATCH_ROWS = 32
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM")
+WEIGHT_ONLY_ELEMENTS_MIN = 256  # a smaller tensor saves less than its scales and its node cost
+PRECISION_OF = {"fp16": "fp16"}
+"""Recipes whose precision is not int8."""
 
 
 @dataclass(frozen=True)
@@ -36,43 +42,47 @@ class StaticPreset:
     weight: QuantType
     per_channel: bool
     reduce_range: bool
-    op_types: tuple[str, ...] = ()
-    """Empty: all that the quantizer knows."""
+    op_types: tuple[str, ...]
+    symmetric: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def cpu_preset(*, vnni: bool | None = None) -> StaticPreset:
-    """QUInt8 activations, QInt8 weights per channel; 7-bit weights where the CPU lacks VNNI (they would saturate)."""
+def cpu_preset(*, per_channel: bool = True, vnni: bool | None = None) -> StaticPreset:
+    """QUInt8 activations, QInt8 weights; 7-bit weights where the CPU lacks VNNI (sums of products would saturate)."""
     vnni = has_vnni() if vnni is None else vnni
-    return StaticPreset("cpu", QuantType.QUInt8, QuantType.QInt8, per_channel=True, reduce_range=not vnni)
+    everything = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
+    return StaticPreset(
+        "cpu", QuantType.QUInt8, QuantType.QInt8, per_channel, reduce_range=not vnni, op_types=everything
+    )
 
 
-class BatchReader(CalibrationDataReader):
-    """Streams calibration rows in batches; holds one batch in memory."""
+def tensorrt_preset(*, per_channel: bool = True) -> StaticPreset:
+    """Symmetric INT8 with all zero points 0, only where there are weights, one Q/DQ pair for each consumer."""
+    options = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "DedicatedQDQPair": True,
+        "AddQDQPairToWeight": True,
+        "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
+        "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
+    }
+    return StaticPreset(
+        "tensorrt", QuantType.QInt8, QuantType.QInt8, per_channel, False, WEIGHTED, symmetric=True, options=options
+    )
 
-    def __init__(self, inputs: Mapping[str, np.ndarray], batch_rows: int = CALIBRATION_BATCH_ROWS) -> None:
-        rows = len(next(iter(inputs.values()), ()))
-        if not rows:
-            raise DataError(
-                "Cannot calibrate",
-                found="there are no calibration rows",
-                rule="static quantization takes the ranges of activations from real rows",
-                remedy="Make data.split.calibration larger.",
-            )
-        self._inputs = inputs
-        self._batch_rows = batch_rows
-        self._rows = rows
-        self._next = 0
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        if self._next >= self._rows:
-            return None
-        chosen = slice(self._next, self._next + self._batch_rows)
-        self._next += self._batch_rows
-        return {name: np.ascontiguousarray(array[chosen]) for name, array in self._inputs.items()}
+@dataclass(frozen=True)
+class StaticRecipe:
+    """One way to quantize statically."""
 
-    def __len__(self) -> int:
-        return math.ceil(self._rows / self._batch_rows)
+    preset: StaticPreset
+    method: CalibrationMethod = CalibrationMethod.MinMax
+    percentile: float = 99.99
+    exclude: tuple[str, ...] = ()
+    """Names of nodes that stay in float."""
+    only: tuple[str, ...] = ()
+    """When not empty: only these nodes are quantized (to measure their sensitivity)."""
 
 
 def preprocess(source: Path, target: Path) -> None:
@@ -82,34 +92,118 @@ def preprocess(source: Path, target: Path) -> None:
 
 
 def quantize_int8_static(
-    prepared: Path, target: Path, calibration: Mapping[str, np.ndarray], preset: StaticPreset
+    prepared: Path, target: Path, calibration: Mapping[str, np.ndarray], recipe: StaticRecipe, *, ranges: Path
 ) -> None:
-    """Write the INT8 form of a graph that `preprocess` wrote."""
+    """Write the INT8 form of a graph that `preprocess` wrote. `ranges` is a cache: made when absent, else read."""
+    preset = recipe.preset
+    if not ranges.exists():
+        write_ranges(
+            prepared,
+            calibration,
+            ranges,
+            method=recipe.method,
+            op_types=preset.op_types,
+            percentile=recipe.percentile,
+            symmetric=preset.symmetric,
+        )
     with quiet_quantizer(), tempfile.TemporaryDirectory(prefix="manta-quantize-") as scratch:
         out = Path(scratch) / "out.onnx"
         quantize_static(
             str(prepared),
             str(out),
-            BatchReader(calibration),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(preset.op_types) or None,
+            op_types_to_quantize=list(preset.op_types),
             per_channel=preset.per_channel,
             reduce_range=preset.reduce_range,
             activation_type=preset.activation,
             weight_type=preset.weight,
-            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=list(recipe.exclude),
+            nodes_to_quantize=list(recipe.only),
+            calibrate_method=recipe.method,
             extra_options=dict(preset.options),
+            calibration_cache_path=ranges,
         )
         target.write_bytes(out.read_bytes())
 
 
-@contextmanager
-def quiet_quantizer() -> Iterator[None]:
-    """ONNX Runtime's quantizer advises on the root logger; its advice is followed here, so it is not shown."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+def quantize_int8_dynamic(prepared: Path, target: Path) -> None:
+    """INT8 weights per channel; activations are quantized from their own range at run time. For matrix products."""
+    model = onnx.load(str(prepared))
+    if not any(node.op_type in DYNAMIC for node in model.graph.node):
+        raise ModelError(
+            "Cannot quantize dynamically",
+            found="the graph has no matrix product",
+            rule=f"dynamic quantization helps {', '.join(DYNAMIC)} only; convolutions lose speed and accuracy by it",
+            remedy="Use int8_static.",
+        )
+    with quiet_quantizer():
+        quantize_dynamic(
+            str(prepared),
+            str(target),
+            op_types_to_quantize=list(DYNAMIC),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def quantize_weights_only(source: Path, target: Path) -> None:
+    """Weights of Conv, Gemm and MatMul as INT8 with one scale a channel; activations and arithmetic stay float.
+
+    The file shrinks to about a quarter; ONNX Runtime unpacks the weights when it loads, so speed does not change.
+    """
+    model = onnx.load(str(source))
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    done: set[str] = set()
+    unpack = []
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED or node.input[1] not in tensors or node.input[1] in done:
+            continue
+        name = node.input[1]
+        values = numpy_helper.to_array(tensors[name])
+        if values.dtype != np.float32 or values.size < WEIGHT_ONLY_ELEMENTS_MIN:
+            continue
+        done.add(name)
+        unpack.append(_pack_weight(model, tensors[name], values, _channel_axis(node)))
+    for i, node in enumerate(unpack):
+        model.graph.node.insert(i, node)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(target))
+
+
+def convert_fp16(source: Path, target: Path) -> None:
+    """Weights and arithmetic in FP16, inputs and outputs in FP32. A GPU format: x86 CPUs gain no speed by it."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with quiet_quantizer():
+        model = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
+    onnx.save(model, str(target))
+
+
+def quantizable_nodes(prepared: Path) -> list[str]:
+    """Names of the nodes that carry weights, in graph order: the ones whose exclusion can matter."""
+    model = onnx.load(str(prepared), load_external_data=False)
+    return [node.name for node in model.graph.node if node.op_type in WEIGHTED]
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Axis of the weight that holds output channels."""
+    if node.op_type == "Conv":
+        return 0
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Gemm" and transposed else -1
+
+
+def _pack_weight(model: onnx.ModelProto, tensor: onnx.TensorProto, values: np.ndarray, axis: int) -> onnx.NodeProto:
+    """Replace a float initializer by INT8 values and scales, and return the node that restores its name."""
+    axis %= values.ndim
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    scale = np.maximum(np.abs(values).max(axis=others) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+    packed = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
+    name = tensor.name
+    model.graph.initializer.remove(tensor)
+    model.graph.initializer.append(numpy_helper.from_array(packed, f"{name}_int8"))
+    model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+    return helper.make_node(
+        "DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], name=f"{name}_unpack", axis=axis
+    )

@@ -13,14 +13,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from cluster.errors import ModelError
+from cluster.errors import MissingDependencyError, ModelError
 
 BATCH_ROWS = 256
 LOG_ERRORS_ONLY = 3  # onnxruntime: 0 verbose … 4 fatal
 
 
-def open_session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSession:
-    """A CPU session with `threads` threads. Raises ModelError for a file that ONNX Runtime refuses."""
+def open_session(model: Path | bytes, *, threads: int = 1, device: str = "cpu") -> ort.InferenceSession:
+    """A session with `threads` threads.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the file.
+        MissingDependencyError: a GPU is asked for and this ONNX Runtime has no CUDA provider.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -28,7 +33,7 @@ def open_session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSessi
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            model if isinstance(model, bytes) else str(model), options, providers=_providers(device)
         )
     except ORT_ERRORS as error:
         name = "the graph" if isinstance(model, bytes) else str(model)
@@ -58,6 +63,20 @@ def run_batches(
                 remedy="Give inputs of these names, types and shapes.",
             ) from error
     return {name: np.concatenate([chunk[i] for chunk in chunks]) for i, name in enumerate(names)}
+
+
+def _providers(device: str) -> list[str]:
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    have = ort.get_available_providers()
+    if "CUDAExecutionProvider" not in have:
+        raise MissingDependencyError(
+            "Cannot measure on a GPU",
+            found=f"ONNX Runtime {ort.__version__} has the providers {', '.join(have)}",
+            rule="compress.target.device: gpu needs the CUDA provider",
+            remedy="Install the extra: pip install 'manta-ml[gpu]', or set compress.target.device to cpu.",
+        )
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

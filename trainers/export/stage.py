@@ -23,7 +23,7 @@ from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.pipeline.stage import StageContext, StageResult
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, write_float_graph
-from trainers.export.onnx import external_files, file_bytes
+from trainers.export.graph_file import external_files, file_bytes
 from trainers.export.session import open_session, run_batches
 
 EVIDENCE = "evidence"

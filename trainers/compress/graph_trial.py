@@ -1,0 +1,140 @@
+"""One graph recipe on one parent graph: make the file, compare it cheaply, predict the gate split.
+
+A trial is a pure function of (parent's bytes, recipe, rows): it runs in this process or as a Ray task, writes into a
+folder of its own, and its result is found again by its digest (trials.py). Latency is not measured here: trials run
+side by side and would disturb each other.
+
+Invariant: never imports torch, so that a worker starts in a second.
+
+Covered: every recipe of `GraphRecipe`. Not covered: recipes that train (model_trial.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.quantization import CalibrationMethod
+
+from cluster.atomic import digest_json, write_json
+from cluster.errors import MantaError
+from cluster.spec.compress import CompressSpec
+from trainers.compress.exclude import find_exclusion
+from trainers.compress.proxies import Proxies, compare_outputs
+from trainers.compress.quantize import (
+    StaticPreset,
+    StaticRecipe,
+    convert_fp16,
+    cpu_preset,
+    preprocess,
+    quantize_int8_dynamic,
+    quantize_int8_static,
+    quantize_weights_only,
+    tensorrt_preset,
+)
+from trainers.compress.rows import CompressionRows, rows_of, spread_rows
+from trainers.data.shards import open_prepared
+from trainers.export.session import open_session, run_batches
+
+FORMAT = 1  # raise when a recipe's meaning changes: cached trials of the old meaning are then made again
+METHODS = {"int8_static_entropy": CalibrationMethod.Entropy, "int8_static_percentile": CalibrationMethod.Percentile}
+MODEL, GATE, OUTCOME = "model.onnx", "gate.npy", "outcome.json"
+
+
+@dataclass(frozen=True)
+class GraphTrial:
+    """A trial, ready to be sent to a worker that sees the same folders."""
+
+    recipe: str
+    parent: Path
+    parent_sha256: str
+    prepared: Path
+    """Folder that `open_prepared` reads."""
+    data_sha256: str
+    spec: CompressSpec
+
+    @property
+    def digest(self) -> str:
+        """Names the cached result: parent, recipe and everything of the spec that changes the file."""
+        spec = self.spec
+        return digest_json(
+            {
+                "format": FORMAT,
+                "recipe": self.recipe,
+                "parent": self.parent_sha256,
+                "data": self.data_sha256,
+                "calibration_rows": spec.calibration_rows,
+                "percentile": spec.percentile,
+                "device": spec.target.device,
+                "proxy": spec.proxy.model_dump(),
+                "budget": spec.budget.max_drop if self.recipe == "int8_static_excluded" else None,
+                "onnxruntime": onnxruntime.__version__,
+            }
+        )
+
+
+def run_graph_trial(trial: GraphTrial, folder: Path) -> None:
+    """Write `model.onnx`, `gate.npy` (outputs on the gate split) and `outcome.json` into `folder`.
+
+    A recipe that cannot be applied or that the proxies stop leaves an outcome with its reason and no `gate.npy`.
+    """
+    rows = rows_of(open_prepared(trial.prepared), calibration_rows=trial.spec.calibration_rows)
+    outcome: dict[str, Any] = {"recipe": trial.recipe, "notes": {}}
+    try:
+        with tempfile.TemporaryDirectory(prefix="manta-trial-") as scratch:
+            outcome["notes"] = _make(trial, rows, folder / MODEL, Path(scratch))
+        proxies = _proxies(trial, rows, folder / MODEL)
+        outcome["proxies"] = asdict(proxies)
+        outcome["stopped"] = proxies.hopeless(trial.spec.proxy)
+        if outcome["stopped"] is None:
+            np.save(folder / GATE, _predict(folder / MODEL, rows.gate))
+    except MantaError as error:
+        outcome["stopped"] = error.message
+    write_json(folder / OUTCOME, outcome)
+
+
+def _make(trial: GraphTrial, rows: CompressionRows, target: Path, scratch: Path) -> dict[str, Any]:
+    """Write the recipe's file; returns notes for the report."""
+    recipe, spec = trial.recipe, trial.spec
+    if recipe == "int8_weight_only":
+        quantize_weights_only(trial.parent, target)
+        return {}
+    if recipe == "fp16":
+        convert_fp16(trial.parent, target)
+        return {}
+    prepared = scratch / "prepared.onnx"
+    preprocess(trial.parent, prepared)
+    if recipe == "int8_dynamic":
+        quantize_int8_dynamic(prepared, target)
+        return {}
+    preset = preset_of(spec, per_channel=recipe != "int8_static_per_tensor")
+    ranges = scratch / "ranges.json"
+    notes = {"preset": preset.name, "calibration_rows": len(next(iter(rows.calibration.values())))}
+    if recipe == "int8_static_excluded":
+        return {**notes, **find_exclusion(prepared, target, rows, preset, spec.budget.max_drop, scratch=scratch)}
+    static = StaticRecipe(preset, METHODS.get(recipe, CalibrationMethod.MinMax), spec.percentile)
+    quantize_int8_static(prepared, target, rows.calibration, static, ranges=ranges)
+    return {**notes, "method": static.method.name}
+
+
+def preset_of(spec: CompressSpec, *, per_channel: bool = True) -> StaticPreset:
+    """The preset of the spec's target."""
+    return (
+        tensorrt_preset(per_channel=per_channel) if spec.target.device == "gpu" else cpu_preset(per_channel=per_channel)
+    )
+
+
+def _proxies(trial: GraphTrial, rows: CompressionRows, candidate: Path) -> Proxies:
+    chosen = spread_rows(len(next(iter(rows.calibration.values()))), trial.spec.proxy.rows)
+    some = {name: array[chosen] for name, array in rows.calibration.items()}
+    return compare_outputs(
+        _predict(trial.parent, some), _predict(candidate, some), classification=rows.task == "classification"
+    )
+
+
+def _predict(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return next(iter(run_batches(open_session(path), inputs).values()))

@@ -98,8 +98,11 @@ class ResolvedRun(StrictSpec):
         """The same run with dotted paths set (what a search found), batch plan derived anew."""
         from cluster.spec.load import override_spec
 
+        derived = () if "train.batch_size_per_worker" in values else self._micro_batch_of(values)
+        values = {**values, **{reason.path: reason.value for reason in derived}}
         spec = override_spec(self.spec, values)
-        found = tuple(Reason(path=path, value=value, reason="found by the search") for path, value in values.items())
+        asked = (Reason(path=path, value=value, reason="found by the search") for path, value in values.items())
+        found = tuple({reason.path: reason for reason in (*asked, *derived)}.values())
         return self.model_copy(
             update={
                 "spec": spec,
@@ -107,6 +110,15 @@ class ResolvedRun(StrictSpec):
                 "reasons": (*(r for r in self.reasons if r.path not in values), *found),
             }
         )
+
+    def _micro_batch_of(self, values: dict[str, Any]) -> tuple[Reason, ...]:
+        """A micro-batch that was `auto` follows a new global batch, else accumulation would slow the larger ones."""
+        path = "train.batch_size_per_worker"
+        batch, workers = values.get("train.batch_size_global"), self.spec.train.workers
+        if batch is None or workers == "auto" or all(reason.path != path for reason in self.reasons):
+            return ()
+        micro, why = _micro_batch(int(batch), workers)
+        return (Reason(path=path, value=micro, reason=why),)
 
 
 def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> ResolvedRun:
@@ -130,14 +142,8 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     decide("train.precision", spec.train.precision, precision, why)
     batch, why = _batch_size_global(data)
     batch = decide("train.batch_size_global", spec.train.batch_size_global, batch, why)
-    share = math.ceil(batch / workers)
-    micro = min(share, BATCH_SIZE_PER_WORKER_CPU)
-    decide(
-        "train.batch_size_per_worker",
-        spec.train.batch_size_per_worker,
-        micro,
-        f"a worker's share of {batch} samples is {share}, and a micro-batch is at most {BATCH_SIZE_PER_WORKER_CPU}",
-    )
+    micro, why = _micro_batch(batch, workers)
+    decide("train.batch_size_per_worker", spec.train.batch_size_per_worker, micro, why)
     if spec.compress is not None:
         metric = "accuracy" if data.task == "classification" else "r2"
         decide("compress.budget.metric", spec.compress.budget.metric, metric, f"the task is {data.task}")
@@ -201,6 +207,14 @@ def _precision(host: HostFacts) -> tuple[str, str]:
     if capability >= (8, 0):
         return "bf16", f"compute capability {capability[0]}.{capability[1]} has bf16"
     return "fp16", f"compute capability {capability[0]}.{capability[1]} has fp16 but no bf16"
+
+
+def _micro_batch(batch: int, workers: int) -> tuple[int, str]:
+    share = max(1, math.ceil(batch / workers))
+    return (
+        min(share, BATCH_SIZE_PER_WORKER_CPU),
+        f"a worker's share of {batch} samples is {share}, and a micro-batch is at most {BATCH_SIZE_PER_WORKER_CPU}",
+    )
 
 
 def _batch_size_global(data: DataFacts) -> tuple[int, str]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import SpecError
-from cluster.spec.load import validate_spec
+from cluster.spec.load import override_spec, validate_spec
+from cluster.spec.resolve import DataFacts, HostFacts, resolve
 from cluster.spec.run import RunSpec
 from trainers.search.space import check_search, contains, current_point, distributions, trial_epochs
 
@@ -93,3 +94,15 @@ def test_trials_have_the_epochs_of_training_unless_told() -> None:
     assert spec.search is not None
     assert trial_epochs(spec, spec.search) == 6
     assert trial_epochs(spec, spec.search.model_copy(update={"epochs": 2})) == 2
+
+
+def test_a_micro_batch_that_was_auto_follows_the_batch_that_a_search_found() -> None:
+    """Else a search from 64 to 512 would train with eight times the accumulation that the memory asks for."""
+    host = HostFacts(cpu_cores=2, memory_bytes=8 << 30)
+    data = DataFacts(task="classification", layout="array", num_rows=999, num_rows_train=900, source_digest="x")
+    auto = resolve(spec_with(SPACE), name="x", host=host, data=data)
+    assert auto.batch.batch_size_per_worker == 32
+    larger = auto.with_values({"train.batch_size_global": 256})
+    assert (larger.batch.batch_size_per_worker, larger.batch.accumulation_steps) == (128, 1)
+    fixed = resolve(override_spec(spec_with(SPACE), {"train.batch_size_per_worker": 8}), name="x", host=host, data=data)
+    assert fixed.with_values({"train.batch_size_global": 256}).batch.accumulation_steps == 16

@@ -148,7 +148,7 @@ def verify_files(folder: Path, manifest: BundleManifest) -> list[str]:
     problems = []
     for name, record in sorted(manifest.files.items()):
         path = folder / name
-        if not _inside(name):
+        if not is_inside(name):
             problems.append(f"the manifest lists {name!r}, which leaves the bundle's folder")
         elif not path.is_file() or path.is_symlink():
             problems.append(f"the manifest lists {name}, which is not there")
@@ -166,6 +166,7 @@ def verify_files(folder: Path, manifest: BundleManifest) -> list[str]:
     return problems
 
 
-def _inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Whether a listed name stays inside the bundle's folder."""
     pure = PurePosixPath(name)
     return not pure.is_absolute() and ".." not in pure.parts and "\\" not in name

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -25,15 +24,11 @@ import ray
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
 from cluster.errors import ClusterUnreachableError
+from cluster.runtime.token import TOKEN_REMEDY
 
+_MESSAGES: Any = gcs_service_pb2  # generated code without types
+_RECORDS: Any = gcs_pb2
 CALL_TIMEOUT_S = 4.0  # a head that is alive answers in milliseconds; a swapped-out one in a second or two
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
-TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
-MODE_VARIABLE = "RAY_AUTH_MODE"
-TOKEN_REMEDY = (
-    f"Set {TOKEN_VARIABLE}, or {TOKEN_PATH_VARIABLE} to a file that holds it, to the cluster's token; on the head "
-    "'ray get-auth-token' prints it."
-)
 
 
 @dataclass(frozen=True)
@@ -46,18 +41,6 @@ class ClusterFacts:
     num_nodes_alive: int
 
 
-def find_token() -> str | None:
-    """The token that Ray would use, in Ray's order: variable, file named by a variable, ~/.ray/auth_token."""
-    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
-        return token
-    named = os.environ.get(TOKEN_PATH_VARIABLE)
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
-
-
 def check_cluster(address: str, *, token: str | None, timeout_s: float = CALL_TIMEOUT_S) -> ClusterFacts:
     """Ask the head at `host:port` for its version and nodes. Raises ClusterUnreachableError with the reason."""
     attempted = f"Cannot use the Ray cluster at {address}"
@@ -68,14 +51,14 @@ def check_cluster(address: str, *, token: str | None, timeout_s: float = CALL_TI
         nodes = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         store = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
         try:
-            alive = nodes.CheckAlive(gcs_service_pb2.CheckAliveRequest(), **call)
-            request = gcs_service_pb2.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
+            alive = nodes.CheckAlive(_MESSAGES.CheckAliveRequest(), **call)
+            request = _MESSAGES.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
             written = store.InternalKVGet(request, **call).value
-            listed = nodes.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), **call).node_info_list
+            listed = nodes.GetAllNodeInfo(_MESSAGES.GetAllNodeInfoRequest(), **call).node_info_list
         except grpc.RpcError as error:
             _refused(attempted, error, token)
     python = json.loads(written).get("python_version") if written else None
-    living = [node.node_id.hex() for node in listed if node.state == gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE]
+    living = [node.node_id.hex() for node in listed if node.state == _RECORDS.GcsNodeInfo.GcsNodeState.ALIVE]
     facts = ClusterFacts(address, alive.ray_version, python, len(living))
     _check_version(attempted, facts)
     _check_nodes(attempted, living)
@@ -129,7 +112,8 @@ def _check_version(attempted: str, facts: ClusterFacts) -> None:
         return
     raise ClusterUnreachableError(
         attempted,
-        found=f"it runs Ray {facts.ray_version} on Python {python}, this is Ray {ray.__version__} on Python {own_python}",
+        found=f"it runs Ray {facts.ray_version} on Python {python}, "
+        f"this is Ray {ray.__version__} on Python {own_python}",
         rule="Ray demands equal versions on every node and driver",
         remedy="Run Manta in an environment (or image) with the cluster's versions, or update the cluster.",
     )

@@ -156,7 +156,7 @@ def _belongs(process: psutil.Process, place: PrivatePlace) -> bool:
     if f"{MARKER_VARIABLE}={place.marker}".encode() in (proc / "environ").read_bytes():
         return True
     # a process that rewrites its title (Ray's agents and workers) overwrites both; its open log files remain
-    links = (os.readlink(link).encode() for link in _descriptors(proc))
+    links = (bytes(link.readlink()) for link in _descriptors(proc))
     return any(link.startswith(prefixes) for link in links)
 
 

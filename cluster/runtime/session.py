@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
+import ray._raylet as _raylet
 
 from cluster.errors import ClusterUnreachableError, ResourceError
-from cluster.runtime.address import MODE_VARIABLE, TOKEN_VARIABLE, check_cluster, find_token
+from cluster.runtime.address import check_cluster
 from cluster.runtime.reaper import MARKER_VARIABLE, PrivatePlace, Reaper
 from cluster.runtime.serve_place import private_serve_place
 from cluster.runtime.shared_memory import object_store_bytes
+from cluster.runtime.token import MODE_VARIABLE, TOKEN_VARIABLE, find_token
 
 LOCAL_LOGICAL_CPUS_MIN = 8  # logical: a laptop's two cores must hold the drivers, workers and replicas of one run
 # A Unix socket's path holds 107 characters; Ray's part of it is
@@ -169,8 +170,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _forget_cached_authentication() -> None:
     """Ray reads mode and token once a process; a second session of a process must see its own."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    core: Any = _raylet  # compiled, without types
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _short_temporary_folder() -> str:

@@ -1,0 +1,283 @@
+"""`manta submit`, `logs`, `stop`, `status`, `publish`, `fetch`: runs on a cluster, and runs of this machine.
+
+With `--address http://HEAD:8265` a verb speaks to Ray's Jobs API; without one it looks into the runs folder. Nothing
+here loads ray: the Jobs API is plain HTTP (cluster/runtime/jobs.py).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.local_runs import follow_log, status_rows, stop_run
+from cluster.cli.options import RUNS_DIR, AsJson, Overrides, RunsDir, SpecPath
+from cluster.cli.seam import emit_json
+from cluster.errors import RequestError
+from cluster.runtime.jobs import Job, JobsClient
+from cluster.runtime.package import build_package, files_named_in
+from cluster.runtime.token import find_token
+from cluster.spec.load import load_spec
+from cluster.store.remote import fetch_bundle, publish_bundle
+from cluster.store.run_folder import find_run
+
+# A job that is stopped needs the time to write a checkpoint and stop its workers; Ray's own figure is 3 s
+STOP_WAIT_S = 30
+CLUSTER_RUNS_DIR = '"${MANTA_RUNS_DIR:-$HOME/manta-runs}"'  # read on the cluster; the images set it to a shared volume
+META_RUN, META_STORE = "manta.run", "manta.store"
+
+JobsAddress = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Head's URL, http://HOST:8265."),
+]
+Target = Annotated[str, typer.Argument(metavar="RUN|JOB", help="A run here, or with --address a job there.")]
+MaybeTarget = Annotated[str | None, typer.Argument(metavar="[RUN|JOB]", help="One of them; all when absent.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")]
+Store = Annotated[str | None, typer.Option("--store", metavar="URL", help="Bundle store: a folder or s3://…, gs://….")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
+Folder = Annotated[Path, typer.Option("--folder", help="Working folder to ship.", exists=True, file_okay=False)]
+JobId = Annotated[str | None, typer.Option("--id", help="Job id; the same id again finds the job, not a second one.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return when the job is accepted.")]
+ClusterRuns = Annotated[str | None, typer.Option("--runs-dir", help="Runs folder on the cluster, seen by every node.")]
+NumCpus = Annotated[float, typer.Option("--driver-cpus", min=0, help="CPUs to reserve for the driver.")]
+To = Annotated[Path | None, typer.Option("--to", help="Folder for the bundle; else ./<run>-bundle.")]
+Version = Annotated[str | None, typer.Option("--version", help="Version in the store; else the latest.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (submit, logs, stop, status, publish, fetch):
+        app.command()(verb)
+
+
+def submit(
+    spec: SpecPath,
+    address: JobsAddress = None,
+    override: Overrides = None,
+    name: Name = None,
+    store: Store = None,
+    folder: Folder = Path(),
+    runs_dir: ClusterRuns = None,
+    job_id: JobId = None,
+    driver_cpus: NumCpus = 0,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> int:
+    """Ship the working folder to a cluster, run the spec there and follow its log."""
+    loaded = load_spec(spec, override or [])
+    run_name = name or loaded.name or spec.stem
+    shipped = _relative_spec(spec, folder)
+    inside, outside = files_named_in(loaded.model_dump(mode="json"), folder)
+    package = build_package(folder, needed=(shipped, *inside))
+    for text in outside:
+        _note(f"{text} is outside {folder.resolve()} and is not shipped: the cluster must have it at that path.")
+    with _client(address) as client:
+        client.ray_version()
+        _note(f"Shipping {len(package.files)} files ({len(package.data) / 2**20:.1f} MiB) to {client.address}.")
+        job = client.submit(
+            job_id or f"{run_name}-{secrets.token_hex(4)}",
+            entrypoint(shipped, override or [], run_name, store=store, runs_dir=runs_dir),
+            runtime_env={
+                "working_dir": client.upload(package),
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            },
+            metadata={META_RUN: run_name, **({META_STORE: store} if store else {})},
+            **({"entrypoint_num_cpus": driver_cpus} if driver_cpus else {}),
+        )
+        _note(f"Job {job.id}. Follow it with 'manta logs -f {job.id}', stop it with 'manta stop {job.id}'.")
+        if detach:
+            return _show_job(job, as_json=as_json)
+        return _follow(client, job.id, as_json=as_json)
+
+
+def entrypoint(spec: str, overrides: list[str], run: str, *, store: str | None, runs_dir: str | None) -> str:
+    """The shell line that the cluster runs: the run, then its bundle into the store."""
+    where = f"--runs-dir {shlex.quote(runs_dir) if runs_dir else CLUSTER_RUNS_DIR}"
+    sets = [part for override in overrides for part in ("--set", override)]
+    line = f"{shlex.join(['manta', 'run', spec, '--name', run, '--json', *sets])} {where}"
+    if store:
+        line += f" && {shlex.join(['manta', 'publish', run, '--store', store])} {where}"
+    return line
+
+
+def logs(target: Target, address: JobsAddress = None, follow: Follow = False, runs_dir: RunsDir = RUNS_DIR) -> int:
+    """Print the log of a run or a job; -f goes on until it ends and returns its exit code."""
+    if address is None:
+        return follow_log(find_run(runs_dir, target), _write, follow=follow)
+    with _client(address) as client:
+        if follow:
+            return _follow(client, target, as_json=False)
+        client.job(target)
+        _write(client.logs(target))
+        return 0
+
+
+def stop(target: Target, address: JobsAddress = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
+    """Stop a run or a job cleanly; what is finished is kept and the run can be resumed."""
+    if address is None:
+        stopped = stop_run(find_run(runs_dir, target))
+    else:
+        with _client(address) as client:
+            stopped = client.stop(target) and _wait_for_end(client, target)
+    if as_json:
+        emit_json({"ok": True, "target": target, "stopped": stopped})
+    else:
+        _note(f"{target} is stopped." if stopped else f"{target} was not running.")
+    return 0
+
+
+def status(
+    target: MaybeTarget = None, address: JobsAddress = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False
+) -> int:
+    """Show the state of one or all runs here, or of the jobs of a cluster."""
+    if address is None:
+        rows = status_rows(runs_dir, target)
+    else:
+        with _client(address) as client:
+            rows = [job_row(job) for job in ([client.job(target)] if target else client.jobs())]
+    if as_json:
+        emit_json(rows)
+        return 0
+    for row in rows:
+        _write(f"{row['id']}  {row['state']}{'  ' + row['note'] if row['note'] else ''}\n")
+    if not rows:
+        _write("Nothing there.\n")
+    return 0
+
+
+def publish(run: Target, store: Store = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
+    """Copy a run's bundle into a store that other machines can reach."""
+    found = find_run(runs_dir, run)
+    published = publish_bundle(found.bundle, _needed_store(store), found.name)
+    if as_json:
+        emit_json({"ok": True, "run": found.name, "store": published.store, "version": published.version})
+    else:
+        _note(f"Bundle '{found.name}' is at {published.location}.")
+    return 0
+
+
+def fetch(
+    target: Target,
+    store: Store = None,
+    to: To = None,
+    version: Version = None,
+    address: JobsAddress = None,
+    as_json: AsJson = False,
+) -> int:
+    """Copy a bundle from a store and verify it. With --address the job says which run and which store."""
+    run = target
+    if address is not None:
+        with _client(address) as client:
+            job = client.job(target)
+        run, store = job.metadata.get(META_RUN, target), store or job.metadata.get(META_STORE)
+    folder = to or Path(f"{run}-bundle")
+    bundle = fetch_bundle(_needed_store(store), run, folder, version=version)
+    if as_json:
+        emit_json({"ok": True, "run": run, "bundle": str(folder.resolve()), "files": sorted(bundle.manifest.files)})
+    else:
+        _note(f"Bundle '{bundle.manifest.name}' is in {folder}: {len(bundle.manifest.files)} files, every hash right.")
+    return 0
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """JSON-able facts of a job, in the form of `manta status`."""
+    note = job.message if job.status in ("FAILED", "PENDING") else ""
+    return {
+        "id": job.id,
+        "state": job.status.lower(),
+        "note": note.strip().splitlines()[-1] if note.strip() else "",
+        "exit_code": job.exit_code,
+        "started_unix_s": job.started_unix_ms and job.started_unix_ms / 1000,
+        "run": job.metadata.get(META_RUN),
+        "store": job.metadata.get(META_STORE),
+    }
+
+
+@contextmanager
+def _client(address: str | None) -> Iterator[JobsClient]:
+    if address is None:
+        raise RequestError(
+            "Cannot submit",
+            found="no cluster was named",
+            rule="a job goes to a Ray cluster's head",
+            remedy="Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS; 'manta run' works without one.",
+        )
+    disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
+    client = JobsClient(address, token=None if disabled else find_token())
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _follow(client: JobsClient, job_id: str, *, as_json: bool) -> int:
+    """Show a job's log to its end. Ctrl-C leaves the job running."""
+    client.job(job_id)
+    try:
+        job = client.follow(job_id, _note_raw if as_json else _write)
+    except KeyboardInterrupt:
+        _note(f"The job goes on. 'manta logs -f {job_id}' follows it again, 'manta stop {job_id}' stops it.")
+        return 0
+    return _show_job(job, as_json=as_json)
+
+
+def _show_job(job: Job, *, as_json: bool) -> int:
+    code = 0 if job.status != "FAILED" else (job.exit_code or 1)
+    code = 1 if job.status == "STOPPED" else code
+    if as_json:
+        emit_json({"ok": code == 0, "job": job_row(job)})
+    else:
+        _note(f"Job {job.id}: {job.status.lower()}.")
+    return code
+
+
+def _wait_for_end(client: JobsClient, job_id: str) -> bool:
+    """Ray answers a stop at once; the job ends when its processes have."""
+    deadline = time.monotonic() + 2 * STOP_WAIT_S
+    while not client.job(job_id).ended and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return True
+
+
+def _relative_spec(spec: Path, folder: Path) -> str:
+    resolved = spec.resolve()
+    if not resolved.is_relative_to(folder.resolve()):
+        raise RequestError(
+            f"Cannot submit {spec}",
+            found=f"it lies outside the working folder {folder.resolve()}",
+            rule="the cluster sees what is shipped",
+            remedy="Run the command in the project's folder, or name the folder with --folder.",
+        )
+    return resolved.relative_to(folder.resolve()).as_posix()
+
+
+def _needed_store(store: str | None) -> str:
+    if store is None:
+        raise RequestError(
+            "Cannot reach a bundle store",
+            found="no store was named, and the job knows none",
+            remedy="Give --store with a folder or a URL such as s3://bucket/manta.",
+        )
+    return store
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _note_raw(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _note(text: str) -> None:
+    _note_raw(text + "\n")

@@ -1,0 +1,44 @@
+"""What a source yields before anything is fitted: arrays or a table, with targets and a digest.
+
+Invariant: `RawData` is whole (equal lengths, at least one row) and of one layout; nothing here depends on a split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+Layout = Literal["image", "table", "array", "text"]
+FREE = -1
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Rows of a source, in its order."""
+
+    layout: Layout
+    targets: np.ndarray
+    """(N,) object array of labels as text, or (N,) float64."""
+    digest: str
+    """sha256 over the content of the source."""
+    arrays: np.ndarray | None = None
+    """(N, C, H, W) float32 for images, (N, …) float32 for arrays, None for tables."""
+    table: pa.Table | None = None
+    """Feature columns of a table: float64 or dictionary-encoded text, null where missing."""
+    fixed: np.ndarray | None = None
+    """(N,) int8 index into SPLITS where the source itself says the split, else FREE; None: all are free."""
+    keys: np.ndarray | None = None
+    """(N,) uint64 hash of each row's content: equal rows have equal keys."""
+    notes: tuple[str, ...] = field(default_factory=tuple)
+    """What was inferred or dropped, as sentences for the event stream."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one row, where known before preparing."""
+        return () if self.arrays is None else tuple(self.arrays.shape[1:])

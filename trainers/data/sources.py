@@ -1,0 +1,118 @@
+"""Source of a spec -> `RawData`. Arrays and images here, tables in tables.py.
+
+Invariant: images are (N, C, H, W) float32, arrays (N, …) float32, all finite; labels are text or float64.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.atomic import digest_json
+from cluster.errors import DataError
+from cluster.spec.data import DataSpec, IdxSource, NumpySource, SklearnSource
+from trainers.data.files import digest_files, readable_file
+from trainers.data.hashing import array_keys, text_key
+from trainers.data.idx import read_idx
+from trainers.data.raw import RawData
+
+
+def read_source(spec: DataSpec) -> RawData:
+    """Read all rows of the source. Raises DataError."""
+    source = spec.source
+    if isinstance(source, SklearnSource):
+        return _read_sklearn(spec, source)
+    if isinstance(source, NumpySource):
+        return _read_numpy(source)
+    if isinstance(source, IdxSource):
+        images, labels = read_idx(source.images), read_idx(source.labels)
+        return _arrays(images, labels, digest_files([Path(source.images), Path(source.labels)]), spec.target)
+    from trainers.data.tables import read_table
+
+    return read_table(spec)
+
+
+def _read_sklearn(spec: DataSpec, source: SklearnSource) -> RawData:
+    from sklearn import datasets
+
+    loaded = getattr(datasets, f"load_{source.dataset}")()
+    if source.dataset == "digits":
+        return _arrays(loaded.images, loaded.target, _digest(loaded.images, loaded.target), spec.target)
+    import pyarrow as pa
+
+    from trainers.data.tables import table_data
+
+    names = [str(name) for name in loaded.feature_names]
+    columns: dict[str, Any] = {name: loaded.data[:, index] for index, name in enumerate(names)}
+    target = spec.target if spec.target not in columns else "target"
+    columns[target] = np.array([str(loaded.target_names[index]) for index in loaded.target])
+    return table_data(spec, pa.table(columns), digest=_digest(loaded.data, loaded.target), origin=source.dataset)
+
+
+def _read_numpy(source: NumpySource) -> RawData:
+    inputs, targets = _load(source.inputs), _load(source.targets)
+    paths = [
+        Path(text.partition(".npz:")[0] + (".npz" if ".npz:" in text else ""))
+        for text in (source.inputs, source.targets)
+    ]
+    return _arrays(inputs, targets, digest_files(paths), "targets")
+
+
+def _load(text: str) -> np.ndarray:
+    """`file.npy` or `file.npz:name`."""
+    name, npz, key = text.partition(".npz:")
+    path = readable_file(name + ".npz" if npz else text)
+    try:
+        loaded = np.load(path, allow_pickle=False, mmap_mode=None)
+        return np.asarray(loaded[key] if npz else loaded)
+    except KeyError:
+        raise DataError(
+            f"Cannot read {text}",
+            found=f"the archive has no array {key!r}",
+            remedy=f"It has {', '.join(loaded.files)}.",
+        ) from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"Cannot read {text}",
+            found=f"it is no NumPy array of numbers: {error}",
+            rule="arrays of Python objects are pickles and are never loaded",
+            remedy="Save it with numpy.save from an array of numbers.",
+        ) from None
+
+
+def _arrays(inputs: np.ndarray, targets: np.ndarray, digest: str, target: str) -> RawData:
+    """Check and shape arrays: (N, H, W) and (N, C, H, W) are images, (N, F) and others are arrays."""
+    if len(inputs) != len(targets):
+        raise DataError(
+            "Cannot use the arrays", found=f"there are {len(inputs)} inputs and {len(targets)} targets",
+            rule="each row needs one target", remedy="Give files that belong together.",
+        )  # fmt: skip
+    if len(inputs) == 0:
+        raise DataError("Cannot use the arrays", found="they have zero rows", remedy="Give a source that has rows.")
+    if targets.ndim != 1:
+        raise DataError(
+            "Cannot use the targets", found=f"they have shape {list(targets.shape)}", rule="targets are one value a row",
+            remedy="Give an (N,) array.",
+        )  # fmt: skip
+    if inputs.ndim == 1:
+        inputs = inputs[:, None]
+    values = np.ascontiguousarray(inputs, dtype=np.float32)
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        raise DataError(
+            "Cannot use the inputs",
+            found=f"{len(bad)} of {len(values)} rows hold NaN or infinity, the first is row {bad[0]}",
+            rule="arrays must be finite: only tables have rules for missing values",
+            remedy="Replace or remove these values in the file.",
+        )
+    if values.ndim == 3:
+        values = values[:, None]
+    layout = "image" if values.ndim == 4 else "array"
+    labels = targets.astype(np.float64) if targets.dtype.kind in "iufb" else targets.astype(str).astype(object)
+    return RawData(layout, labels, digest, arrays=values, keys=array_keys(values))
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    return digest_json([[str(array.dtype), list(array.shape), text_key(array.tobytes())] for array in arrays])

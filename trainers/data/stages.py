@@ -1,0 +1,148 @@
+"""The check and prepare stages: read this first of the data room.
+
+    check:    source -> RawData -> targets, splits (counts only) -> DataFacts -> every `auto` decided
+    prepare:  the same again -> fit on the training rows alone -> shards and transforms.json
+
+Invariant: whatever is fitted has seen the training split and nothing else, because the fit functions are handed
+only its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from cluster.atomic import write_json
+from cluster.bundle.files import TRANSFORMS
+from cluster.bundle.signature import TensorSpec
+from cluster.errors import DataError
+from cluster.pipeline.stage import StageContext, StageResult
+from cluster.spec.data import DataSpec
+from cluster.spec.resolve import DataFacts, resolve
+from cluster.telemetry.events import Message
+from trainers.data import targets as target_rules
+from trainers.data.raw import RawData
+from trainers.data.shards import Split, write_prepared
+from trainers.data.sources import read_source
+from trainers.data.splits import assign_splits, split_rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known about the rows before anything is fitted."""
+
+    raw: RawData
+    task: Literal["classification", "regression"]
+    classes: tuple[str, ...]
+    targets: np.ndarray
+    """(N,) int64 class indices, or (N,) float32."""
+    rows: dict[str, np.ndarray]
+    """Row indices of each split."""
+
+
+def make_plan(spec: DataSpec) -> Plan:
+    """Read the source, check the target and split. Raises DataError."""
+    raw = read_source(spec)
+    task = target_rules.infer_task(raw.targets, spec.task)
+    if task == "regression":
+        target_rules.check_regression(raw.targets, spec.target)
+        codes, classes = raw.targets.astype(np.float32), ()
+    else:
+        labels = target_rules.class_labels(raw.targets)
+        classes = target_rules.find_classes(labels, spec.target)
+        codes = target_rules.encode(labels, classes)
+    keys = raw.keys if raw.keys is not None else np.arange(len(raw), dtype=np.uint64)
+    strata = codes if task == "classification" else None
+    if strata is not None and spec.split.stratify:
+        target_rules.check_class_rows(codes, classes, _num_splits(spec))
+    rows = split_rows(assign_splits(spec.split, keys, strata, fixed=raw.fixed))
+    if "train" not in rows:
+        raise DataError("Cannot split the data", found="no row is left for train", remedy="Lower the other shares.")
+    if strata is not None:
+        target_rules.check_split_classes(codes, rows, classes)
+    return Plan(raw, task, classes, codes, rows)
+
+
+def check_data(context: StageContext) -> StageResult:
+    """The check stage: facts about the data, and a run without `auto`."""
+    spec = context.spec
+    plan = make_plan(spec.data)
+    for note in plan.raw.notes:
+        context.events.emit(Message(stage=context.stage, text=note))
+    facts = DataFacts(
+        task=plan.task,
+        layout=plan.raw.layout,
+        num_rows=len(plan.raw),
+        num_rows_train=len(plan.rows["train"]),
+        num_classes=len(plan.classes),
+        item_shape=plan.raw.item_shape,
+        source_digest=plan.raw.digest,
+    )
+    resolved = resolve(spec, name=context.run.name, host=context.host, data=facts)
+    return StageResult(
+        facts={
+            "data": facts.model_dump(mode="json"),
+            "splits": {name: len(rows) for name, rows in plan.rows.items()},
+            "class_rows": _class_rows(plan),
+        },
+        headline=_describe(plan),
+        resolved=resolved,
+    )
+
+
+def prepare_data(context: StageContext) -> StageResult:
+    """The prepare stage: split, fit on the training rows, write shards and transforms.json."""
+    spec = context.run_resolved.spec.data
+    plan = make_plan(spec)
+    if plan.raw.table is not None:
+        from trainers.data.fit import prepare_table
+
+        prepared = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes)
+        inputs, splits, facts = prepared.inputs, prepared.splits, prepared.facts
+        write_json(context.folder / TRANSFORMS, prepared.transforms.to_json())
+    else:
+        inputs, splits, facts = _prepare_arrays(plan)
+    write_prepared(context.folder, splits, task=plan.task, classes=plan.classes, inputs=inputs, facts=facts)
+    counts = {name: len(split) for name, split in splits.items()}
+    shape = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
+    return StageResult(
+        facts={"splits": counts, "inputs": [tensor.model_dump(mode="json") for tensor in inputs], **facts},
+        headline=", ".join(f"{rows} {name}" for name, rows in counts.items()) + f"; {shape}",
+    )
+
+
+def _prepare_arrays(plan: Plan) -> tuple[tuple[TensorSpec, ...], dict[str, Split], dict[str, Any]]:
+    """Standardize by the training rows: one mean and deviation a channel for images, one a feature for arrays."""
+    assert plan.raw.arrays is not None
+    values, image = plan.raw.arrays, plan.raw.layout == "image"
+    axes = (0, 2, 3) if image else (0,)
+    train = values[plan.rows["train"]].astype(np.float64)
+    mean = train.mean(axis=axes, keepdims=True)
+    deviation = train.std(axis=axes, keepdims=True)
+    deviation[deviation == 0] = 1.0
+    tensor = TensorSpec(name="image" if image else "features", datatype="FP32", shape=(-1, *values.shape[1:]))
+    splits = {
+        name: Split({tensor.name: ((values[rows] - mean) / deviation).astype(np.float32)}, plan.targets[rows])
+        for name, rows in plan.rows.items()
+    }
+    return (tensor,), splits, {"mean": mean.ravel().tolist(), "deviation": deviation.ravel().tolist()}
+
+
+def _num_splits(spec: DataSpec) -> int:
+    others = (spec.split.validation, spec.split.calibration, spec.split.gate, spec.split.test)
+    return 1 + sum(1 for share in others if share)
+
+
+def _class_rows(plan: Plan) -> dict[str, int]:
+    if plan.task == "regression":
+        return {}
+    counts = np.bincount(plan.targets, minlength=len(plan.classes))
+    return {label: int(count) for label, count in zip(plan.classes, counts, strict=True)}
+
+
+def _describe(plan: Plan) -> str:
+    what = f"{len(plan.classes)} classes" if plan.task == "classification" else "a quantity"
+    shape = f" of {list(plan.raw.item_shape)}" if plan.raw.item_shape else ""
+    return f"{len(plan.raw):,} rows ({plan.raw.layout}{shape}), target {what}, {len(plan.rows['train']):,} for training"

@@ -1,0 +1,120 @@
+"""The target: its task, its classes, and whether anything can be learned from it.
+
+Invariant: a target that passes has at least two classes (or two values), as many rows as classes need, and no
+missing value; class labels are text, in numeric order where all are numbers, else in alphabetical order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from cluster.errors import DataError
+
+CLASSES_AS_NUMBERS_MAX = 50  # a numeric target with more distinct values than this is a quantity
+CLASSES_MAX = 10_000  # beyond it a softmax layer is the wrong model, and the column is an identifier
+
+Task = Literal["classification", "regression"]
+
+
+def infer_task(targets: np.ndarray, asked: str) -> Task:
+    """The task as asked, else by the values: text and few whole numbers are classes. Raises DataError."""
+    if asked in ("classification", "regression"):
+        if asked == "regression" and targets.dtype == object:
+            raise DataError(
+                "Cannot train a regression",
+                found=f"the target holds text such as {str(targets[0])!r}",
+                rule="a regression needs numbers",
+                remedy="Set data.task: classification, or choose another data.target.",
+            )
+        return asked  # type: ignore[return-value]
+    if targets.dtype == object:
+        return "classification"
+    values = np.unique(targets)
+    whole = bool(np.all(values == np.floor(values)))
+    return "classification" if whole and len(values) <= CLASSES_AS_NUMBERS_MAX else "regression"
+
+
+def class_labels(targets: np.ndarray) -> np.ndarray:
+    """(N,) object: each target as the text of its class."""
+    if targets.dtype == object:
+        return targets
+    return np.array([_number_text(value) for value in targets.tolist()], dtype=object)
+
+
+def find_classes(labels: np.ndarray, name: str) -> tuple[str, ...]:
+    """All labels in order. Raises DataError for one class, and for labels that are no classes."""
+    classes = sorted(set(labels.tolist()))
+    attempted = f"Cannot use '{name}' as the target"
+    if len(classes) == 1:
+        raise DataError(
+            attempted,
+            found=f"all {len(labels)} rows have the value {classes[0]!r}",
+            rule="a target needs at least two classes",
+            remedy="Choose another data.target, or give rows of other classes.",
+        )
+    if len(classes) > CLASSES_MAX or (len(classes) > 20 and len(classes) > len(labels) / 2):
+        raise DataError(
+            attempted,
+            found=f"it has {len(classes)} different values in {len(labels)} rows, such as {classes[0]!r}",
+            rule=f"classes repeat (at most {CLASSES_MAX:,}, and fewer than half of the rows)",
+            remedy="It looks like an identifier or a quantity: choose another data.target, or data.task: regression.",
+        )
+    return tuple(_ordered(classes))
+
+
+def check_regression(targets: np.ndarray, name: str) -> None:
+    """Raise DataError for a constant or non-finite quantity."""
+    attempted = f"Cannot use '{name}' as the target"
+    if not np.isfinite(targets).all():
+        bad = int((~np.isfinite(targets)).sum())
+        raise DataError(attempted, found=f"{bad} of {len(targets)} values are NaN or infinite", remedy="Remove them.")
+    if np.all(targets == targets[0]):
+        raise DataError(
+            attempted, found=f"all {len(targets)} rows have the value {targets[0]:g}", remedy="Choose another target."
+        )
+
+
+def encode(labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    """(N,) int64 index of each label in `classes`."""
+    index = {label: number for number, label in enumerate(classes)}
+    return np.fromiter((index[label] for label in labels.tolist()), dtype=np.int64, count=len(labels))
+
+
+def check_class_rows(codes: np.ndarray, classes: tuple[str, ...], num_splits: int) -> None:
+    """Raise DataError when a class has fewer rows than there are splits to stratify into."""
+    counts = np.bincount(codes, minlength=len(classes))
+    rare = [f"{classes[i]!r} has {counts[i]}" for i in np.flatnonzero(counts < num_splits)]
+    if rare:
+        raise DataError(
+            "Cannot split the data with data.split.stratify",
+            found=f"class {', '.join(rare[:5])} row{'s' if counts.min() != 1 else ''}"
+            + (f" (and {len(rare) - 5} more)" if len(rare) > 5 else ""),
+            rule=f"each class needs a row for each of the {num_splits} splits",
+            remedy="Give more rows, join rare classes with data.clean.map_values, or set data.split.stratify: false.",
+        )
+
+
+def check_split_classes(codes: np.ndarray, assigned: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:
+    """Raise DataError when a split holds a single class: nothing can be fitted or measured on it."""
+    for name, rows in assigned.items():
+        present = np.unique(codes[rows])
+        if len(present) == 1 and len(classes) > 1:
+            raise DataError(
+                "Cannot use the split",
+                found=f"all {len(rows)} rows of {name} are of class {classes[int(present[0])]!r}",
+                rule="each split needs at least two classes",
+                remedy="Set data.split.stratify: true, raise the share of this split, or give more rows.",
+            )
+
+
+def _ordered(classes: list[str]) -> list[str]:
+    try:
+        return sorted(classes, key=float)
+    except ValueError:
+        return classes
+
+
+def _number_text(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else repr(float(value))

@@ -28,8 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             num_threads=options.threads,
         )
-        host, port = listener.getsockname()[:2]
-        sys.stderr.write(f"endpoint '{config.name}' at http://{host}:{port}\n")
         run_endpoint(config, listener)
     except MantaError as error:
         sys.stderr.write(f"{error.message}\n")

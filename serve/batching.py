@@ -60,11 +60,11 @@ class Waiting:
     rows: int
     num_bytes: int
     priority: int
-    deadline_s: float
-    """`time.monotonic` after which it is dropped; infinity for none."""
     future: asyncio.Future[Arrays]
     queued_ns: int = field(default_factory=time.perf_counter_ns)
     entered_s: float = field(default_factory=time.monotonic)
+    expiry: asyncio.TimerHandle | None = None
+    """Drops it at its deadline, also while the engine is busy."""
 
 
 Group = tuple[Any, ...]
@@ -92,28 +92,22 @@ class Batcher:
         self.queued_rows = 0
         self.queued_bytes = 0
         self.running = 0
-        self._oldest: list[Waiting] = []
 
     async def submit(self, inputs: Mapping[str, np.ndarray], *, priority: int = 0, timeout_us: int = 0) -> Arrays:
         """Rows of the outputs for these inputs. Raises OverloadedError, InferenceError."""
         rows = len(next(iter(inputs.values())))
         num_bytes = sum(array.nbytes for array in inputs.values())
         self.check_room(rows, num_bytes)
-        now = time.monotonic()
         level = min(priority, PRIORITY_LEVELS) or PRIORITY_DEFAULT
-        item = Waiting(
-            inputs,
-            rows,
-            num_bytes,
-            level,
-            now + timeout_us / 1e6 if timeout_us else float("inf"),
-            asyncio.get_running_loop().create_future(),
-        )
+        loop = asyncio.get_running_loop()
+        item = Waiting(inputs, rows, num_bytes, level, loop.create_future())
         group = (level, tuple((name, array.shape[1:]) for name, array in sorted(inputs.items())))
         self._queues.setdefault(group, deque()).append(item)
         self.queued_rows += rows
         self.queued_bytes += num_bytes
         self._idle.clear()
+        if timeout_us:
+            item.expiry = loop.call_later(timeout_us / 1e6, self._expire, group, item)
         self._wake()
         try:
             return await item.future
@@ -170,7 +164,6 @@ class Batcher:
 
     def _start_due(self) -> float | None:
         """Start one batch: 0.0. Nothing is due yet: seconds until then. Nothing waits: None."""
-        self._drop_expired()
         now = time.monotonic()
         best: tuple[int, Group] | None = None
         best_key: tuple[bool, int, float] | None = None
@@ -217,6 +210,9 @@ class Batcher:
             del self._queues[group]
         self.queued_rows -= rows
         self.queued_bytes -= num_bytes
+        for item in items:
+            if item.expiry is not None:
+                item.expiry.cancel()
         return items
 
     def _execute(self, items: list[Waiting]) -> list[Arrays | MantaError]:
@@ -302,17 +298,18 @@ class Batcher:
         self._statistics.refused("canceled")
         self._wake()
 
-    def _drop_expired(self) -> None:
-        now = time.monotonic()
-        for group, queue in list(self._queues.items()):
-            for item in [item for item in queue if item.deadline_s <= now]:
-                queue.remove(item)
-                self._leave(group, item)
-                self._statistics.refused("deadline")
-                if not item.future.done():
-                    item.future.set_exception(
-                        overloaded("request timeout expired in the queue", reason="deadline", retry_after_s=1)
-                    )
+    def _expire(self, group: tuple[int, Group], item: Waiting) -> None:
+        """Drop a request whose deadline has passed in the queue."""
+        queue = self._queues.get(group)
+        if queue is None or item not in queue or item.future.done():
+            return
+        queue.remove(item)
+        self._leave(group, item)
+        self._statistics.refused("deadline")
+        item.future.set_exception(
+            overloaded("request timeout expired in the queue", reason="deadline", retry_after_s=1)
+        )
+        self._wake()
 
     def _leave(self, group: tuple[int, Group], item: Waiting) -> None:
         self.queued_rows -= item.rows

@@ -43,7 +43,9 @@ class PredictResponse(BaseModel):
 def build_human_side(handler: Handler) -> FastAPI:
     """The FastAPI application of one endpoint."""
     name = handler.repository.name
-    app = FastAPI(title=f"Manta endpoint '{name}'", summary="Open Inference Protocol v2 at /v2", docs_url="/docs")
+    app = FastAPI(
+        title=f"Manta endpoint '{name}'", summary="Open Inference Protocol v2 at /v2", strict_content_type=False
+    )
 
     @app.get("/", summary="Where things are")
     async def root() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from contextlib import suppress
 
 import uvicorn
@@ -36,6 +37,8 @@ async def serve_endpoint(config: EndpointConfig, listener: socket.socket) -> Non
     door = await open_door(config)
     settings = uvicorn.Config(door, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=30)
     server = uvicorn.Server(settings)
+    host, port = listener.getsockname()[:2]
+    sys.stderr.write(f"ready: endpoint '{config.name}' answers at http://{host}:{port}\n")
     with suppress(KeyboardInterrupt):
         await server.serve([listener])
     await door.handler.repository.close()

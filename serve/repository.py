@@ -95,6 +95,12 @@ class Repository:
                 self._retire(self.models.pop(name))
             self.reasons = {name: why for name, why in self.reasons.items() if name in keep}
 
+    def adopt(self, config: EndpointConfig, model: ServedModel) -> None:
+        """Serve a model that the caller made: one version, ready at once."""
+        self.config = config
+        self.models = {model.version: model}
+        self._default = model
+
     async def load(self, name: str) -> None:
         """Load what is configured and not loaded: the protocol's `load`."""
         if name != self.name:

@@ -46,6 +46,8 @@ def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str) -
         found = np.array(data)
     except (ValueError, OverflowError, RecursionError):
         raise bad_request(f"input {name!r} has ragged or mixed 'data'") from None
+    if datatype == "UINT64" and found.dtype.kind == "f":
+        found = _large_integers(data, name)
     if found.size == 0:
         found = found.astype(dtype) if found.dtype.kind in "fiub" else found
     elif found.dtype.kind not in KINDS_OF[dtype.kind]:
@@ -86,6 +88,14 @@ def _dtype(datatype: str, name: str) -> np.dtype:
         raise bad_request(
             f"input {name!r} has datatype {datatype[:40]!r}", rule=f"one of {', '.join((*NUMPY_OF, 'BF16'))}"
         ) from None
+
+
+def _large_integers(data: list[Any], name: str) -> np.ndarray:
+    """numpy takes a mix of small and very large integers for floats, which loses digits; this is the slow way."""
+    found = np.array(data, dtype=object)
+    if not all(isinstance(item, int) and 0 <= item < 2**64 for item in found.flat):
+        raise bad_request(f"input {name!r} is UINT64 and its 'data' holds other values")
+    return found.astype(np.uint64)
 
 
 def _check_range(found: np.ndarray, dtype: np.dtype, datatype: str, name: str) -> None:

@@ -14,8 +14,24 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from cluster.bundle import BundleManifest, TensorSignature, TensorSpec, Variant, finish_bundle, write_bundle
+from cluster.bundle.signature import NUMPY_OF
 
 SAMPLE_ROWS = 4
+ONNX_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
 
 
 def linear_graph(item_shape: tuple[int, ...], num_outputs: int, *, seed: int = 0) -> onnx.ModelProto:
@@ -71,6 +87,45 @@ def make_bundle(
                 variants=(Variant(name="fp32", file="model.onnx", precision="fp32"),),
                 default_variant="fp32",
                 model={"family": "linear"},
+                files={},
+            ),
+        )
+    return folder
+
+
+def make_echo_bundle(folder: Path, *, name: str = "echo", datatypes: tuple[str, ...] = tuple(ONNX_TYPES)) -> Path:
+    """A model that gives each input back: `in_fp32` -> `out_fp32` and so on, shape (-1, 2)."""
+    names = [(datatype, f"in_{datatype.lower()}", f"out_{datatype.lower()}") for datatype in datatypes]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [source], [target]) for _, source, target in names],
+        "echo",
+        [helper.make_tensor_value_info(source, ONNX_TYPES[d], ["batch", 2]) for d, source, _ in names],
+        [helper.make_tensor_value_info(target, ONNX_TYPES[d], ["batch", 2]) for d, _, target in names],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    signature = TensorSignature.model_validate(
+        {
+            "inputs": tuple({"name": source, "datatype": d, "shape": (-1, 2)} for d, source, _ in names),
+            "outputs": tuple({"name": target, "datatype": d, "shape": (-1, 2)} for d, _, target in names),
+        }
+    )
+    sample: dict[str, np.ndarray] = {}
+    for datatype, source, target in names:
+        value = np.array([[b"a", b"bc"]]) if datatype == "BYTES" else np.array([[0, 1]], NUMPY_OF[datatype])
+        sample |= {f"inputs/{source}": value, f"outputs/fp32/{target}": value}
+    with write_bundle(folder) as partial:
+        onnx.save(model, partial / "model.onnx")
+        np.savez(partial / "sample.npz", **sample)
+        finish_bundle(
+            partial,
+            BundleManifest(
+                name=name,
+                created_unix_s=time.time(),
+                task="regression",
+                signature=signature,
+                variants=(Variant(name="fp32", file="model.onnx", precision="fp32"),),
+                default_variant="fp32",
+                model={"family": "echo"},
                 files={},
             ),
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import BundleError, MissingDependencyError
+from cluster.errors import BundleError, InferenceError, MissingDependencyError
 from serve.engines.protocol import EngineRequest
 
 
@@ -45,10 +45,18 @@ class OnnxRuntimeEngine:
                 remedy="Verify the bundle, or export the model again.",
             ) from error
         self._outputs = [tensor.name for tensor in request.signature.outputs]
+        self._text_inputs = [t.name for t in request.signature.inputs if t.datatype == "BYTES"]
+        self._text_outputs = [t.name for t in request.signature.outputs if t.datatype == "BYTES"]
         self._check_names(request)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+        feed = dict(inputs)
+        for name in self._text_inputs:
+            feed[name] = _as_text(name, feed[name])
+        found = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
+        for name in self._text_outputs:
+            found[name] = _as_bytes(found[name])
+        return found
 
     def footprint_bytes(self) -> int | None:
         return None
@@ -66,6 +74,24 @@ class OnnxRuntimeEngine:
                 rule=f"the manifest says inputs {sorted(want[0])} and outputs {sorted(want[1])}",
                 remedy="Export the model again.",
             )
+
+
+def _as_text(name: str, array: np.ndarray) -> np.ndarray:
+    """ONNX strings are UTF-8 text; the protocol's BYTES may be anything. Raises InferenceError."""
+    found = np.empty(array.shape, dtype=object)
+    try:
+        found.flat = [item.decode("utf-8") for item in array.flat]
+    except UnicodeDecodeError:
+        raise InferenceError(
+            "Cannot run the model", found=f"input {name!r} has bytes that are not UTF-8", rule="ONNX takes text"
+        ) from None
+    return found
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    found = np.empty(array.shape, dtype=object)
+    found.reshape(-1)[:] = [str(item).encode() for item in array.flat]
+    return found
 
 
 def _providers(device: str, available: list[str]) -> list[Any]:

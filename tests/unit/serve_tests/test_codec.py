@@ -161,6 +161,13 @@ def test_a_broken_request_names_its_fault(case: str) -> None:
     assert words in str(caught.value)
 
 
+def test_large_unsigned_integers_keep_every_digit_beside_small_ones() -> None:
+    found = decode(request(datatype="UINT64", data=[0, 1, 2**64 - 1]), None, SIGNATURE, LIMITS)
+    assert found.inputs["x"].tolist() == [[0, 1, 2**64 - 1]]
+    with pytest.raises(ProtocolError, match="other values"):
+        decode(request(datatype="UINT64", data=[0.5, 1, 2]), None, SIGNATURE, LIMITS)
+
+
 def test_duplicate_names_are_refused() -> None:
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
     for raw in ({"inputs": [tensor, tensor]}, {"inputs": [tensor], "outputs": [{"name": "y"}, {"name": "y"}]}):

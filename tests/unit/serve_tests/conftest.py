@@ -1,0 +1,77 @@
+"""A repository over a fake engine: the whole request path without Ray, sockets or files of a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from cluster.bundle import open_bundle
+from cluster.spec.serve import BatchingSpec
+from serve.asgi import AsgiDoor
+from serve.config import EndpointConfig, VersionConfig
+from serve.engines.fake import FakeEngine
+from serve.handler import Handler
+from serve.human import build_human_side
+from serve.limits import Limits
+from serve.model import ServedModel
+from serve.repository import Repository
+from tests.bundles import make_bundle
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three inputs, two outputs."""
+    return make_bundle(tmp_path_factory.mktemp("small") / "bundle", name="m", item_shape=(3,), num_outputs=2)
+
+
+class Place:
+    """A door, its repository, and the fake engine behind it. Make it inside a running loop."""
+
+    def __init__(self, bundle: Path, *, limits: Limits, batching: BatchingSpec, human: bool = False) -> None:
+        opened = open_bundle(bundle)
+        self.engine = FakeEngine(opened.manifest.signature)
+        version = VersionConfig(version="1", bundle=str(bundle))
+        config = EndpointConfig(name="m", versions=(version,), default_version="1", batching=batching)
+        self.model = ServedModel(config, version, (opened, opened.variant(), self.engine), limits)
+        self.repository = Repository("m", limits)
+        self.repository.adopt(config, self.model)
+        self.handler = Handler(self.repository, limits)
+        self.door = AsgiDoor(self.handler, build_human_side(self.handler) if human else None)
+
+    async def close(self) -> None:
+        self.engine.gate.set()
+        await self.repository.close()
+
+
+@pytest.fixture
+def in_place(small_bundle: Path) -> Callable[..., Any]:
+    """Run `test(place)` on an event loop, then close the place."""
+
+    def run(
+        test: Callable[[Place], Coroutine[Any, Any, T]],
+        *,
+        limits: Limits | None = None,
+        batching: BatchingSpec | None = None,
+        human: bool = False,
+    ) -> T:
+        async def whole() -> T:
+            place = Place(
+                small_bundle,
+                limits=limits or Limits(),
+                batching=batching or BatchingSpec(max_rows=8, max_wait_ms=0.0),
+                human=human,
+            )
+            try:
+                return await asyncio.wait_for(test(place), 20)
+            finally:
+                await place.close()
+
+        return asyncio.run(whole())
+
+    return run

@@ -1,4 +1,4 @@
-"""The LCBench surrogate (YAHPO Gym): configuration -> 52-epoch learning curve, from files that are not part of Manta."""
+"""The LCBench surrogate (YAHPO Gym): values -> 52-epoch learning curve. Its files are not part of Manta."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Surrogate:
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
-        self._codes: dict[str, int] = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))["OpenML_task_id"]
+        self._codes: dict[str, int] = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))[
+            "OpenML_task_id"
+        ]
         self.data_sets = _data_sets(folder)
         self.bounds = _bounds(folder)
 

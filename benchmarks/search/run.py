@@ -1,6 +1,6 @@
 """Manta's search against Ray Tune's own OptunaSearch + ASHA on the LCBench surrogate, at equal epochs.
 
-    python benchmarks/search/run.py --data ../shared/data/lcbench [--seeds 3] [--data-sets 34] [--methods ray,manta]
+python benchmarks/search/run.py --data ../shared/data/lcbench [--seeds 3] [--data-sets 34] [--methods ray,manta]
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from benchmarks.search.lcbench import EPOCHS, SPACE, opened
 from benchmarks.search.portfolio import portfolio_for
 from cluster.atomic import write_json
 from trainers.search.journal import Journal
+from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
 from trainers.search.simulate import simulate
-from trainers.search.study import Study, StudySettings, rungs_of
-from trainers.search.tuner import StudySearcher, make_scheduler
+from trainers.search.study import Study, StudySettings
+from trainers.search.tuner import StudySearcher
 
 BUDGETS = (10, 25, 50)  # whole trainings
 GRACE, REDUCTION = 2, 3  # rungs 2, 6, 18, 52
@@ -50,11 +51,12 @@ def ray_parts(seed: int, *, early_stopping: bool = True, random: bool = False) -
     return searcher, scheduler, dict
 
 
-def manta_parts(seed: int, *, early_stopping: bool = True, start: tuple = ()) -> Parts:
+def manta_parts(seed: int, *, early_stopping: bool = True, start: tuple = (), first_modeled: int = 1) -> Parts:
     """Ours, as the search stage puts it together."""
-    rungs = rungs_of(EPOCHS, GRACE, REDUCTION, early_stopping=early_stopping)
-    study = Study(StudySettings(SPACE, "max", seed, rungs, start), Journal(None))
-    scheduler = make_scheduler(study, GRACE, REDUCTION, early_stopping=early_stopping)
+    kind = "asha" if early_stopping else "none"
+    rungs = rungs_of(EPOCHS, GRACE, REDUCTION, kind)
+    study = Study(StudySettings(SPACE, "max", seed, rungs, start, first_modeled), Journal(None))
+    scheduler = make_scheduler(StopRule(kind, "max", EPOCHS, GRACE, REDUCTION, seed))
     return StudySearcher(study, lambda trial: None), scheduler, lambda config: config["values"]
 
 
@@ -62,7 +64,8 @@ def parts_of(method: str, data: Path, data_set: str, seed: int) -> Parts:
     if method.startswith("ray"):
         return ray_parts(seed, early_stopping="full" not in method, random="random" in method)
     start = tuple(("portfolio", point) for point in portfolio_for(data, data_set)) if "portfolio" in method else ()
-    return manta_parts(seed, early_stopping="full" not in method, start=start)
+    first_modeled = 0 if "first-rung" in method else 1
+    return manta_parts(seed, early_stopping="full" not in method, start=start, first_modeled=first_modeled)
 
 
 def run_method(method: str, data: Path, data_sets: list[str], seeds: int, budgets: tuple[int, ...]) -> dict[str, Any]:
@@ -84,7 +87,9 @@ def run_method(method: str, data: Path, data_sets: list[str], seeds: int, budget
     return {
         "mean": {str(b): round(float(flat[:, k].mean()), 4) for k, b in enumerate(budgets)},
         "median": {str(b): round(float(np.median(flat[:, k])), 4) for k, b in enumerate(budgets)},
-        "by_data_set": {name: [round(float(x), 4) for x in regrets[i].mean(axis=0)] for i, name in enumerate(data_sets)},
+        "by_data_set": {
+            name: [round(float(x), 4) for x in regrets[i].mean(axis=0)] for i, name in enumerate(data_sets)
+        },
         "seeds": seeds,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -93,7 +98,9 @@ def run_method(method: str, data: Path, data_sets: list[str], seeds: int, budget
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--methods", default="ray-random,ray,ray-full,manta,manta-portfolio")
+    parser.add_argument(
+        "--methods", default="ray-random,ray,ray-full,manta,manta-first-rung,manta-full,manta-portfolio"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-sets", type=int, default=34)
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
@@ -105,7 +112,9 @@ def main() -> None:
     results = {}
     for method in options.methods.split(","):
         results[method] = run_method(method, options.data, data_sets, options.seeds, budgets)
-        shown = "  ".join(f"{b}: {results[method]['mean'][str(b)]:.4f} ({results[method]['median'][str(b)]:.3f})" for b in budgets)
+        shown = "  ".join(
+            f"{b}: {results[method]['mean'][str(b)]:.4f} ({results[method]['median'][str(b)]:.3f})" for b in budgets
+        )
         print(f"{method:<24} {shown}  {results[method]['seconds']} s", flush=True)
     if options.out:
         versions = {name: metadata.version(name) for name in ("ray", "optuna", "numpy", "onnxruntime")}

@@ -52,9 +52,17 @@ class SearchSpec(StrictSpec):
     """Epochs of a trial that is never stopped; `auto`: those of `train.epochs`."""
     metric: str = "validation.loss"
     mode: Literal["min", "max"] = "min"
-    scheduler: Literal["asha", "none"] = "asha"
+    start: tuple[dict[str, Any], ...] = ()
+    """Points to try first, after the configuration as written; a path left out keeps its written value."""
+    transfer: Annotated[int, Field(ge=0)] = 0
+    """Try the winners of up to this many other runs beside this one that searched the same space."""
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """When a trial is stopped: below the best third of its rung; the same with several grace periods; below the
+    median of the running means; never."""
     grace_epochs: Annotated[int, Field(gt=0)] = 2
     """No trial is stopped before this many epochs."""
     reduction_factor: Annotated[int, Field(gt=1)] = 3
     concurrency: AutoPositiveInt = "auto"
+    repeats: Annotated[int, Field(ge=0)] = 0
+    """Train the two best points again with this many other seeds, and choose between them by the mean."""
     seed: int = 7

@@ -10,13 +10,12 @@ schedulers that pause or change trials, stragglers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from trainers.search.tuner import TIME, VALUE
+from trainers.search.schedulers import TIME, VALUE, KnownTrial
 
 Curve = Callable[[dict[str, Any]], Sequence[float]]
 """Configuration -> value after each epoch of a whole trial."""
@@ -31,7 +30,7 @@ def simulate(
     nobody: Any = None  # these schedulers look at the trial's id only
     number = 0
     while len(best) < budget_epochs:
-        trial: Any = SimpleNamespace(trial_id=f"trial-{number}")
+        trial: Any = KnownTrial(number)
         number += 1
         config: Any = searcher.suggest(trial.trial_id)
         if not isinstance(config, dict):

@@ -37,7 +37,11 @@ def check_search(spec: RunSpec) -> None:
     """Check `search` against the rest of the spec. Raises one SpecError that lists every problem."""
     if spec.search is None:
         return
-    problems = [*_space_problems(spec, spec.search), *_rule_problems(spec, spec.search)]
+    problems = [
+        *_space_problems(spec, spec.search),
+        *_start_problems(spec, spec.search),
+        *_rule_problems(spec, spec.search),
+    ]
     if not problems:
         return
     raise SpecError(
@@ -124,6 +128,21 @@ def _value_problems(spec: RunSpec, path: str, domain: Domain) -> list[dict[str, 
             for item in error.problems:
                 found.setdefault(item["rule"], {**item, "path": f"search.space.{path}"})
     return [{**item, "text": f"search.space.{item['text']}"} for item in found.values()]
+
+
+def _start_problems(spec: RunSpec, search: SearchSpec) -> list[dict[str, Any]]:
+    found = []
+    for index, point in enumerate(search.start):
+        where = f"search.start.{index}"
+        unknown = [path for path in point if path not in search.space]
+        found += [_problem(f"{where}.{path}", point[path], "this path is not in search.space") for path in unknown]
+        if unknown:
+            continue
+        try:
+            override_spec(spec, point)
+        except SpecError as error:
+            found += [{**item, "text": f"{where}.{item['text']}"} for item in error.problems]
+    return found
 
 
 def _extremes(domain: Domain) -> list[Any]:

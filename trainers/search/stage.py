@@ -8,21 +8,32 @@ trials that ended before an interruption are not run again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cluster.atomic import write_json
 from cluster.errors import RunError
 from cluster.pipeline.stage import StageContext, StageResult
-from cluster.spec.resolve import HostFacts, ResolvedRun
+from cluster.spec.resolve import ResolvedRun
 from cluster.spec.search import SearchSpec
+from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EventSink, Message, TrialUpdated
+from cluster.telemetry.view import format_metric, format_value, short_name
 from trainers.search.journal import Journal, Trial, TrialState, read_journal
-from trainers.search.space import check_search, current_point, distributions, trial_epochs
-from trainers.search.study import Study, StudySettings, rungs_of
+from trainers.search.preview import preview_search, trial_concurrency
+from trainers.search.repeat import FINALISTS, Finalist, Repeat, RepeatSearcher, judge, plan_repeats
+from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
+from trainers.search.space import check_search, distributions, trial_epochs
+from trainers.search.start import starting_points
+from trainers.search.study import Study, StudySettings
 from trainers.search.trial import TrialSetup
 
+if TYPE_CHECKING:
+    from trainers.search.tuner import TuneSettings
+
 JOURNAL = "journal.jsonl"
+REPEATS = "repeats.jsonl"
 TRIALS = "trials.json"
 SHOWN_STATES: dict[TrialState, Literal["running", "done", "stopped", "failed", "rejected"]] = {
     "running": "running",
@@ -42,35 +53,30 @@ def run_search(context: StageContext) -> StageResult:
         return StageResult(status="skipped", headline="no search asked")
     check_search(resolved.spec)
     journal = context.folder / JOURNAL
-    study = open_study(resolved, search, journal)
+    study = open_study(resolved, search, journal, context.run)
     done = sum(trial.ended for trial in study.trials)
+    text = preview_search(resolved, search, context.host).sentence()
     if done:
-        context.events.emit(
-            Message(stage=context.stage, text=f"{done} of {search.trials} trials ended before; they are not run again")
-        )
-    setup = TrialSetup(
-        resolved=resolved,
-        prepared=context.files("prepare").resolve(),
-        metric=search.metric,
-        epochs=trial_epochs(resolved.spec, search),
-    )
-    _run_trials(context, study, setup, search.trials - done)
-    result = search_result(study, resolved, search)
+        text = f"{done} of {search.trials} trials ended before; they are not run again"
+    context.events.emit(Message(stage=context.stage, text=text))
+    _run_trials(context, study, search.trials - done)
+    finalists = _run_repeats(context, study) if search.repeats else []
+    result = search_result(study, resolved, search, finalists)
     write_json(context.folder / TRIALS, trial_table(study))
-    journal.unlink(missing_ok=True)  # trials.json says the same, without the order of arrival
+    for path in (journal, context.folder / REPEATS):
+        path.unlink(missing_ok=True)  # trials.json and the facts say the same, without the order of arrival
     return result
 
 
-def open_study(resolved: ResolvedRun, search: SearchSpec, journal: Path | None) -> Study:
+def open_study(resolved: ResolvedRun, search: SearchSpec, journal: Path | None, run: RunFolder | None = None) -> Study:
     """A study over the spec's space, with what the journal remembers."""
-    space = distributions(search)
     epochs = trial_epochs(resolved.spec, search)
     settings = StudySettings(
-        space=space,
+        space=distributions(search),
         mode=search.mode,
         seed=search.seed,
-        rungs=rungs_of(epochs, search.grace_epochs, search.reduction_factor, early_stopping=search.scheduler != "none"),
-        start=(("current", current_point(resolved.spec, search)),),
+        rungs=rungs_of(epochs, search.grace_epochs, search.reduction_factor, search.scheduler),
+        start=starting_points(resolved, search, run),
     )
     study = Study(settings, Journal(journal))
     if journal is not None:
@@ -78,16 +84,11 @@ def open_study(resolved: ResolvedRun, search: SearchSpec, journal: Path | None) 
     return study
 
 
-def trial_concurrency(search: SearchSpec, host: HostFacts) -> int:
-    """Trials at a time: one a GPU, else one a CPU core; more would wait for each other."""
-    most = len(host.gpus) or host.cpu_cores
-    wanted = most if search.concurrency == "auto" else search.concurrency
-    return max(1, min(wanted, search.trials))
-
-
-def search_result(study: Study, resolved: ResolvedRun, search: SearchSpec) -> StageResult:
+def search_result(
+    study: Study, resolved: ResolvedRun, search: SearchSpec, finalists: Sequence[Finalist] = ()
+) -> StageResult:
     """The winner as facts and as the run that training goes on with."""
-    best = study.best()
+    best = finalists[0].trial if finalists else study.best()
     if best is None:
         notes = {trial.note for trial in study.trials if trial.note}
         raise RunError(
@@ -96,13 +97,24 @@ def search_result(study: Study, resolved: ResolvedRun, search: SearchSpec) -> St
             + "; ".join(sorted(notes)[:3]),
             remedy="Lower the learning rates or batch sizes in search.space, or set search: null.",
         )
-    epoch = best.metrics.get(study.best_epoch(best), {})
+    facts = {
+        "best": best.values,
+        "metrics": best.metrics.get(study.best_epoch(best), {}),
+        "trials": len(study.trials),
+        "best_trial": best.number,
+        "metric": search.metric,
+        "repeats": [finalist.facts() for finalist in finalists],
+    }
     states = [trial.state for trial in study.trials]
     ends = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    values = ", ".join(f"{path.split('.')[-1]} {_short(value)}" for path, value in best.values.items())
+    values = ", ".join(f"{short_name(path)} {format_value(value)}" for path, value in best.values.items())
+    reached = format_metric(search.metric, study.best_value(best))
+    if finalists:
+        low, high = finalists[0].interval()
+        reached = f"{format_value(finalists[0].mean)}, {format_value(low)} to {format_value(high)} over seeds"
     return StageResult(
-        facts={"best": best.values, "metrics": epoch, "trials": len(study.trials), "best_trial": best.number},
-        headline=f"{values} ({search.metric} {study.best_value(best):.4g}); {ends}",
+        facts=facts,
+        headline=f"{values} ({search.metric} {reached}); {ends}",
         resolved=resolved.with_values(best.values),
     )
 
@@ -124,6 +136,17 @@ def trial_table(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def repeat_event(stage: str, metric: str, repeat: Repeat) -> TrialUpdated:
+    """A finalist under another seed, as the display sees it."""
+    last = max(repeat.reports, default=0)
+    metrics = {metric: repeat.reports[last], "epoch": float(last)} if last else {}
+    state = SHOWN_STATES.get(cast("TrialState", repeat.state), "failed")
+    note = repeat.note or f"seed {repeat.seed}"
+    return TrialUpdated(
+        stage=stage, trial=repeat.key, state=state, parameters=repeat.trial.values, metrics=metrics, note=note
+    )
+
+
 def trial_event(stage: str, metric: str, trial: Trial) -> TrialUpdated:
     """A trial as the display and the report see it."""
     metrics = dict(trial.metrics.get(trial.epochs, {}))
@@ -140,11 +163,10 @@ def trial_event(stage: str, metric: str, trial: Trial) -> TrialUpdated:
     )
 
 
-def _run_trials(context: StageContext, study: Study, setup: TrialSetup, num_trials: int) -> None:
-    from trainers.search.tuner import TuneSettings, make_scheduler, run_tune
+def _run_trials(context: StageContext, study: Study, num_trials: int) -> None:
+    from trainers.search.tuner import StudySearcher, run_tune
 
-    search = context.run_resolved.spec.search
-    assert search is not None
+    search = _search_of(context)
     if num_trials < 1:
         return
     events: EventSink = context.events
@@ -153,17 +175,61 @@ def _run_trials(context: StageContext, study: Study, setup: TrialSetup, num_tria
         events.emit(trial_event(context.stage, search.metric, trial))
         context.progress(sum(item.ended for item in study.trials), search.trials, "trials")
 
-    scheduler = make_scheduler(
-        study, search.grace_epochs, search.reduction_factor, early_stopping=search.scheduler != "none"
+    rule = StopRule(
+        kind=search.scheduler,
+        mode=search.mode,
+        epochs=study.settings.rungs[-1],
+        grace_epochs=search.grace_epochs,
+        reduction_factor=search.reduction_factor,
+        seed=search.seed,
     )
-    settings = TuneSettings(
+    settings = _settings(context, num_trials, "search")
+    run_tune(StudySearcher(study, listen), make_scheduler(rule, study.trials), _setup(context), settings)
+
+
+def _run_repeats(context: StageContext, study: Study) -> list[Finalist]:
+    """Train the finalists under other seeds; the best mean comes first."""
+    from trainers.search.tuner import run_tune
+
+    search = _search_of(context)
+    finalists = study.ranked()[:FINALISTS]
+    path = context.folder / REPEATS
+    repeats = plan_repeats(finalists, context.run_resolved.spec.seed, search.repeats, path)
+
+    def listen(repeat: Repeat) -> None:
+        context.events.emit(repeat_event(context.stage, search.metric, repeat))
+        context.progress(sum(item.state != "running" for item in repeats), len(repeats), "repeats")
+
+    left = sum(repeat.state == "running" for repeat in repeats)
+    if left:
+        searcher = RepeatSearcher(repeats, path, listen, search.mode)
+        rule = StopRule("none", search.mode, study.settings.rungs[-1], 1, 2)
+        run_tune(searcher, make_scheduler(rule), _setup(context), _settings(context, left, "repeat"))
+    return judge(finalists, repeats, search.mode)
+
+
+def _settings(context: StageContext, num_trials: int, purpose: str) -> TuneSettings:
+    from trainers.search.tuner import TuneSettings
+
+    return TuneSettings(
         num_trials=num_trials,
-        concurrency=trial_concurrency(search, context.host),
+        concurrency=min(num_trials, trial_concurrency(_search_of(context), context.host)),
         use_gpu=bool(context.host.gpus),
-        name=f"search-{context.run.name}-{context.digest[:12]}",
+        name=f"{purpose}-{context.run.name}-{context.digest[:12]}",
     )
-    run_tune(study, scheduler, setup, settings, listen)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _setup(context: StageContext) -> TrialSetup:
+    search = _search_of(context)
+    return TrialSetup(
+        resolved=context.run_resolved,
+        prepared=context.files("prepare").resolve(),
+        metric=search.metric,
+        epochs=trial_epochs(context.run_resolved.spec, search),
+    )
+
+
+def _search_of(context: StageContext) -> SearchSpec:
+    search = context.run_resolved.spec.search
+    assert search is not None, "the stage returns before this without a search"
+    return search

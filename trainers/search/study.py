@@ -3,7 +3,8 @@
 A model that mixes values measured after 2 and after 50 epochs is misled at larger budgets (benchmarks/search: the
 regret of TPE + ASHA is higher than that of TPE alone when early-stopped values are told as if final). So there is
 one Optuna study a rung, each holding only values measured at that rung, and a proposal comes from the highest rung
-that has enough points (Falkner et al. 2018, BOHB, arXiv 1807.01774, section 3.2).
+that has enough points (Falkner et al. 2018, BOHB, arXiv 1807.01774, section 3.2), never from the first: what is
+best after two epochs of 52 misleads more than chance does (benchmarks/search, `manta` against `manta-first-rung`).
 
 Invariants
 * A proposal is a pure function of (seed, trial number, what was told before): the sampler is made anew for each.
@@ -45,6 +46,8 @@ class StudySettings:
     """Epochs at which values are compared, ascending; the last is that of a whole trial."""
     start: tuple[tuple[str, dict[str, Any]], ...] = ()
     """(source, values) of the first trials."""
+    first_modeled: int = 1
+    """Index of the lowest rung that a model may be made of; a single rung is always modeled."""
 
     @property
     def min_points(self) -> int:
@@ -115,9 +118,13 @@ class Study:
 
     def best(self) -> Trial | None:
         """The trial with the best value among those that ran to the end; among all when none did."""
+        return next(iter(self.ranked()), None)
+
+    def ranked(self) -> list[Trial]:
+        """Whole trials, the best value first; stopped ones when no trial was whole."""
         finite = [trial for trial in self.trials if trial.reports and trial.state in ("done", "stopped", "running")]
         whole = [trial for trial in finite if trial.state == "done"]
-        return min(whole or finite, key=lambda trial: self._cost(self.best_value(trial)), default=None)
+        return sorted(whole or finite, key=lambda trial: self._cost(self.best_value(trial)))
 
     def best_value(self, trial: Trial) -> float:
         """Best reported value: training keeps the weights of its best epoch too."""
@@ -131,8 +138,9 @@ class Study:
 
     def _propose(self, number: int) -> tuple[str, dict[str, Any]] | None:
         """Values from the highest rung with enough points, else at random."""
-        enough = [rung for rung in self.settings.rungs if self._num_points(rung) >= self.settings.min_points]
-        rung = enough[-1] if enough else self.settings.rungs[0]
+        modeled = self.settings.rungs[self.settings.first_modeled :] or self.settings.rungs
+        enough = [rung for rung in modeled if self._num_points(rung) >= self.settings.min_points]
+        rung = enough[-1] if enough else modeled[0]
         source = f"tpe@{rung}" if enough else "random"
         study = self._rungs[rung]
         for redraw in range(REDRAWS):
@@ -171,18 +179,6 @@ class Study:
         self._rungs[rung].add_trial(
             optuna.trial.create_trial(state=state, value=value, params=values, distributions=dict(space))
         )
-
-
-def rungs_of(epochs: int, grace_epochs: int, reduction_factor: int, *, early_stopping: bool) -> tuple[int, ...]:
-    """Epochs at which trials are compared, ascending, the last being `epochs`."""
-    if not early_stopping:
-        return (epochs,)
-    rungs = []
-    rung = grace_epochs
-    while rung < epochs:
-        rungs.append(rung)
-        rung *= reduction_factor
-    return (*rungs, epochs)
 
 
 def _sampler(seed: int, number: int, redraw: int, min_points: int) -> TPESampler:

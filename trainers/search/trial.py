@@ -1,20 +1,25 @@
 """One trial, in a process of its own: train with one worker, report each epoch, say why it ended.
 
-Invariant: a report is always finite. What cannot be a number (divergence, out of memory, an error of the request)
-is reported once as an outcome, and the function returns normally: Tune never retries it with the same values, and
-the study is told what happened (Ray 2.60 tells a searcher nothing about a trial that raised).
+Invariant: a report is always finite. What cannot be a number (divergence, out of memory, an error) is reported once
+as an outcome, and the function returns normally: Tune never retries it with the same values, and the study is told
+what happened (Ray 2.60 tells a searcher nothing about a trial that raised). What is left to Tune is the death of the
+process, which one retry is for.
 
 Covered: outcomes, trials on CPU and GPU. Not covered: more than one worker a trial (results do not depend on it).
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import DivergedError, MantaError
+from cluster.errors import DivergedError, MantaError, MemoryShortError
 from cluster.spec.resolve import BatchPlan, ResolvedRun
 from cluster.telemetry.events import EpochFinished, Record
 
@@ -24,6 +29,11 @@ OUT_OF_MEMORY_TEXTS = (  # of torch, its CPU allocator, cuBLAS and NCCL
     "CUBLAS_STATUS_ALLOC_FAILED",
     "Failed to CUDA malloc",
 )
+DEVICE_FREE_SHARE = 0.9  # of a GPU's memory: less means that the trial before is still going away
+DEVICE_WAIT_S = 20.0  # a killed process gives its memory back within a few seconds
+DEVICE_POLL_S = 0.25
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,47 +53,64 @@ class NullSink:
         """Drop it."""
 
 
-def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
-    """Tune's function. `config["values"]` are dotted paths; runs in the trial actor."""
-    from ray import tune
+class Reporter:
+    """What a trial tells Tune: a finite value an epoch, and at most one outcome."""
 
-    seen: dict[str, Any] = {"epoch": 0, "value": None}
+    def __init__(self, report: Callable[[dict[str, Any]], None], metric: str) -> None:
+        self._report = report
+        self._metric = metric
+        self._epoch = 0
+        self._value = 0.0
+        self._ended = False
 
-    def on_epoch(event: EpochFinished) -> bool:
-        value = event.metrics.get(setup.metric)
+    def on_epoch(self, event: EpochFinished) -> bool:
+        """Report an epoch; True ends the training."""
+        value = event.metrics.get(self._metric)
         if value is None:
             names = ", ".join(sorted(event.metrics))
-            report_outcome(tune, seen, "failed", f"no metric {setup.metric!r} among {names}")
-            return True
-        if not math.isfinite(value):
-            report_outcome(tune, seen, "diverged", f"{setup.metric} is {value} after epoch {event.epoch}")
-            return True
-        seen.update(epoch=event.epoch, value=value)
-        tune.report({"epoch": event.epoch, "value": value, "metrics": dict(event.metrics), "outcome": ""})
-        return False
+            self.end("failed", f"no metric {self._metric!r} among {names}")
+        elif not math.isfinite(value):
+            self.end("diverged", f"{self._metric} is {value} after epoch {event.epoch}")
+        else:
+            self._epoch, self._value = event.epoch, value
+            metrics = {key: item for key, item in event.metrics.items() if math.isfinite(item)}
+            self._report({"epoch": event.epoch, "value": value, "metrics": metrics, "outcome": ""})
+        return self._ended
 
+    def end(self, outcome: str, note: str) -> None:
+        """The last report; Tune wants a number in it, the searcher and the scheduler look at the outcome first."""
+        if self._ended:
+            return  # the loop may raise after it was told to stop
+        self._ended = True
+        self._report({"epoch": self._epoch, "value": self._value, "outcome": outcome, "note": note})
+
+
+def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
+    """Tune's function. `config["values"]` are dotted paths, `config["seed"]` may replace the run's seed."""
+    from ray import tune
+
+    reporter = Reporter(tune.report, setup.metric)
     try:
-        _fit(config["values"], setup, on_epoch)
-    except DivergedError as error:
-        report_outcome(tune, seen, "diverged", error.found)
-    except MantaError as error:
-        report_outcome(tune, seen, "failed", error.message)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        report_outcome(tune, seen, "oom", first_line(error))
+        wait_for_device()
+        fit_trial(config["values"], config.get("seed"), setup, reporter.on_epoch)
+    except Exception as error:  # noqa: BLE001 - the worker's seam: an error is an outcome of the trial
+        outcome, note = outcome_of(error)
+        if outcome == "failed" and not isinstance(error, MantaError):
+            log.error("trial %s failed:\n%s", config["values"], traceback.format_exc())
+        reporter.end(outcome, note)
 
 
-def report_outcome(tune: Any, seen: dict[str, Any], outcome: str, note: str) -> None:
-    """One last report that carries why a trial ended; its value is the last finite one, or 0 where there is none.
-
-    Tune's strict check wants a number under the metric's name; the searcher and the scheduler look at `outcome` first.
-    """
-    if seen.get("ended"):
-        return  # the loop may raise after it was told to stop
-    seen["ended"] = True
-    value = seen["value"]
-    tune.report({"epoch": seen["epoch"], "value": 0.0 if value is None else value, "outcome": outcome, "note": note})
+def outcome_of(error: Exception) -> tuple[str, str]:
+    """(state, note) of a trial that raised."""
+    if isinstance(error, DivergedError):
+        return "diverged", error.found
+    if isinstance(error, MemoryShortError):
+        return "oom", error.found
+    if isinstance(error, MantaError):
+        return "failed", error.message
+    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
+        return "oom", first_line(error)
+    return "failed", f"{type(error).__name__}: {first_line(error)}"
 
 
 def trial_batch(plan: BatchPlan) -> BatchPlan:
@@ -92,27 +119,42 @@ def trial_batch(plan: BatchPlan) -> BatchPlan:
     return plan.model_copy(update={"workers": 1, "accumulation_steps": steps})
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that device or host memory was too small."""
-    return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
-
-
-def _fit(values: dict[str, Any], setup: TrialSetup, on_epoch: Any) -> None:
+def fit_trial(
+    values: dict[str, Any], seed: int | None, setup: TrialSetup, on_epoch: Callable[[EpochFinished], bool]
+) -> None:
+    """Train once with the spec's values replaced."""
     from trainers.loop import FitRequest, fit
 
-    fidelity = {"train.epochs": setup.epochs, "train.early_stopping": None}  # ASHA is what stops a trial early
+    fidelity = {"train.epochs": setup.epochs, "train.early_stopping": None}  # the scheduler stops a trial early
     resolved = setup.resolved.with_values({**fidelity, **values})
     request = FitRequest(
         train=resolved.spec.train,
         batch=trial_batch(resolved.batch),
         model=resolved.spec.model,
-        seed=resolved.spec.seed,
+        seed=resolved.spec.seed if seed is None else seed,
         prepared=setup.prepared,
         stage="search",
         checkpoints=None,
     )
     fit(request, sink=NullSink(), on_epoch=on_epoch)
+
+
+def wait_for_device() -> None:
+    """Wait, for a while, until this trial's GPU has its memory back from the trial before (ray#23971).
+
+    Not covered: memory that another user of the GPU holds; after the wait the trial starts all the same.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    deadline = time.monotonic() + DEVICE_WAIT_S
+    while time.monotonic() < deadline:
+        free, total = torch.cuda.mem_get_info()
+        if free >= DEVICE_FREE_SHARE * total:
+            return
+        time.sleep(DEVICE_POLL_S)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__

@@ -3,8 +3,7 @@
 Invariants
 * Tune asks this searcher for every configuration and tells it every report, so that nothing about a search lives in
   Tune alone: its experiment folder is temporary, the journal is what a restart reads.
-* ASHA is Ray's own; on a restart the journal's reports are replayed into it, so that its rungs are what they were.
-* A trial that diverged or ran out of memory is stopped at its last report and never recorded in a rung.
+* The death of a trial's process is retried once, from its first epoch; every other end is an outcome (trial.py).
 
 Covered: searcher, scheduler, concurrency, actor reuse, a driver that was killed. Not covered: which point is next
 (study.py), more than one worker a trial (search trials train with one).
@@ -18,22 +17,20 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from trainers.search.journal import Trial
+from trainers.search.schedulers import TIME, VALUE
 from trainers.search.study import Study
 from trainers.search.trial import TrialSetup, run_trial
 
-TIME = "epoch"  # an epoch is the whole training split at any batch size: equal epochs are equal samples
-VALUE = "value"
+PROCESS_RETRIES = 1
 
 
 class Listener(Protocol):
@@ -110,50 +107,8 @@ class StudySearcher(Searcher):
         self._listen(trial)
 
 
-class GuardedAsha(AsyncHyperBandScheduler):
-    """Ray's ASHA; a report that carries an outcome stops the trial and leaves the rungs alone."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result.get("outcome"):
-            return str(TrialScheduler.STOP)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if not result.get("outcome"):
-            super().on_trial_complete(tune_controller, trial, result)
-
-    def replay(self, trials: Iterable[Trial]) -> None:
-        """Record the rung values of ended trials, in the order of their numbers."""
-        nobody: Any = None  # ASHA looks at the trial's id only
-        for trial in trials:
-            if not trial.ended:
-                continue
-            known: Any = SimpleNamespace(trial_id=f"replayed-{trial.number}")
-            self.on_trial_add(nobody, known)
-            for epoch, value in sorted(trial.reports.items()):
-                super().on_trial_result(nobody, known, {TIME: epoch, VALUE: value})
-
-
-def make_scheduler(study: Study, grace_epochs: int, reduction_factor: int, *, early_stopping: bool) -> TrialScheduler:
-    """The scheduler with the rungs of a study that may have been replayed."""
-    if not early_stopping:
-        return FIFOScheduler()
-    scheduler = GuardedAsha(
-        time_attr=TIME,
-        metric=VALUE,
-        mode=study.settings.mode,
-        max_t=study.settings.rungs[-1],
-        grace_period=grace_epochs,
-        reduction_factor=reduction_factor,
-    )
-    scheduler.replay(study.trials)
-    return scheduler
-
-
-def run_tune(
-    study: Study, scheduler: TrialScheduler, setup: TrialSetup, settings: TuneSettings, listen: Listener
-) -> None:
-    """Run trials until the budget is spent. Needs a Ray session; blocks. The results are in the study."""
+def run_tune(searcher: Searcher, scheduler: TrialScheduler, setup: TrialSetup, settings: TuneSettings) -> None:
+    """Run trials until the budget is spent. Needs a Ray session; blocks. The searcher has the results."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     scratch = Path(tempfile.mkdtemp(prefix="manta-tune-"))
     resources: dict[str, float] = {"cpu": 1, "gpu": 1} if settings.use_gpu else {"cpu": 1}
@@ -161,7 +116,7 @@ def run_tune(
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, setup=setup), resources),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, listen),
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=settings.num_trials,
                 max_concurrent_trials=settings.concurrency,
@@ -171,7 +126,7 @@ def run_tune(
                 name=settings.name,
                 storage_path=str(scratch),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=PROCESS_RETRIES),
             ),
         )
         tuner.fit()

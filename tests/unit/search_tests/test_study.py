@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from trainers.search.journal import Journal, Trial, TrialState, read_journal
-from trainers.search.study import Study, StudySettings, rungs_of
+from trainers.search.study import Study, StudySettings
 
 SPACE = {"lr": FloatDistribution(1e-5, 1e-1, log=True), "batch": CategoricalDistribution([16, 32, 64])}
 START = (("current", {"lr": 3e-3, "batch": 128}),)
@@ -46,9 +46,11 @@ def test_proposals_are_a_function_of_seed_number_and_what_was_told() -> None:
     assert [t.values for t in one.trials[1:]] != [t.values for t in other.trials[1:]]
 
 
-def test_a_model_proposes_from_the_highest_rung_with_enough_points() -> None:
-    study = study_at()
-    run(study, 9, last=2)  # nine stopped at the first rung
+def test_a_model_proposes_from_the_highest_rung_with_enough_points_and_never_from_the_first() -> None:
+    study = study_at(rungs=(1, 2, 6))
+    run(study, 9, last=1)
+    assert study.ask().source == "random"  # type: ignore[union-attr]
+    run(study, 9, last=2)
     assert study.ask().source == "tpe@2"  # type: ignore[union-attr]
     run(study, 5)  # five whole trials
     assert study.ask().source == "tpe@6"  # type: ignore[union-attr]
@@ -168,10 +170,3 @@ def test_a_torn_last_line_of_the_journal_is_left_out(tmp_path: Path) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write('{"event": "asked", "tri')
     assert read_journal(path) == whole
-
-
-def test_rungs_end_with_the_whole_trial() -> None:
-    assert rungs_of(52, 2, 3, early_stopping=True) == (2, 6, 18, 52)
-    assert rungs_of(4, 2, 3, early_stopping=True) == (2, 4)
-    assert rungs_of(9, 2, 3, early_stopping=False) == (9,)
-    assert rungs_of(2, 2, 3, early_stopping=True) == (2,)

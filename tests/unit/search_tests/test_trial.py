@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+import torch
 
+from cluster.errors import DivergedError, MemoryShortError, ModelError
 from cluster.spec.resolve import BatchPlan
-from trainers.search.trial import is_out_of_memory, report_outcome, trial_batch
+from cluster.telemetry.events import EpochFinished
+from trainers.search.trial import Reporter, outcome_of, trial_batch
+
+
+def epoch(number: int, **metrics: float) -> EpochFinished:
+    return EpochFinished(stage="search", epoch=number, epochs=9, update=number, metrics=metrics)
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("error", "state"),
     [
-        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
-        (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried"),
-            True,
-        ),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-        (MemoryError(), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"), "oom"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "oom"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "oom"),
+        (MemoryError(), "oom"),
+        (MemoryShortError("Cannot make update 3", found="memory does not suffice for one sample"), "oom"),
+        (DivergedError("Cannot go on", found="loss is nan"), "diverged"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "failed"),
+        (ModelError("Cannot build", found="no such family"), "failed"),
+        (TypeError("unexpected"), "failed"),
     ],
 )
-def test_only_errors_of_memory_count_as_out_of_memory(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
+def test_an_error_is_told_apart_by_what_a_searcher_can_learn_from_it(error: Exception, state: str) -> None:
+    assert outcome_of(error)[0] == state
 
 
-def test_torchs_own_memory_error_counts() -> None:
-    import torch
+def test_reports_are_finite_and_nothing_follows_an_outcome() -> None:
+    told: list[dict[str, Any]] = []
+    reporter = Reporter(told.append, "validation.loss")
+    assert reporter.on_epoch(epoch(1, **{"validation.loss": 0.5, "train.loss": math.inf})) is False
+    assert reporter.on_epoch(epoch(2, **{"validation.loss": math.nan})) is True
+    reporter.end("failed", "the loop raised after it was told to stop")
+    assert [item["outcome"] for item in told] == ["", "diverged"]
+    assert [item["value"] for item in told] == [0.5, 0.5]
+    assert told[0]["metrics"] == {"validation.loss": 0.5}
 
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
 
-
-def test_an_outcome_is_always_reported_with_a_finite_value() -> None:
-    class Recorder:
-        def __init__(self) -> None:
-            self.reports: list[dict[str, Any]] = []
-
-        def report(self, values: dict[str, Any]) -> None:
-            self.reports.append(values)
-
-    recorder = Recorder()
-    report_outcome(recorder, {"epoch": 0, "value": None}, "oom", "x")
-    report_outcome(recorder, {"epoch": 3, "value": 0.5}, "diverged", "y")
-    assert [item["value"] for item in recorder.reports] == [0.0, 0.5]
+def test_an_outcome_before_the_first_epoch_has_a_number_too() -> None:
+    told: list[dict[str, Any]] = []
+    Reporter(told.append, "validation.loss").end("oom", "x")
+    assert told == [{"epoch": 0, "value": 0.0, "outcome": "oom", "note": "x"}]
 
 
 def test_one_worker_makes_the_same_updates_in_micro_batches_of_the_same_size() -> None:

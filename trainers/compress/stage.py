@@ -18,6 +18,9 @@ from trainers.data.shards import open_prepared
 from trainers.export.float_graph import FLOAT_GRAPH, write_float_graph
 
 TRIALS = "trials"
+MODELS = "models"
+TRAINING = frozenset({"prune", "distill", "sparse"})
+WITHIN = 1.1  # of the best: candidates this near are equal in cost, and the more accurate one wins
 
 
 def run_compression(context: StageContext) -> StageResult:
@@ -41,6 +44,22 @@ def run_compression(context: StageContext) -> StageResult:
         stage=context.stage,
     )
     ladder.climb(Parent(BASELINE, baseline.path))
+    if TRAINING & set(spec.compress.recipes):
+        from trainers.compress.model_steps import run_model_steps
+        from trainers.compress.workshop import Workshop
+
+        run_model_steps(
+            ladder,
+            Workshop(
+                resolved=context.run_resolved,
+                prepared=prepared,
+                weights=context.files("train"),
+                folder=context.folder / MODELS,
+                events=context.run.events,
+                sink=context.events,
+                stage=context.stage,
+            ),
+        )
     chosen = best_of(ladder)
     for judgment in accepted_of(ladder):
         assert judgment.path is not None, "an accepted candidate has a file"
@@ -54,8 +73,13 @@ def accepted_of(ladder: Ladder) -> list[Judgment]:
 
 
 def best_of(ladder: Ladder) -> Judgment | None:
-    """The accepted candidate with least of what the target minimizes, or None."""
-    return min(accepted_of(ladder), key=lambda one: objective(one, ladder.spec), default=None)
+    """The accepted candidate with least of what the target minimizes, or None; of equal ones the most accurate."""
+    accepted = {id(one): objective(one, ladder.spec) for one in accepted_of(ladder)}
+    if not accepted:
+        return None
+    least = min(accepted.values())
+    near = [one for one in accepted_of(ladder) if accepted[id(one)] <= WITHIN * least]
+    return max(near, key=lambda one: (one.gate.candidate if one.gate else 0.0, -accepted[id(one)]))
 
 
 def compression_facts(ladder: Ladder, chosen: Judgment | None, exported: dict[str, Any]) -> dict[str, Any]:

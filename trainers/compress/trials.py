@@ -55,7 +55,7 @@ def run_trials(
     new = [trial for trial in trials if read_outcome(trial, cache) is None]
     runner = run or run_into
     lost: dict[str, str] = {}
-    if len(new) > 1 and _ray_is_up():
+    if len(new) > 1 and ray_is_up():
         lost = _run_on_ray(new, cache, concurrency, runner)
     else:
         for trial in new:
@@ -94,7 +94,8 @@ def _outcome(trial: GraphTrial, cache: Path, fresh: set[str], lost: dict[str, st
     return TrialOutcome(trial, trial_folder(trial, cache), facts, cached=trial.digest not in fresh)
 
 
-def _ray_is_up() -> bool:
+def ray_is_up() -> bool:
+    """Whether a Ray session runs in this process."""
     import ray
 
     return ray.is_initialized()

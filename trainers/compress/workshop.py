@@ -1,0 +1,204 @@
+"""Where recipes that train get their work done: fit on the training engine, export, prove parity, keep the result.
+
+Invariant: a finished network's folder is renamed into place as a whole and named by the digest of its request; an
+interrupted fit goes on from its last checkpoint.
+
+Covered: training through Ray where a session runs, in this process where none does. Not covered: which networks are
+trained (model_steps.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cluster.atomic import digest_json, new_folder, sha256_file, write_json
+from cluster.bundle.files import WEIGHTS
+from cluster.spec.resolve import ResolvedRun, batch_plan
+from cluster.spec.train import TrainSpec
+from cluster.telemetry.events import EventSink
+from trainers.compress.distill import distillation_loss, write_teacher_shards
+from trainers.compress.prune.cost import count_macs, count_parameters
+from trainers.compress.prune.plan import Plan
+from trainers.compress.students import build_student, student_arguments, untaught
+from trainers.data.shards import PreparedData
+from trainers.evaluate.predict import tensors_of
+from trainers.export.float_graph import real_rows
+from trainers.export.onnx import export_onnx
+from trainers.export.parity import check_parity
+from trainers.loop import FitRequest, FitResult, fit
+
+PLAN = "plan.json"
+GRAPH = "model.onnx"
+FACTS = "facts.json"
+FACTORY = "trainers.compress.students:build_student"
+LOSS = f"{distillation_loss.__module__}:{distillation_loss.__name__}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One network to train."""
+
+    name: str
+    arguments: dict[str, Any]
+    """Of `build_student`, without `taught`."""
+    epochs: int
+    learning_rate: float
+    distill: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished network."""
+
+    name: str
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / GRAPH
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The run whose network is compressed, and where results are kept."""
+
+    resolved: ResolvedRun
+    prepared: PreparedData
+    weights: Path
+    """Folder with the trained network's `weights.safetensors`."""
+    folder: Path
+    events: Path | None
+    """File of the run's events, for workers; None trains without Ray in any case."""
+    sink: EventSink
+    stage: str
+
+    def module(self, plan: Plan | None = None) -> nn.Module:
+        """The trained network, cut by a plan where one is given."""
+        return build_student(**self.arguments(plan=plan, weights=str(self.weights / WEIGHTS))).eval()
+
+    def arguments(self, **more: Any) -> dict[str, Any]:
+        """Arguments of `build_student` for the run's own model."""
+        return student_arguments(self.resolved.spec.model, self.prepared.inputs, self.prepared.num_outputs, **more)
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """A few real rows, to trace and count with."""
+        rows = real_rows(self.prepared)
+        return tensors_of({tensor.name: rows[tensor.name] for tensor in self.prepared.inputs}, slice(None))
+
+    def make(self, work: Work) -> Made:
+        """Train, export and prove a network, or return the one that was made before from the same request."""
+        target = self.folder / f"{work.name}-{self._digest(work)[:16]}"
+        if (target / FACTS).exists():
+            return Made(work.name, target, json.loads((target / FACTS).read_text(encoding="utf-8")))
+        weights = self._train(work, target.with_name(f"{target.name}.fit"))
+        plan = work.arguments.get("plan")
+        module = build_student(**{**work.arguments, "weights": None})
+        module.load_state_dict(weights)
+        with new_folder(target) as folder:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+            if plan is not None:
+                write_json(folder / PLAN, plan)
+            facts = self.export(module, folder / GRAPH)
+            write_json(folder / FACTS, facts)
+        return Made(work.name, target, facts)
+
+    def export(self, module: nn.Module, path: Path) -> dict[str, Any]:
+        """Write the graph of a module, prove parity; returns its size in parameters and multiply-accumulates."""
+        spec, rows = self.resolved.spec.export, real_rows(self.prepared)
+        export_onnx(module.eval(), self.prepared.inputs, rows, path, opset=spec.opset)
+        parity = check_parity(module, path, rows, spec.parity)
+        return {"parameters": count_parameters(module), "macs": count_macs(module, self.example()), "parity": parity}
+
+    def _train(self, work: Work, folder: Path) -> dict[str, torch.Tensor]:
+        folder.mkdir(parents=True, exist_ok=True)
+        request = self._request(work, folder)
+        result = self._launch(request, folder)
+        weights = untaught(result.weights)
+        return {name: tensor.cpu() for name, tensor in weights.items()}
+
+    def _launch(self, request: FitRequest, folder: Path) -> FitResult:
+        from trainers.compress.trials import ray_is_up
+
+        if self.events is not None and ray_is_up():
+            from trainers.launch.fit import launch_fit
+
+            return launch_fit(request, events=self.events, folder=folder)
+        alone = request.batch.model_copy(
+            update={"workers": 1, "batch_size_per_worker": request.batch.batch_size_global, "accumulation_steps": 1}
+        )
+        return fit(_with_batch(request, alone), sink=self.sink)
+
+    def _request(self, work: Work, folder: Path) -> FitRequest:
+        run = self.resolved.spec
+        train = retrain_spec(run.train, work)
+        live = augments(train)
+        prepared, arguments = self.prepared.folder, dict(work.arguments)
+        objective: dict[str, Any] = {}
+        if work.distill:
+            spec = run.compress.distill if run.compress else None
+            assert spec is not None, "distillation needs a compress section"
+            objective = {"temperature": spec.temperature, "soft_share": spec.soft_share}
+            if live:
+                objective["teacher"] = self.arguments(weights=str(self.weights / WEIGHTS))
+            else:
+                prepared = self.folder / f"teacher-{self._teacher_digest(spec.teachers)[:16]}"
+                write_teacher_shards(self.prepared, prepared, self.module(), spec.teachers)
+                arguments["taught"] = True
+        return FitRequest(
+            train=train,
+            batch=batch_plan(run.model_copy(update={"train": train}), len(self.prepared.splits["train"])),
+            model=run.model,
+            seed=run.seed,
+            prepared=prepared.resolve(),
+            stage=self.stage,
+            checkpoints=folder / "checkpoints",
+            model_factory=FACTORY,
+            model_arguments=arguments,
+            objective=LOSS if work.distill else None,
+            objective_arguments=objective,
+        )
+
+    def _digest(self, work: Work) -> str:
+        run = self.resolved.spec
+        return digest_json(
+            {
+                "arguments": {**work.arguments, "weights": None},
+                "from": sha256_file(self.weights / WEIGHTS),
+                "train": retrain_spec(run.train, work).model_dump(mode="json"),
+                "distill": run.compress.distill.model_dump(mode="json") if work.distill and run.compress else None,
+                "export": run.export.model_dump(mode="json"),
+                "seed": run.seed,
+                "initial": work.arguments.get("weights") is not None,
+            }
+        )
+
+    def _teacher_digest(self, teachers: tuple[str, ...]) -> str:
+        return digest_json([sha256_file(self.weights / WEIGHTS), list(teachers)])
+
+
+def retrain_spec(train: TrainSpec, work: Work) -> TrainSpec:
+    """The run's training section with the work's length and rate; mixed rows have no teacher, so none is mixed."""
+    augment = (
+        train.augment.model_copy(update={"mixup_alpha": 0.0, "cutmix_alpha": 0.0}) if work.distill else train.augment
+    )
+    optimizer = train.optimizer.model_copy(update={"learning_rate": work.learning_rate})
+    return train.model_copy(update={"epochs": work.epochs, "optimizer": optimizer, "augment": augment})
+
+
+def augments(train: TrainSpec) -> bool:
+    """Whether training rows are changed, so that logits of the unchanged rows do not fit them."""
+    return bool(train.augment.shift_pixels)
+
+
+def _with_batch(request: FitRequest, batch: Any) -> FitRequest:
+    from dataclasses import replace
+
+    return replace(request, batch=batch)

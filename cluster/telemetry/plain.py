@@ -29,7 +29,7 @@ STAGE_WIDTH = 9  # of `calibrate`, longer than any stage's name today
 
 
 class PlainDisplay:
-    """Writes lines to a stream."""
+    """Writes lines to a stream, and a run's error to stderr, where every verb's error goes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -42,6 +42,10 @@ class PlainDisplay:
         if line:
             elapsed = event.time_s - (self._view.started_unix_s or event.time_s)
             self._write(f"[{elapsed:7.1f}s] {line}")
+        if isinstance(event, RunFailed):
+            self._stream.flush()
+            sys.stderr.write(f"Error: {event.error.get('message', '')}\n")
+            sys.stderr.flush()
         if isinstance(event, RunFinished):
             self._write("\n" + "\n".join(final_lines(event.summary, event.duration_s)))
 
@@ -78,8 +82,6 @@ class PlainDisplay:
             return f"endpoint {event.name} answers at {event.url} ({event.replicas} replicas)"
         if isinstance(event, Message):
             return f"{event.level}: {event.text}"
-        if isinstance(event, RunFailed):
-            return f"error: {event.error.get('message', '')}"
         return ""
 
     def _trial(self, event: TrialUpdated) -> str:

@@ -153,7 +153,7 @@ def _belongs(process: psutil.Process, place: PrivatePlace) -> bool:
     prefixes = tuple(f"{folder}/".encode() for folder in place.folders)
     if any(prefix in (proc / "cmdline").read_bytes() for prefix in prefixes):
         return True
-    if f"{MARKER_VARIABLE}={place.marker}".encode() in (proc / "environ").read_bytes():
+    if f"{MARKER_VARIABLE}={place.marker}".encode() in (proc / "environ").read_bytes().split(b"\0"):
         return True
     # a process that rewrites its title (Ray's agents and workers) overwrites both; its open log files remain
     links = (bytes(link.readlink()) for link in _descriptors(proc))

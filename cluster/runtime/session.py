@@ -26,7 +26,7 @@ from cluster.errors import ClusterUnreachableError, ResourceError
 from cluster.runtime.address import check_cluster
 from cluster.runtime.reaper import MARKER_VARIABLE, PrivatePlace, Reaper
 from cluster.runtime.serve_place import private_serve_place
-from cluster.runtime.shared_memory import object_store_bytes
+from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
 from cluster.runtime.token import MODE_VARIABLE, TOKEN_VARIABLE, find_token
 
 LOCAL_LOGICAL_CPUS_MIN = 8  # logical: a laptop's two cores must hold the drivers, workers and replicas of one run
@@ -80,7 +80,7 @@ def _attached(address: str) -> Iterator[RaySession]:
 @contextmanager
 def _private(logs: Path | None) -> Iterator[RaySession]:
     """Start a Ray that nobody else can join, and end it with all that belongs to it."""
-    store_bytes = object_store_bytes()
+    store_bytes = object_store_bytes(shared_memory_free_bytes)
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="manta-", dir=_short_temporary_folder()))  # mode 0700
         serve_folder = stack.enter_context(private_serve_place())

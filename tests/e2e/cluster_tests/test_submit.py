@@ -1,0 +1,100 @@
+"""`manta submit` to a real head with a token: ship, follow to the end, fetch the bundle, verify every byte."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.bundle import open_bundle
+from tests.e2e.cluster_tests.head import Head, clean_environment, start_head
+
+SPEC = """
+version: 1
+name: tiny
+data: {source: {kind: sklearn, dataset: digits}}
+model: {family: mlp}
+train: {epochs: 2, workers: 1, batch_size_global: 128}
+search: null
+compress: null
+serve: null
+"""
+RUN_S = 240
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with start_head(tmp_path_factory.mktemp("head")) as started:
+        yield started
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(SPEC, encoding="utf-8")
+    (folder / "secret.env").write_text("KEY=1", encoding="utf-8")
+    (folder / ".mantaignore").write_text("*.env\n", encoding="utf-8")
+    return folder
+
+
+def manta(*words: str, cwd: Path, env: dict[str, str], timeout: float = RUN_S) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from cluster.cli import main; main()", *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def test_submit_follow_fetch_verify(head: Head, project: Path, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    words = ("submit", "tiny.yaml", "--address", head.url, "--store", store, "--id", "tiny-1", "--json")
+    done = manta(*words, cwd=project, env=head.environment())
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["job"]["state"] == "succeeded"
+    assert "epoch 2/2" in done.stderr, "the log was not followed to the end"
+
+    again = manta(*words, cwd=project, env=head.environment())
+    assert json.loads(again.stdout)["job"]["started_unix_s"] == json.loads(done.stdout)["job"]["started_unix_s"]
+
+    fetched = manta(
+        "fetch", "tiny-1", "--address", head.url, "--to", str(tmp_path / "got"), cwd=tmp_path, env=head.environment()
+    )
+    assert fetched.returncode == 0, fetched.stderr
+    bundle = open_bundle(tmp_path / "got")
+    assert bundle.manifest.task == "classification"
+    assert not (tmp_path / "home" / ".ray").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "token", "said", "code"),
+    [
+        (("submit", "tiny.yaml"), "0" * 64, "refuses the token", 3),
+        (("submit", "tiny.yaml"), None, "demands a token", 3),
+        (("logs", "nobody"), "right", "no such job", 2),
+        (("stop", "nobody"), "right", "no such job", 2),
+    ],
+)
+def test_a_refusal_is_one_sentence(
+    head: Head, project: Path, tmp_path: Path, words: tuple[str, ...], token: str | None, said: str, code: int
+) -> None:
+    env = head.environment(HOME=str(tmp_path))
+    if token != "right":
+        env.pop("RAY_AUTH_TOKEN")
+    if token and token != "right":
+        env["RAY_AUTH_TOKEN"] = token
+    done = manta(*words, "--address", head.url, cwd=project, env=env, timeout=60)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_unreachable_address_is_one_sentence(project: Path) -> None:
+    done = manta(
+        "submit", "tiny.yaml", "--address", "http://127.0.0.1:9", cwd=project, env=clean_environment(), timeout=30
+    )
+    assert done.returncode == 3
+    assert "Cannot reach the cluster at http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cluster.spec.base import Auto, Fraction, StrictSpec
+from cluster.spec.base import Auto, Fraction, PositiveFloat, StrictSpec
 
 SPLITS = ("train", "validation", "calibration", "gate", "test")
 """What each split is for: fit; choose epochs and trials; calibrate quantization; accept or reject compression;
@@ -21,21 +21,38 @@ class SklearnSource(StrictSpec):
 
 
 class CsvSource(StrictSpec):
-    """A delimited text file, plain or gzip."""
+    """Delimited text files, plain or gzip. `path` may be a pattern such as `parts/*.csv`, or a URL (`s3://…`)."""
 
     kind: Literal["csv"]
     path: str
-    delimiter: str = ","
+    test_path: str | None = None
+    """A file that is the test split; `data.split.test` is then not used."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    quote: Annotated[str, Field(min_length=1, max_length=1)] | None = '"'
+    """null: quotes are ordinary characters, as in most tab-separated files."""
     encoding: str = "utf-8"
     missing: tuple[str, ...] = ("", "?", "NA", "NaN", "nan", "null")
     """Texts that mean "no value", compared after white space is stripped."""
+    thousands: Annotated[str, Field(max_length=1)] = ""
+    """Separator of thousands inside numbers, such as `,` in "1,234"."""
+
+
+class JsonlSource(StrictSpec):
+    """JSON Lines: one object a line, plain or gzip. `path` may be a pattern or a URL."""
+
+    kind: Literal["jsonl"]
+    path: str
+    test_path: str | None = None
+    """A file that is the test split; `data.split.test` is then not used."""
 
 
 class ParquetSource(StrictSpec):
-    """A Parquet file."""
+    """Parquet files. `path` may be a pattern or a URL."""
 
     kind: Literal["parquet"]
     path: str
+    test_path: str | None = None
+    """A file that is the test split; `data.split.test` is then not used."""
 
 
 class NumpySource(StrictSpec):
@@ -56,11 +73,44 @@ class IdxSource(StrictSpec):
     labels: str
 
 
-Source = Annotated[SklearnSource | CsvSource | ParquetSource | NumpySource | IdxSource, Field(discriminator="kind")]
+class ImageFolderSource(StrictSpec):
+    """A folder with one folder of images a class: `root/<class>/*.png`."""
+
+    kind: Literal["image_folder"]
+    path: str
+    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """Height and width that every image is resized to; null: all must have one size already."""
+    channels: Literal[1, 3] = 3
+    """1 reads gray images."""
+
+
+class PythonSource(StrictSpec):
+    """`module:function`, importable from the folder in which manta was started."""
+
+    kind: Literal["python"]
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """Takes no argument and returns a pandas DataFrame, a pyarrow Table, a Ray Dataset, or a pair of arrays
+    (inputs, targets)."""
+
+
+Source = Annotated[
+    SklearnSource
+    | CsvSource
+    | JsonlSource
+    | ParquetSource
+    | NumpySource
+    | IdxSource
+    | ImageFolderSource
+    | PythonSource,
+    Field(discriminator="kind"),
+]
 
 
 class SplitSpec(StrictSpec):
-    """How rows are divided. Each share is a fraction of all rows (at most 1) or a number of rows (2 or more)."""
+    """How rows are divided. Each share is a fraction of all rows (at most 1) or a number of rows (2 or more).
+
+    Rows of equal content are always in the same split, and the order of the file has no effect.
+    """
 
     train: Auto | float | int = "auto"
     """`auto`: whatever the other splits leave."""
@@ -69,7 +119,95 @@ class SplitSpec(StrictSpec):
     gate: float | int = 0.1
     test: float | int = 0.15
     stratify: bool = True
-    """Keep the share of each class equal in all splits."""
+    """Keep the share of each class equal in all splits. Not used with `time` and `column`."""
+    group: str | None = None
+    """Column whose equal values stay in one split (a patient, a user). It is no feature."""
+    time: str | None = None
+    """Column to order by: train is the oldest part, then validation, calibration, gate and test. It is no feature."""
+    column: str | None = None
+    """Column that holds the name of each row's split. It is no feature."""
+    by_hash: bool = False
+    """A row's split follows from its content and the seed alone, so that rows added later move no other row.
+    Shares are then fractions, and met only on average."""
+    seed: int = 7
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SplitSpec:
+        used = [name for name in ("group", "time", "column") if getattr(self, name) is not None]
+        if len(used) > 1 or (self.by_hash and ("time" in used or "column" in used)):
+            names = used + (["by_hash"] if self.by_hash else [])
+            raise ValueError(f"{' and '.join(names)} exclude each other: choose one")
+        return self
+
+
+class CleanSpec(StrictSpec):
+    """Rules for raw values. They travel with the bundle, so that serving reads a raw row as training did."""
+
+    map_values: dict[str, dict[str, str]] = {}
+    """column -> {text: replacement}, after white space is stripped; the target may be named."""
+    drop_duplicates: bool = False
+    """Keep the first of rows that are equal in all features and the target. Training rows only."""
+    drop_missing_rows: tuple[str, ...] = ()
+    """Drop rows without a value in one of these columns."""
+    infinite: Literal["error", "missing"] = "error"
+    """What an infinite feature means."""
+    impute: Literal["median", "mean", "mode", "constant", "neighbors"] = "median"
+    """How missing numbers are filled. Missing categories have a column of their own."""
+    constant: float = 0.0
+    """For `impute: constant`."""
+    neighbors: Annotated[int, Field(gt=0)] = 5
+    """For `impute: neighbors`."""
+    missing_indicators: bool = True
+    """A 0/1 feature for each number column that has missing values in training."""
+    clip_iqr: PositiveFloat | None = None
+    """Limit numbers to this many interquartile ranges beyond the quartiles of training; null: no limit."""
+
+
+class EncodeSpec(StrictSpec):
+    """How columns become numbers. Everything is fitted on the training rows alone."""
+
+    number: Literal["standard", "robust", "min_max", "quantile", "none"] = "standard"
+    category: Literal["one_hot", "ordinal", "target", "hash"] = "one_hot"
+    max_categories: Annotated[int, Field(gt=1)] = 64
+    """`one_hot`: the most frequent ones are kept, all others share a bucket."""
+    hash_buckets: Annotated[int, Field(gt=1)] = 32
+    target_smoothing: PositiveFloat = 10.0
+    """`target`: as many rows of the overall mean are added to each category."""
+    text: Literal["word_counts", "token_ids"] = "word_counts"
+    """Free text: TF-IDF of word pieces as numbers, or the pieces' ids as INT64 for a model that embeds them."""
+    vocabulary: Annotated[int, Field(ge=16)] = 2000
+    text_length: Annotated[int, Field(gt=0)] = 64
+    """`token_ids`: ids a row."""
+
+
+class SelectSpec(StrictSpec):
+    """Choose among the encoded features by their score on the training rows."""
+
+    method: Literal["mutual_information", "anova", "forest", "variance", "correlation"]
+    k: Annotated[int, Field(gt=0)] | None = None
+    """Keep the k best."""
+    threshold: float | None = None
+    """Keep those with at least this score; for `correlation`, drop one of each pair correlated above it."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SelectSpec:
+        if (self.k is None) == (self.threshold is None):
+            raise ValueError("give either k or threshold")
+        if self.method == "correlation" and self.threshold is None:
+            raise ValueError("correlation needs a threshold")
+        return self
+
+
+class BalanceSpec(StrictSpec):
+    """Against rare classes. Only the training split is ever changed, after splitting and encoding."""
+
+    method: Literal[
+        "class_weights", "over", "under", "smote", "smotenc", "borderline_smote", "adasyn", "smote_under", "sampler"
+    ]
+    """`sampler` draws training rows with replacement until all classes are equally frequent; `smote_under` is SMOTE up
+    to half of the largest class, then random under-sampling to equality."""
+    neighbors: Annotated[int, Field(gt=0)] = 5
+    """For the SMOTE family and ADASYN."""
     seed: int = 7
 
 
@@ -84,3 +222,11 @@ class DataSpec(StrictSpec):
     drop_columns: tuple[str, ...] = ()
     max_missing: Fraction = 1.0
     """Drop a feature column whose share of missing values is above this."""
+    columns: dict[str, Literal["number", "category", "text", "date", "drop"]] = {}
+    """Declared kinds; all other columns are inferred, and `manta check` shows the inference."""
+    clean: CleanSpec = CleanSpec()
+    encode: EncodeSpec = EncodeSpec()
+    select: SelectSpec | None = None
+    """null keeps all features."""
+    balance: BalanceSpec | None = None
+    """null trains on the classes as they are."""

@@ -7,10 +7,11 @@ Mixing is splitmix64's finalizer (Steele, Lea, Flood 2014). Not covered: resista
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+
+from cluster.bundle.transforms import Texts, Values
 
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -38,30 +39,22 @@ def array_keys(arrays: np.ndarray) -> np.ndarray:
     return np.array([text_key(row.tobytes()) for row in flat], dtype=np.uint64)
 
 
-def table_keys(table: pa.Table) -> np.ndarray:
-    """(N,) uint64 keys of the rows of a table of float64 and text columns; null has a value of its own."""
-    keys = np.zeros(table.num_rows, dtype=np.uint64)
-    for name in table.column_names:
+def table_keys(values: Mapping[str, Values], num_rows: int) -> np.ndarray:
+    """(N,) uint64 keys of the rows of a table; a missing value has a key of its own."""
+    keys = np.zeros(num_rows, dtype=np.uint64)
+    for column in values.values():
         with np.errstate(over="ignore"):
-            keys = mix(keys * MIX_1 + column_keys(table.column(name)))
+            keys = mix(keys * MIX_1 + column_keys(column))
     return keys
 
 
-def column_keys(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) uint64 hash of one column's values: numbers by their float64 bits, all else by its text."""
-    whole = column.combine_chunks()
-    if pa.types.is_floating(whole.type) or pa.types.is_integer(whole.type):
-        values = pc.fill_null(whole.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False) + 0.0
-        keys = mix(np.ascontiguousarray(values).view(np.uint64))
-    else:
-        if not pa.types.is_dictionary(whole.type):
-            whole = whole.cast(pa.string()).dictionary_encode()
-        words = [text_key(str(word).encode()) for word in whole.dictionary.to_pylist()]
-        table = np.array([*words, MISSING], dtype=np.uint64)
-        keys = table[pc.fill_null(whole.indices, len(words)).to_numpy(zero_copy_only=False)]
-    missing = pc.is_null(whole).to_numpy(zero_copy_only=False)
-    keys = np.where(missing, MISSING, keys)
-    return keys
+def column_keys(values: Values) -> np.ndarray:
+    """(N,) uint64 hash of one column: numbers by their float64 bits, texts by their bytes."""
+    if isinstance(values, Texts):
+        words = [text_key(word.encode()) for word in values.words]
+        return np.array([*words, int(MISSING)], dtype=np.uint64)[values.codes]
+    bits = np.ascontiguousarray(values + 0.0).view(np.uint64)  # + 0.0: -0.0 and 0.0 are equal
+    return np.where(np.isnan(values), MISSING, mix(bits))
 
 
 def text_key(data: bytes) -> int:

@@ -9,10 +9,23 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
+
+from cluster.bundle.transforms import Column, Values
 
 Layout = Literal["image", "table", "array", "text"]
+Role = Literal["number", "category", "text", "date"]
 FREE = -1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Feature columns after cleaning, with the rules by which serving reads the same columns."""
+
+    columns: tuple[Column, ...]
+    values: dict[str, Values]
+    roles: dict[str, Role]
+    ignored: tuple[str, ...] = ()
+    """Columns of the source that no feature is made of."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +39,14 @@ class RawData:
     """sha256 over the content of the source."""
     arrays: np.ndarray | None = None
     """(N, C, H, W) float32 for images, (N, …) float32 for arrays, None for tables."""
-    table: pa.Table | None = None
-    """Feature columns of a table: float64 or dictionary-encoded text, null where missing."""
+    table: Table | None = None
+    """Feature columns, for tables."""
     fixed: np.ndarray | None = None
     """(N,) int8 index into SPLITS where the source itself says the split, else FREE; None: all are free."""
     keys: np.ndarray | None = None
     """(N,) uint64 hash of each row's content: equal rows have equal keys."""
+    times: np.ndarray | None = None
+    """(N,) float64 to order rows by, where data.split.time asks for it."""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """What was inferred or dropped, as sentences for the event stream."""
 

@@ -93,7 +93,7 @@ def _arrays(inputs: np.ndarray, targets: np.ndarray, digest: str, target: str) -
         raise DataError("Cannot use the arrays", found="they have zero rows", remedy="Give a source that has rows.")
     if targets.ndim != 1:
         raise DataError(
-            "Cannot use the targets", found=f"they have shape {list(targets.shape)}", rule="targets are one value a row",
+            "Cannot use the targets", found=f"they have shape {list(targets.shape)}", rule="one value a row",
             remedy="Give an (N,) array.",
         )  # fmt: skip
     if inputs.ndim == 1:

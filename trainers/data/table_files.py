@@ -1,0 +1,243 @@
+"""Files, URLs and Python functions -> one raw `pyarrow.Table`.
+
+Invariant: text formats come out as text, untouched, so that all reading rules lie in one place (tables.py and
+cluster/bundle/transforms/columns.py); several files of a pattern are joined in the order of their names.
+
+Covered: CSV, JSON Lines, Parquet, patterns, fsspec URLs, `module:function`. Not covered: tables past memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import importlib
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pa_parquet
+
+from cluster.errors import DataError
+from cluster.spec.data import SPLITS, CsvSource, JsonlSource, ParquetSource, PythonSource
+from trainers.data.files import digest_files, open_bytes, readable_file, text_file
+from trainers.data.raw import FREE
+
+DELIMITERS = ",;\t|"
+
+
+def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
+    """All rows of a table source, the split that files give (or None), and the digest. Raises DataError."""
+    if isinstance(source, PythonSource):
+        table = call_function(source.function)
+        return table, None, _digest_table(table)
+    paths = find_files(source.path)
+    main = _join([(path, read_file(source, path)) for path in paths])
+    if source.test_path is None:
+        return main, None, digest_files(paths)
+    test_paths = find_files(source.test_path)
+    test = _join([(path, read_file(source, path)) for path in test_paths])
+    both = _join([(Path(source.path), main), (Path(source.test_path), test)])
+    fixed = np.full(len(both), FREE, dtype=np.int8)
+    fixed[len(main) :] = SPLITS.index("test")
+    return both, fixed, digest_files([*paths, *test_paths])
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files of a path, a pattern or a URL, sorted by name. Raises DataError for none."""
+    if "://" in pattern:
+        return _fetch(pattern)
+    if not glob.has_magic(pattern):
+        return [readable_file(pattern)]
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - a whole pattern
+    if not found:
+        raise DataError(
+            f"Cannot read {pattern}",
+            found="no file fits the pattern",
+            rule="a relative pattern is relative to the folder in which manta was started",
+            remedy="Mend data.source.path.",
+        )
+    return [readable_file(path) for path in found if path.is_file()]
+
+
+def read_file(source: CsvSource | JsonlSource | ParquetSource, path: Path) -> pa.Table:
+    """One file as a table. Raises DataError."""
+    if isinstance(source, CsvSource):
+        return read_csv(path, source)
+    read = read_jsonl if isinstance(source, JsonlSource) else read_parquet
+    table = read(path)
+    if table.num_rows == 0:
+        raise DataError(f"Cannot read {path}", found="it has zero rows", remedy="Give a file that has rows.")
+    return table
+
+
+def read_csv(path: Path, source: CsvSource) -> pa.Table:
+    """A delimited file with every column as text. Raises DataError."""
+    data = _decoded(text_file(path, source.encoding), source.encoding)
+    names = _header(path, data, source)
+    parse = pa_csv.ParseOptions(
+        delimiter=source.delimiter, quote_char=source.quote or False, newlines_in_values=source.quote is not None
+    )
+    convert = pa_csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
+
+    def read(threads: bool) -> pa.Table:
+        options = pa_csv.ReadOptions(column_names=names, skip_rows=1, use_threads=threads)
+        return pa_csv.read_csv(io.BytesIO(data), read_options=options, parse_options=parse, convert_options=convert)
+
+    try:
+        table = read(threads=True)
+    except pa.ArrowInvalid:
+        table = _explained(path, lambda: read(threads=False))
+    if table.num_rows == 0:
+        raise DataError(f"Cannot read {path}", found="it has a header and zero rows", remedy="Give a file with rows.")
+    return table
+
+
+def read_jsonl(path: Path) -> pa.Table:
+    """JSON Lines. Raises DataError that names the line's trouble."""
+    data = open_bytes(text_file(path, "utf-8"))
+    try:
+        return pa_json.read_json(io.BytesIO(data))
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"Cannot read {path} as JSON Lines",
+            found=" ".join(str(error).split()),
+            rule="each line is one flat JSON object with values of the same types",
+            remedy="Mend that line, or choose the source that fits.",
+        ) from None
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A Parquet file, page checksums verified where it has them. Raises DataError."""
+    try:
+        return pa_parquet.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"Cannot read {path} as Parquet",
+            found=" ".join(str(error).split()),
+            rule="the file must be whole Parquet",
+            remedy="It was changed or its copy was cut short: copy it again.",
+        ) from None
+
+
+def call_function(name: str) -> pa.Table:
+    """The table that the user's function returns. Raises DataError for a name that is not there or another type."""
+    module_name, _, function_name = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise DataError(
+            f"Cannot call {name}", found=str(error), rule="the module is looked for in the folder manta was started in",
+            remedy="Mend data.source.function.",
+        ) from None  # fmt: skip
+    value = function()
+    if isinstance(value, pa.Table):
+        return value
+    if hasattr(value, "to_arrow_refs"):  # a Ray Dataset
+        value = value.to_pandas()
+    if type(value).__module__.startswith("pandas"):
+        return pa.Table.from_pandas(value, preserve_index=False)
+    raise DataError(
+        f"Cannot use what {name} returned",
+        found=f"a {type(value).__module__}.{type(value).__name__}",
+        rule="it returns a pandas DataFrame, a pyarrow Table or a Ray Dataset",
+        remedy="Convert it in the function.",
+    )
+
+
+def _decoded(path: Path, encoding: str) -> bytes:
+    """The file's text as UTF-8 bytes without a byte order mark. Raises DataError for bytes of another encoding."""
+    data = open_bytes(path)
+    try:
+        text = data.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+    except LookupError:
+        raise DataError(f"Cannot read {path}", found=f"there is no encoding {encoding!r}") from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"Cannot read {path}",
+            found=f"line {line} holds the byte 0x{data[error.start]:02x}, which is not {encoding}",
+            rule="a file has one encoding",
+            remedy="Set data.source.encoding (cp1252 and latin-1 are common), or convert the file to UTF-8.",
+        ) from None
+    return text.encode()
+
+
+def _header(path: Path, data: bytes, source: CsvSource) -> list[str]:
+    """Column names of the first line. Raises DataError when the delimiter is another one."""
+    line = data.split(b"\n", 1)[0].decode().rstrip("\r")
+    if source.quote:
+        names = next(csv.reader([line], delimiter=source.delimiter, quotechar=source.quote), [])
+    else:
+        names = line.split(source.delimiter)
+    names = [name.strip() for name in names]
+    others = {mark: line.count(mark) for mark in DELIMITERS if mark != source.delimiter and mark in line}
+    if len(names) <= 1:
+        mark = max(others, key=lambda item: others[item]) if others else None
+        raise DataError(
+            f"Cannot read {path}",
+            found=f"with the delimiter {source.delimiter!r} it has one column: {line[:60]!r}",
+            rule="a table needs a feature beside its target",
+            remedy=f"Set data.source.delimiter: {mark!r}." if mark else "Set data.source.delimiter.",
+        )
+    return names
+
+
+def _explained(path: Path, read: Callable[[], pa.Table]) -> pa.Table:
+    """Read again in one thread, which makes the message name the row. Raises DataError."""
+    try:
+        return read()
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"Cannot read {path}",
+            found=" ".join(str(error).split())[:300],
+            rule="each line has as many fields as the header",
+            remedy="Mend that line, or set data.source.delimiter and data.source.quote to what the file uses.",
+        ) from None
+
+
+def _join(tables: list[tuple[Path, pa.Table]]) -> pa.Table:
+    """One table of several with the same columns. Raises DataError that names the columns that differ."""
+    first_path, first = tables[0]
+    for path, table in tables[1:]:
+        if set(table.column_names) != set(first.column_names):
+            differ = sorted(set(table.column_names) ^ set(first.column_names))
+            raise DataError(
+                f"Cannot join {path} to {first_path}",
+                found="these columns are in one of them only: " + ", ".join(differ),
+                rule="all files of a source have the same columns",
+                remedy="Rename or remove these columns.",
+            )
+    try:
+        return pa.concat_tables([table for _, table in tables], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"Cannot join the files of {first_path}", found=str(error)) from None
+
+
+def _fetch(url: str) -> list[Path]:
+    """Copies of a URL's files on local disk, through fsspec's cache. Raises DataError."""
+    import fsspec
+
+    try:
+        files = fsspec.open_local(f"filecache::{url}", mode="rb")
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"Cannot read {url}", found=str(error), remedy="Look at the address and its rights.") from None
+    found = [files] if isinstance(files, str) else list(files)
+    return [readable_file(path) for path in found]
+
+
+def _digest_table(table: pa.Table) -> str:
+    import hashlib
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()

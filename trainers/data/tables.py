@@ -1,0 +1,264 @@
+"""A table of any source -> cleaned, typed columns and targets.
+
+Invariant: every feature column is numbers (float64, NaN where missing), dates as days, or texts; what was inferred
+and what was left out is said in `RawData.notes`. Nothing is fitted here: the rules are the spec's alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.bundle.transforms import Column, Texts, Values
+from cluster.errors import DataError
+from cluster.spec.data import SPLITS, CsvSource, DataSpec
+from trainers.data.hashing import column_keys, table_keys
+from trainers.data.infer import infer_role
+from trainers.data.raw import FREE, RawData, Role, Table
+
+
+def read_table(spec: DataSpec) -> RawData:
+    """Read the spec's table source. Raises DataError."""
+    from trainers.data.table_files import load_tables
+
+    table, fixed, digest = load_tables(spec.source)
+    return table_data(spec, table, digest=digest, origin=str(getattr(spec.source, "path", "the source")), fixed=fixed)
+
+
+def table_data(
+    spec: DataSpec, table: pa.Table, *, digest: str, origin: str, fixed: np.ndarray | None = None
+) -> RawData:
+    """A raw table -> RawData: target, split columns, cleaned features. Raises DataError."""
+    check_columns(spec, table.column_names, origin)
+    table, fixed, notes = _drop_rows(spec, table, fixed, origin)
+    _check_header_rows(table, origin)
+    targets = _targets(spec, table)
+    special = [name for name in (spec.split.group, spec.split.time, spec.split.column) if name]
+    features, dropped = _features(spec, table, {spec.target, *spec.drop_columns, *special})
+    notes += [f"column '{name}' is left out: {why}" for name, why in dropped.items()]
+    if not features.values:
+        raise DataError(
+            f"Cannot use {origin}", found="no feature column is left", rule="a table needs a feature beside its target",
+            remedy="; ".join(notes) or "Give a file with more columns.",
+        )  # fmt: skip
+    raw = RawData("table", targets, digest, table=features, fixed=fixed, notes=tuple(notes))
+    keys = table_keys(features.values, len(raw))
+    times = None
+    if spec.split.group:
+        keys = column_keys(_values(Column(name=spec.split.group, kind="text"), table.column(spec.split.group)))
+    if spec.split.time:
+        times = _times(spec.split.time, table.column(spec.split.time))
+    if spec.split.column:
+        raw = replace(raw, fixed=_given_splits(spec.split.column, table))
+    layout = "text" if set(features.roles.values()) == {"text"} else "table"
+    return replace(raw, keys=keys, times=times, layout=layout)
+
+
+def check_columns(spec: DataSpec, names: list[str], origin: str) -> None:
+    """Raise DataError for a column of the spec that the table lacks, and for two columns of one name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"Cannot read {origin}", found=f"column '{twice[0]}' is there twice", remedy="Rename one of them."
+        )
+    wanted: dict[str, str] = {spec.target: "data.target"}
+    named: tuple[tuple[str, Iterable[str]], ...] = (
+        ("drop_columns", spec.drop_columns),
+        ("columns", spec.columns),
+        ("clean.map_values", spec.clean.map_values),
+        ("clean.drop_missing_rows", spec.clean.drop_missing_rows),
+    )
+    for place, columns in named:
+        wanted |= dict.fromkeys(columns, f"data.{place}")
+    for place in ("group", "time", "column"):
+        if name := getattr(spec.split, place):
+            wanted[name] = f"data.split.{place}"
+    for name, place in wanted.items():
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise DataError(
+                f"Cannot read {origin}",
+                found=f"it has no column '{name}', which {place} names",
+                rule="its columns are " + ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
+                remedy=f"Did you mean '{close[0]}'?" if close else f"Mend {place}.",
+            )
+
+
+def make_column(spec: DataSpec, name: str, kind: str = "text") -> Column:
+    """The reading rules of a column, as the spec says them."""
+    source = spec.source
+    csv = source if isinstance(source, CsvSource) else None
+    return Column(
+        name=name,
+        kind=kind,  # type: ignore[arg-type]
+        missing=csv.missing if csv else ("",),
+        mapped=spec.clean.map_values.get(name, {}),
+        infinite=spec.clean.infinite,
+        thousands=csv.thousands if csv else "",
+    )
+
+
+def to_texts(column: Column, values: pa.ChunkedArray) -> Texts:
+    """An Arrow column as cleaned texts: each different word is cleaned once."""
+    whole = _whole(values)
+    if pa.types.is_dictionary(whole.type):
+        whole = whole.cast(whole.type.value_type)
+    encoded = whole.dictionary_encode() if isinstance(whole, pa.Array) else whole
+    words = [column.parse_text(word, row) for row, word in enumerate(encoded.dictionary.to_pylist())]
+    index: dict[str, int] = {}
+    places = [-1 if word is None else index.setdefault(word, len(index)) for word in words]
+    codes = pc.fill_null(encoded.indices, len(places)).to_numpy(zero_copy_only=False)
+    return Texts(np.array([*places, -1], dtype=np.int32)[codes], tuple(index))
+
+
+def to_numbers(column: Column, values: pa.ChunkedArray) -> np.ndarray:
+    """An Arrow column as float64 by the column's rules. Raises DataError that names the first bad row."""
+    whole = _whole(values)
+    if pa.types.is_floating(whole.type) or pa.types.is_integer(whole.type) or pa.types.is_boolean(whole.type):
+        numbers = pc.fill_null(whole.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+        bad = np.flatnonzero(np.isinf(numbers))
+        if len(bad) == 0:
+            return numbers
+        column.parse_number(float("inf"), int(bad[0]))  # raises, unless infinity means missing
+        return np.where(np.isinf(numbers), np.nan, numbers)
+    if column.kind == "date" and pa.types.is_temporal(whole.type):
+        return column.from_rows(whole.cast(pa.timestamp("us")).to_pylist())  # type: ignore[return-value]
+    encoded = (whole.cast(whole.type.value_type) if pa.types.is_dictionary(whole.type) else whole).dictionary_encode()
+    codes = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+    parsed = column.from_rows(encoded.dictionary.to_pylist())
+    return np.array([*parsed, np.nan], dtype=np.float64)[codes]  # type: ignore[misc]
+
+
+def _whole(values: pa.ChunkedArray) -> pa.Array:
+    whole = values.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def _values(column: Column, values: pa.ChunkedArray) -> Values:
+    return to_texts(column, values) if column.kind == "text" else to_numbers(column, values)
+
+
+def _drop_rows(
+    spec: DataSpec, table: pa.Table, fixed: np.ndarray | None, origin: str
+) -> tuple[pa.Table, np.ndarray | None, list[str]]:
+    """Rows without a target, or without a value that `clean.drop_missing_rows` asks for, are left out."""
+    keep = np.ones(table.num_rows, dtype=bool)
+    notes: list[str] = []
+    for name in (spec.target, *spec.clean.drop_missing_rows):
+        there = to_texts(make_column(spec, name), table.column(name)).codes >= 0
+        if gone := int((keep & ~there).sum()):
+            notes.append(f"{gone} of {table.num_rows} rows are left out: '{name}' is missing")
+        keep &= there
+    if not keep.any():
+        raise DataError(
+            f"Cannot use {origin}",
+            found=f"zero rows are left of {table.num_rows}" + "".join(f"; {note}" for note in notes),
+            rule="training needs rows with a target",
+            remedy="Look at data.target, data.source.missing and data.clean.drop_missing_rows.",
+        )
+    if keep.all():
+        return table, fixed, notes
+    return table.filter(pa.array(keep)), None if fixed is None else fixed[keep], notes
+
+
+def _targets(spec: DataSpec, table: pa.Table) -> np.ndarray:
+    """(N,) object labels, or float64 where every value is a number."""
+    texts = to_texts(make_column(spec, spec.target), table.column(spec.target))
+    words = np.array(texts.words, dtype=object)
+    try:
+        return np.array([float(word) for word in texts.words])[texts.codes]
+    except ValueError:
+        return words[texts.codes]
+
+
+def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple[Table, dict[str, str]]:
+    """Typed feature columns, and why others were left out."""
+    dropped: dict[str, str] = {}
+    columns: list[Column] = []
+    values: dict[str, Values] = {}
+    roles: dict[str, Role] = {}
+    excluded = set(excluded)
+    for name in table.column_names:
+        if name in excluded or spec.columns.get(name) == "drop":
+            continue
+        role = infer_role(spec, name, table.column(name))
+        column = make_column(spec, name, {"category": "text"}.get(role, role))
+        read = _values(column, table.column(name))
+        why = _why_useless(spec, read, role)
+        if why and name not in spec.columns:
+            dropped[name] = why
+            continue
+        columns.append(column)
+        values[name], roles[name] = read, role
+    ignored = tuple(name for name in table.column_names if name not in values)
+    return Table(tuple(columns), values, roles, ignored), dropped
+
+
+def _why_useless(spec: DataSpec, values: Values, role: Role) -> str:
+    missing = values.codes < 0 if isinstance(values, Texts) else np.isnan(values)
+    share = float(missing.mean())
+    if share == 1.0:
+        return "every value is missing"
+    if share > spec.max_missing:
+        return f"{share:.0%} of its values are missing, data.max_missing is {spec.max_missing:.0%}"
+    num_different = len(values.words) if isinstance(values, Texts) else len(np.unique(values[~missing]))
+    if num_different == 1 and share == 0.0:
+        return "all values are equal"
+    if role == "category" and num_different > 100 and num_different == int((~missing).sum()):
+        return "each row has a value of its own: an identifier"
+    return ""
+
+
+def _times(name: str, values: pa.ChunkedArray) -> np.ndarray:
+    whole = _whole(values)
+    kind = "number" if not (pa.types.is_string(whole.type) or pa.types.is_temporal(whole.type)) else "date"
+    try:
+        times = to_numbers(Column(name=name, kind=kind), values)
+    except DataError:
+        times = to_numbers(Column(name=name, kind="number"), values)
+    if np.isnan(times).any():
+        raise DataError(
+            "Cannot split the data by time", found=f"{int(np.isnan(times).sum())} rows have no '{name}'",
+            rule="each row needs a time", remedy=f"Add '{name}' to data.clean.drop_missing_rows.",
+        )  # fmt: skip
+    return times
+
+
+def _given_splits(name: str, table: pa.Table) -> np.ndarray:
+    texts = to_texts(Column(name=name, kind="text"), table.column(name))
+    unknown = sorted(set(texts.words) - set(SPLITS))
+    if unknown or (texts.codes < 0).any():
+        raise DataError(
+            f"Cannot split the data by column '{name}'",
+            found=f"it holds {unknown[0]!r}" if unknown else "some rows have no value",
+            rule="its values are " + ", ".join(SPLITS),
+            remedy="Map other names with data.clean.map_values.",
+        )
+    return np.array([SPLITS.index(word) for word in texts.words], dtype=np.int8)[texts.codes]
+
+
+def _check_header_rows(table: pa.Table, origin: str) -> None:
+    """Raise DataError for a row that repeats the header: two files were joined."""
+    mask = None
+    for name in table.column_names[:3]:
+        column = table.column(name)
+        if not pa.types.is_string(column.type):
+            return
+        same = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), name), False)
+        mask = same if mask is None else pc.and_(mask, same)
+    if mask is not None and len(table.column_names) > 1 and pc.any(mask).as_py():
+        row = int(pc.index(mask, True).as_py())
+        raise DataError(
+            f"Cannot read {origin}",
+            found=f"data row {row + 1} repeats the header",
+            rule="the header stands in the first line alone",
+            remedy="Two files were joined: remove that line.",
+        )
+
+
+__all__ = ["FREE", "check_columns", "make_column", "read_table", "table_data", "to_numbers", "to_texts"]

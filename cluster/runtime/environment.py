@@ -22,6 +22,21 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+CLUSTER_ENVIRONMENT: dict[str, str] = {
+    # ray/_private/authentication: say it on every node; a head without a token would otherwise start open
+    "RAY_AUTH_MODE": "token",
+    # ray/dashboard/modules/job/job_manager.py: the head has no CPUs to give, drivers run on workers
+    "RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES": "1",
+    # ray/dashboard/modules/job/job_supervisor.py: time for a last checkpoint after 'manta stop' (Ray's own: 3 s)
+    "RAY_JOB_STOP_WAIT_TIME_S": "30",
+    # src/ray/common/ray_config_def.h: a silent node is dead after 5 × (3 + 2) = 25 s, not after 65 s
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_period_ms": "2000",
+    # ray/_private/ray_constants.py: a node that is told to stop lets its endpoints finish what they have accepted
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "20",
+}
+"""What the nodes of a shared cluster get besides RAY_ENVIRONMENT (docker/compose.yaml sets it)."""
+
 
 def with_ray_environment(environment: dict[str, str]) -> dict[str, str]:
     """A copy of `environment` with the variables above; a value that the user has set wins."""

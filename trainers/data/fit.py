@@ -16,12 +16,14 @@ import numpy as np
 
 from cluster.bundle.signature import TensorSpec
 from cluster.bundle.transforms import Block, Output, Texts, Transforms, Values
-from cluster.errors import DataError
+from cluster.bundle.transforms.steps import TargetEncode
 from cluster.spec.data import DataSpec
-from trainers.data.fit_categories import category_block
+from trainers.data.fit_categories import category_block, fit_target_encoding
 from trainers.data.fit_numbers import number_blocks
 from trainers.data.raw import RawData, Table
 from trainers.data.shards import Split
+
+FOLDS = 5  # of cross-fitted target encoding: each fold is encoded by the other 80 % of the rows
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,19 @@ def prepare_table(
     """Fit on `rows["train"]`, then transform every split. Raises DataError."""
     assert raw.table is not None
     train = training_rows(spec, raw, rows["train"], targets)
-    fitted = fit_transforms(spec, raw.table, take_rows(raw.table.values, train), targets[train], classes)
-    transforms, facts = fitted
+    values = take_rows(raw.table.values, train)
+    transforms, facts = fit_transforms(spec, raw.table, values, targets[train], classes)
     splits = {
-        name: Split(
-            transforms.apply(take_rows(raw.table.values, train if name == "train" else index)),
-            targets[train if name == "train" else index],
-        )
+        name: Split(transforms.apply(take_rows(raw.table.values, index)), targets[index])
         for name, index in rows.items()
+        if name != "train"
     }
+    tensors = apply_out_of_fold(spec, transforms, values, targets[train], classes)
+    splits["train"] = Split(tensors, targets[train])
     if spec.balance is not None:
         from trainers.data.balance import balance_training
 
-        splits["train"], balanced = balance_training(spec, transforms, splits["train"], raw.table, take_rows(
-            raw.table.values, train), classes)  # fmt: skip
+        splits["train"], balanced = balance_training(spec.balance, transforms, splits["train"], raw.table, values)
         facts |= balanced
     return PreparedTable(transforms.signature(), splits, transforms, facts)
 
@@ -94,15 +95,61 @@ def fit_transforms(
     facts: dict[str, Any] = {}
     if blocks:
         features = Output(name="features", blocks=tuple(blocks))
-        if spec.select is not None:
-            from trainers.data.select import select_features
-
-            features, facts["selection"] = select_features(spec.select, features, values, targets, bool(classes))
         outputs.insert(0, features)
     transforms = Transforms(columns=table.columns, ignored=table.ignored, outputs=tuple(outputs))
-    facts["num_features"] = {output.name: len(output.features) for output in outputs}
+    if blocks and spec.select is not None:
+        from trainers.data.select import select_features
+
+        matrix = apply_out_of_fold(spec, transforms, values, targets, classes)["features"]
+        features, facts["selection"] = select_features(spec.select, features, matrix, targets, bool(classes))
+        transforms = transforms.model_copy(update={"outputs": (features, *outputs[1:])})
+    facts["num_features"] = {output.name: len(output.features) for output in transforms.outputs}
     facts["columns"] = dict(table.roles)
     return transforms, facts
+
+
+def apply_out_of_fold(
+    spec: DataSpec, transforms: Transforms, values: Mapping[str, Values], targets: np.ndarray, classes: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Tensors of the training rows. Target encodings of a fold come from the other folds (cross-fitting)."""
+    if spec.encode.category != "target" or "category" not in _kinds(transforms):
+        return transforms.apply(values)
+    folds = np.random.default_rng(spec.split.seed).permutation(len(targets)) % FOLDS
+    tensors = {
+        tensor.name: np.empty((len(targets), *tensor.item_shape), tensor.dtype) for tensor in transforms.signature()
+    }
+    for fold in range(FOLDS):
+        inside, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if len(inside) == 0:
+            continue
+        refitted = _with_target_encodings(spec, transforms, take_rows(values, others), targets[others], len(classes))
+        for name, tensor in refitted.apply(take_rows(values, inside)).items():
+            tensors[name][inside] = tensor
+    return tensors
+
+
+def _kinds(transforms: Transforms) -> set[str]:
+    steps = (step for output in transforms.outputs for block in output.blocks for step in block.steps)
+    return {"category" for step in steps if isinstance(step, TargetEncode)}
+
+
+def _with_target_encodings(
+    spec: DataSpec, transforms: Transforms, values: Mapping[str, Values], targets: np.ndarray, num_classes: int
+) -> Transforms:
+    """The same transforms with every target encoding fitted on these rows."""
+
+    def refit(block: Block) -> Block:
+        column = values[block.columns[0]]
+        if not isinstance(block.steps[0], TargetEncode) or not isinstance(column, Texts):
+            return block
+        step = fit_target_encoding(column, targets, num_classes, spec.encode.target_smoothing)
+        return block.model_copy(update={"steps": (step,)})
+
+    outputs = tuple(
+        output.model_copy(update={"blocks": tuple(refit(block) for block in output.blocks)})
+        for output in transforms.outputs
+    )
+    return transforms.model_copy(update={"outputs": outputs})
 
 
 def take_rows(values: Mapping[str, Values], rows: np.ndarray) -> dict[str, Values]:
@@ -119,8 +166,3 @@ def take(column: Values, rows: np.ndarray) -> Values:
     fresh = np.full(len(codes), -1, dtype=np.int32)
     fresh[codes >= 0] = places
     return Texts(fresh, tuple(column.words[code] for code in used))
-
-
-def refuse(found: str, remedy: str) -> DataError:
-    """The error of a step that cannot be fitted as asked."""
-    return DataError("Cannot prepare the table", found=found, remedy=remedy)

@@ -16,7 +16,7 @@ from cluster.spec.data import DataSpec, IdxSource, NumpySource, SklearnSource
 from trainers.data.files import digest_files, readable_file
 from trainers.data.hashing import array_keys, text_key
 from trainers.data.idx import read_idx
-from trainers.data.raw import RawData
+from trainers.data.raw import Layout, RawData
 
 
 def read_source(spec: DataSpec) -> RawData:
@@ -109,7 +109,7 @@ def _arrays(inputs: np.ndarray, targets: np.ndarray, digest: str, target: str) -
         )
     if values.ndim == 3:
         values = values[:, None]
-    layout = "image" if values.ndim == 4 else "array"
+    layout: Layout = "image" if values.ndim == 4 else "array"
     labels = targets.astype(np.float64) if targets.dtype.kind in "iufb" else targets.astype(str).astype(object)
     return RawData(layout, labels, digest, arrays=values, keys=array_keys(values))
 

@@ -49,6 +49,7 @@ def assign_splits(
     labels: np.ndarray | None,
     *,
     fixed: np.ndarray | None = None,
+    times: np.ndarray | None = None,
 ) -> np.ndarray:
     """(N,) int8: index into SPLITS of each row, or FREE for a row that no split takes (shares below all rows).
 
@@ -56,18 +57,58 @@ def assign_splits(
         keys: (N,) uint64; rows with equal keys stay together.
         labels: (N,) int64 class indices to stratify by, or None.
         fixed: (N,) int8 splits that the source gives, FREE where it gives none.
+        times: (N,) float64 to order by; the oldest rows go to train.
     """
     result = np.full(len(keys), FREE, dtype=np.int8) if fixed is None else fixed.astype(np.int8).copy()
+    if spec.column is not None:
+        return result
     free = np.flatnonzero(result == FREE)
     given = {name: int((result == index).sum()) for index, name in enumerate(SPLITS)}
     counts = split_counts(spec, len(free), given=given)
     if len(free) == 0:
+        return result
+    if spec.by_hash:
+        result[free] = _by_hash(spec, keys[free], given)
+        return result
+    if times is not None:
+        result[free] = _by_time(counts, times[free], keys[free])
         return result
     strata = np.zeros(len(free), dtype=np.int64) if labels is None or not spec.stratify else labels[free]
     order = np.argsort(seeded(keys[free], spec.seed), kind="stable")
     units = _units(keys[free][order], strata[order])
     quota = _quota(counts, strata)
     result[free[order]] = _fill(units, strata[order], quota)
+    return result
+
+
+def _by_hash(spec: SplitSpec, keys: np.ndarray, given: Mapping[str, int]) -> np.ndarray:
+    """Each row's place in [0, 1) by its own key; the shares cut it into splits, train last."""
+    shares = [0.0 if given[name] else float(getattr(spec, name)) for name in SPLITS[1:]]
+    if any(share > 1 for share in shares) or spec.train != "auto":
+        raise DataError(
+            ATTEMPTED,
+            found="data.split.by_hash is set and a share is a number of rows, or train is not auto",
+            rule="a row's split then follows from its own content, so only fractions can be met",
+            remedy="Write fractions, and leave data.split.train: auto.",
+        )
+    places = seeded(keys, spec.seed).astype(np.float64) / 2.0**64
+    found = np.searchsorted(np.cumsum(shares), places, side="right") + 1
+    return np.where(found > len(shares), 0, found).astype(np.int8)
+
+
+def _by_time(counts: Mapping[str, int], times: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The oldest rows to train, then the others in their order. Rows of one moment stay together."""
+    order = np.lexsort((keys, times))
+    result = np.full(len(times), FREE, dtype=np.int8)
+    bounds = np.cumsum([counts[name] for name in SPLITS])
+    ordered = times[order]
+    start = 0
+    for index, bound in enumerate(bounds):
+        end = int(bound)
+        while 0 < end < len(ordered) and ordered[end] == ordered[end - 1] and end > start:
+            end += 1
+        result[order[start:end]] = index
+        start = max(start, end)
     return result
 
 

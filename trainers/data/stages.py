@@ -45,22 +45,26 @@ class Plan:
 def make_plan(spec: DataSpec) -> Plan:
     """Read the source, check the target and split. Raises DataError."""
     raw = read_source(spec)
+    classes: tuple[str, ...] = ()
     task = target_rules.infer_task(raw.targets, spec.task)
     if task == "regression":
         target_rules.check_regression(raw.targets, spec.target)
-        codes, classes = raw.targets.astype(np.float32), ()
+        codes = raw.targets.astype(np.float32)
     else:
         labels = target_rules.class_labels(raw.targets)
         classes = target_rules.find_classes(labels, spec.target)
         codes = target_rules.encode(labels, classes)
     keys = raw.keys if raw.keys is not None else np.arange(len(raw), dtype=np.uint64)
     strata = codes if task == "classification" else None
-    if strata is not None and spec.split.stratify:
+    if spec.split.group is not None:
+        strata = None  # a group has rows of several classes: its rows stay together instead
+    by_rank = spec.split.time is None and spec.split.column is None and not spec.split.by_hash
+    if strata is not None and spec.split.stratify and by_rank:
         target_rules.check_class_rows(codes, classes, _num_splits(spec))
-    rows = split_rows(assign_splits(spec.split, keys, strata, fixed=raw.fixed))
+    rows = split_rows(assign_splits(spec.split, keys, strata, fixed=raw.fixed, times=raw.times))
     if "train" not in rows:
         raise DataError("Cannot split the data", found="no row is left for train", remedy="Lower the other shares.")
-    if strata is not None:
+    if task == "classification":
         target_rules.check_split_classes(codes, rows, classes)
     return Plan(raw, task, classes, codes, rows)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec
 from trainers.data.hashing import column_keys, table_keys
 from trainers.data.infer import infer_role
-from trainers.data.raw import FREE, RawData, Role, Table
+from trainers.data.raw import FREE, Layout, RawData, Role, Table
 
 
 def read_table(spec: DataSpec) -> RawData:
@@ -55,7 +56,7 @@ def table_data(
         times = _times(spec.split.time, table.column(spec.split.time))
     if spec.split.column:
         raw = replace(raw, fixed=_given_splits(spec.split.column, table))
-    layout = "text" if set(features.roles.values()) == {"text"} else "table"
+    layout: Layout = "text" if set(features.roles.values()) == {"text"} else "table"
     return replace(raw, keys=keys, times=times, layout=layout)
 
 
@@ -216,7 +217,9 @@ def _why_useless(spec: DataSpec, values: Values, role: Role) -> str:
 
 def _times(name: str, values: pa.ChunkedArray) -> np.ndarray:
     whole = _whole(values)
-    kind = "number" if not (pa.types.is_string(whole.type) or pa.types.is_temporal(whole.type)) else "date"
+    kind: Literal["number", "date"] = (
+        "number" if not (pa.types.is_string(whole.type) or pa.types.is_temporal(whole.type)) else "date"
+    )
     try:
         times = to_numbers(Column(name=name, kind=kind), values)
     except DataError:

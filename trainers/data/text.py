@@ -1,0 +1,60 @@
+"""Fit free-text columns: a WordPiece vocabulary from the `tokenizers` library, and word weights from scikit-learn.
+
+Invariant: sees training rows only. The library is handed words cut by cluster/bundle/transforms/tokens.py, which is
+what encodes at serving time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfTransformer
+
+from cluster.bundle.transforms import Block, Texts
+from cluster.bundle.transforms.steps import TokenIds, WordCounts
+from cluster.bundle.transforms.tokens import Vocabulary, split_words
+from cluster.spec.data import DataSpec
+
+PADDING, UNKNOWN = "[PAD]", "[UNK]"
+
+
+def text_block(spec: DataSpec, name: str, column: Texts) -> Block:
+    """The block of one text column, by `encode.text`."""
+    counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.words))
+    vocabulary = train_vocabulary(column.words, spec.encode.vocabulary)
+    if spec.encode.text == "token_ids":
+        length = spec.encode.text_length
+        features = tuple(f"{name} token {index}" for index in range(length))
+        return Block(columns=(name,), steps=(TokenIds(vocabulary=vocabulary, length=length),), features=features)
+    step = WordCounts(vocabulary=vocabulary, weights=_word_weights(vocabulary, column.words, counts))
+    return Block(columns=(name,), steps=(step,), features=tuple(f"{name}: {token}" for token in vocabulary.tokens))
+
+
+def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
+    """A WordPiece vocabulary of at most `size` tokens, in the order of the library's ids."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.trainers import WordPieceTrainer
+
+    tokenizer = Tokenizer(WordPiece(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    trainer = WordPieceTrainer(vocab_size=size, special_tokens=[PADDING, UNKNOWN], show_progress=False)
+    tokenizer.train_from_iterator((" ".join(split_words(text)) for text in texts), trainer)
+    ids = tokenizer.get_vocab()
+    return Vocabulary(tokens=tuple(sorted(ids, key=lambda token: ids[token])))
+
+
+def _word_weights(vocabulary: Vocabulary, words: tuple[str, ...], counts: np.ndarray) -> tuple[float, ...]:
+    """Smoothed inverse document frequency of each token; 0 for padding."""
+    from scipy.sparse import csr_matrix
+
+    encoded = [sorted(set(vocabulary.encode(word))) for word in words]
+    columns = np.array([number for ids in encoded for number in ids], dtype=np.int64)
+    rows = np.repeat(np.arange(len(encoded)), [len(ids) for ids in encoded])
+    once = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(words), len(vocabulary.tokens)))
+    documents = once[np.repeat(np.arange(len(words)), counts)]
+    weights = TfidfTransformer().fit(documents).idf_
+    weights[vocabulary.padding_id] = 0.0
+    return tuple(float(weight) for weight in weights)

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             num_threads=options.threads,
         )
-        run_endpoint(config, listener)
+        run_endpoint(config, listener, options.grpc_port)
     except MantaError as error:
         sys.stderr.write(f"{error.message}\n")
         return error.exit_code
@@ -42,6 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="endpoint name (default: the bundle's)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free port")
+    parser.add_argument("--grpc-port", type=int, help="serve gRPC as well; 0 takes a free port")
     parser.add_argument("--variant", help="fp32, int8_static, … (default: the bundle's default)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call; 0 lets the engine choose")

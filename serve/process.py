@@ -9,6 +9,7 @@ import asyncio
 import socket
 import sys
 from contextlib import suppress
+from typing import Any
 
 import uvicorn
 
@@ -21,6 +22,7 @@ from serve.limits import Limits
 from serve.repository import Repository
 
 BACKLOG = 2048  # uvicorn's default
+GRACE_S = 30.0  # for what was accepted when the process is told to end
 
 
 async def open_door(config: EndpointConfig, limits: Limits | None = None) -> AsgiDoor:
@@ -32,25 +34,48 @@ async def open_door(config: EndpointConfig, limits: Limits | None = None) -> Asg
     return AsgiDoor(handler, build_human_side(handler))
 
 
-async def serve_endpoint(config: EndpointConfig, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM."""
+async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_port: int | None = None) -> None:
+    """Serve until SIGINT or SIGTERM; over gRPC as well where a port is given (0 takes a free one)."""
     door = await open_door(config)
-    settings = uvicorn.Config(door, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=30)
+    rpc_server = await open_rpc(door, listener.getsockname()[0], grpc_port) if grpc_port is not None else None
+    settings = uvicorn.Config(
+        door, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(GRACE_S)
+    )
     server = uvicorn.Server(settings)
     host, port = listener.getsockname()[:2]
     sys.stderr.write(f"ready: endpoint '{config.name}' answers at http://{host}:{port}\n")
     with suppress(KeyboardInterrupt):
         await server.serve([listener])
+    if rpc_server is not None:
+        await rpc_server.stop(GRACE_S)
     await door.handler.repository.close()
     if not server.started:
         raise EndpointError(f"Cannot start endpoint '{config.name}'", found="the HTTP server did not start")
 
 
-def run_endpoint(config: EndpointConfig, listener: socket.socket) -> None:
+async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:
+    """A started grpc.aio server over the same handler. Raises PortInUseError."""
+    import grpc
+
+    from serve.rpc import MESSAGE_BYTES_MAX, Rpc, add_to_server
+
+    sizes = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.max_send_message_length", -1)]
+    server = grpc.aio.server(options=[*sizes, ("grpc.so_reuseport", 0)])
+    add_to_server(Rpc(door.handler), server)
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise PortInUseError(f"Cannot listen on {host}:{port}", found=str(error)[:200]) from None
+    await server.start()
+    sys.stderr.write(f"ready: gRPC at grpc://{host}:{bound}\n")
+    return server
+
+
+def run_endpoint(config: EndpointConfig, listener: socket.socket, grpc_port: int | None = None) -> None:
     """`serve_endpoint` on an event loop of its own: uvloop where it is installed."""
     settings = uvicorn.Config(app="", loop="auto")
     with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
-        runner.run(serve_endpoint(config, listener))
+        runner.run(serve_endpoint(config, listener, grpc_port))
 
 
 def listen(host: str, port: int) -> socket.socket:

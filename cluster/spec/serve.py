@@ -39,6 +39,8 @@ class ServeSpec(StrictSpec):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes a free port."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of the gRPC door; null keeps it shut, 0 takes a free port."""
     replicas: ReplicaSpec = ReplicaSpec()
     batching: BatchingSpec = BatchingSpec()
     ready_timeout_s: PositiveFloat = 60.0

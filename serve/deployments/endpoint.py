@@ -37,6 +37,10 @@ PROBE_TIMEOUT_S = 1.0
 STATUS_EVERY_S = 0.5
 REASONS_PASSING = (LOADING, UNLOADED, NOT_KEPT)
 REVERT_WAIT_S = 10.0
+SERVICER_FUNCTIONS = (
+    "serve.proto.inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
+    "serve.proto.health_pb2_grpc.add_HealthServicer_to_server",
+)
 CONSTRUCTOR_TRIES = 2  # a model that does not load will not load the third time
 
 
@@ -47,6 +51,8 @@ class EndpointOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     """0 takes a free port. Only the first endpoint of a cluster chooses."""
+    grpc_port: int | None = None
+    """None keeps gRPC shut, 0 takes a free port. Only the first endpoint of a cluster chooses."""
     ready_timeout_s: float = 60.0
 
 
@@ -88,9 +94,30 @@ def start_serve(options: EndpointOptions) -> tuple[str, int]:
     ray_serve.start(
         proxy_location="EveryNode",
         http_options={"host": options.host, "port": port},
+        grpc_options=_grpc_options(options),
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return options.host, port
+
+
+def _grpc_options(options: EndpointOptions) -> dict[str, Any] | None:
+    if options.grpc_port is None:
+        return None
+    port = claim_port(options.host, options.grpc_port)
+    return {"port": port, "grpc_servicer_functions": list(SERVICER_FUNCTIONS)}
+
+
+def grpc_address() -> str:
+    """`host:port` of this Ray's gRPC door; empty when it is shut."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return ""
+    options = client.get_serve_details().get("grpc_options") or {}
+    if not options.get("grpc_servicer_functions"):
+        return ""
+    return f"{_reachable(client.http_config.host)}:{options['port']}"
 
 
 def serve_address() -> tuple[str, int] | None:

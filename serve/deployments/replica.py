@@ -8,6 +8,7 @@ cannot be loaded leaves the replica as it was, with the reason in the repository
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray import serve as ray_serve
@@ -19,6 +20,7 @@ from serve.handler import Handler
 from serve.human import build_human_side
 from serve.limits import Limits
 from serve.repository import Repository
+from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, Rpc, status_code
 
 LOG = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
@@ -31,6 +33,7 @@ class EndpointReplica:
         limits = Limits()
         self.repository = Repository(name, limits)
         self.handler = Handler(self.repository, limits)
+        self.rpc = Rpc(self.handler)
 
     def __serve_build_asgi_app__(self) -> AsgiDoor:
         return AsgiDoor(self.handler, build_human_side(self.handler))
@@ -49,6 +52,25 @@ class EndpointReplica:
         """Ray Serve replaces a replica whose check raises three times."""
         if self.repository.failed:
             raise EndpointError("Cannot keep this replica", found=self.repository.failed)
+
+
+def _rpc_method(name: str) -> Callable[..., Awaitable[Any]]:
+    """Ray Serve calls the replica's method of an RPC's name, and gives it the context by this keyword."""
+
+    async def call(self: EndpointReplica, request: Any, grpc_context: Any) -> Any:
+        try:
+            return await getattr(self.rpc, name)(request)
+        except MantaError as error:
+            grpc_context.set_code(status_code(error))
+            grpc_context.set_details(error.message)
+            raise
+
+    call.__name__ = name
+    return call
+
+
+for _name in (*INFERENCE_METHODS, *HEALTH_METHODS):
+    setattr(EndpointReplica, _name, _rpc_method(_name))
 
 
 def endpoint_deployment() -> Any:

@@ -37,7 +37,9 @@ def deploy(context: StageContext) -> StageResult:
         batching=spec.batching,
         replicas=spec.replicas,
     )
-    options = EndpointOptions(host=spec.host, port=spec.port, ready_timeout_s=spec.ready_timeout_s)
+    options = EndpointOptions(
+        host=spec.host, port=spec.port, grpc_port=spec.grpc_port, ready_timeout_s=spec.ready_timeout_s
+    )
     started = time.perf_counter()
     endpoint = deploy_endpoint(config, options, progress=lambda text: context.progress(0, text=text))
     ready_s = time.perf_counter() - started

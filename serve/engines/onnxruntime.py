@@ -80,7 +80,7 @@ def _as_text(name: str, array: np.ndarray) -> np.ndarray:
     """ONNX strings are UTF-8 text; the protocol's BYTES may be anything. Raises InferenceError."""
     found = np.empty(array.shape, dtype=object)
     try:
-        found.flat = [item.decode("utf-8") for item in array.flat]
+        found.reshape(-1)[:] = [item.decode("utf-8") for item in array.flat]
     except UnicodeDecodeError:
         raise InferenceError(
             "Cannot run the model", found=f"input {name!r} has bytes that are not UTF-8", rule="ONNX takes text"

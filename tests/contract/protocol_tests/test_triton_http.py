@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-JUDGE = Path(__file__).with_name("triton_http_judge.py")
-TIMEOUT_S = 120
+from tests.triton import HTTP_JUDGE, judge
+
 PHASES = ("success", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
-
-
-def judge(python: Path, script: Path, *arguments: str) -> dict[str, Any]:
-    """What the judge saw. Its own Python, so that nothing of this project's environment is in it."""
-    command = [str(python), "-I", str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 @pytest.fixture(scope="module")
 def seen(triton_python: Path, echo_server: str) -> dict[str, Any]:
-    return judge(triton_python, JUDGE, echo_server, "echo")
+    return judge(triton_python, HTTP_JUDGE, echo_server, "echo")
 
 
 def test_health_and_readiness(seen: dict[str, Any]) -> None:

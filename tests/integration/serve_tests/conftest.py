@@ -10,6 +10,9 @@ import pytest
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig
 from tests.bundles import make_bundle
+from tests.triton import triton_python
+
+__all__ = ["triton_python"]
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +29,7 @@ def endpoint(ray_local: str, digits_bundle: Path) -> Iterator[EndpointClient]:
     """A client of an endpoint 'digits' with one version."""
     from serve.deployments.endpoint import EndpointOptions, deploy, undeploy
 
-    found = deploy(one_version("digits", digits_bundle), EndpointOptions(port=0))
+    found = deploy(one_version("digits", digits_bundle), EndpointOptions(port=0, grpc_port=0))
     with EndpointClient(found.url, "digits") as client:
         yield client
     undeploy("digits")

@@ -1,0 +1,62 @@
+"""The unmodified tritonclient.grpc is the judge of the gRPC door. In another process: its messages have our names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bundles import make_echo_bundle
+from tests.contract.protocol_tests.conftest import server_process
+from tests.triton import GRPC_JUDGE, judge
+
+
+@pytest.fixture(scope="module")
+def grpc_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    bundle = make_echo_bundle(tmp_path_factory.mktemp("echo-grpc") / "bundle")
+    with server_process(bundle, "--grpc-port", "0", grpc=True) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def seen(triton_python: Path, grpc_address: str) -> dict[str, Any]:
+    return judge(triton_python, GRPC_JUDGE, grpc_address, "echo")
+
+
+def test_health_and_readiness(seen: dict[str, Any]) -> None:
+    names = ("live", "ready", "model_ready", "other_ready", "ready_after_unload", "ready_after_load")
+    assert [seen[name] for name in names] == [True, True, True, False, False, True]
+    assert seen["health"] == [0x08, 1]  # field 1, SERVING
+
+
+def test_every_datatype_comes_back(seen: dict[str, Any]) -> None:
+    assert [datatype for datatype, ok in seen["echo"].items() if not ok] == []
+    assert (seen["id"], seen["selected"]) == ("7", ["out_int8"])
+
+
+def test_metadata_configuration_and_statistics(seen: dict[str, Any]) -> None:
+    assert "binary_tensor_data" in seen["server"]["extensions"]
+    assert seen["metadata"]["versions"] == ["1"]
+    assert seen["config"]["max_batch_size"] == 64
+    assert {tensor["name"] for tensor in seen["config"]["input"]} == {t["name"] for t in seen["metadata"]["inputs"]}
+    assert seen["index"] == [{"name": "echo", "version": "1", "state": "READY"}]
+    assert seen["stats"][0]["inference_count"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "words"),
+    [
+        ("unknown model", "StatusCode.NOT_FOUND", "unknown model"),
+        ("unknown version", "StatusCode.NOT_FOUND", "unknown version"),
+        ("missing inputs", "StatusCode.INVALID_ARGUMENT", "is missing"),
+        ("unknown output", "StatusCode.INVALID_ARGUMENT", "is unknown"),
+        ("a sequence", "StatusCode.UNIMPLEMENTED", "no state"),
+        ("shared memory", "StatusCode.UNIMPLEMENTED", ""),
+    ],
+)
+def test_errors_have_the_protocols_codes(seen: dict[str, Any], case: str, code: str, words: str) -> None:
+    found = seen["errors"][case]
+    assert found[0] == code
+    assert words in found[1]

@@ -30,7 +30,7 @@ class Trial:
     values: dict[str, Any]
     """Dotted path of the spec -> value."""
     source: str
-    """Who proposed it: `current` (the spec as written), `portfolio`, `random`, `tpe@<epoch>`."""
+    """Who proposed it: `current` (the spec as written), `start`, `transfer`, `quasi-random`, `tpe@<epoch>`, `grid`."""
     reports: dict[int, float] = field(default_factory=dict)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     state: TrialState = "running"

@@ -28,6 +28,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState as OptunaState
 
 from trainers.search.journal import Journal, Trial, TrialState
+from trainers.search.quasi import grid, quasi_random
 from trainers.search.space import contains, decode, encode
 
 MIN_POINTS_BEYOND_DIMENSIONS = 3  # 10 points for LCBench's 7 dimensions (benchmarks/search), 5 for two
@@ -137,20 +138,28 @@ class Study:
         return value if self.settings.mode == "min" else -value
 
     def _propose(self, number: int) -> tuple[str, dict[str, Any]] | None:
-        """Values from the highest rung with enough points, else at random."""
+        """Values from the highest rung with enough points, else the next quasi-random ones."""
         modeled = self.settings.rungs[self.settings.first_modeled :] or self.settings.rungs
         enough = [rung for rung in modeled if self._num_points(rung) >= self.settings.min_points]
-        rung = enough[-1] if enough else modeled[0]
-        source = f"tpe@{rung}" if enough else "random"
-        study = self._rungs[rung]
         for redraw in range(REDRAWS):
-            study.sampler = _sampler(self.settings.seed, number, redraw, self.settings.min_points)
-            asked = study.ask(dict(self.settings.space))
-            study.tell(asked, state=OptunaState.FAIL)  # only its values are wanted; FAIL is not modeled
-            values = {path: decode(value) for path, value in asked.params.items()}
-            if all(values != trial.values for trial in self.trials):
-                return source, values
-        return None
+            values = self._modeled(enough[-1], number, redraw) if enough else self._drawn(number + redraw)
+            if self._is_new(values):
+                return f"tpe@{enough[-1]}" if enough else "quasi-random", values
+        left = (_decoded(values) for values in grid(self.settings.space))
+        return next((("grid", values) for values in left if self._is_new(values)), None)
+
+    def _modeled(self, rung: int, number: int, redraw: int) -> dict[str, Any]:
+        study = self._rungs[rung]
+        study.sampler = _sampler(self.settings.seed, number, redraw, self.settings.min_points)
+        asked = study.ask(dict(self.settings.space))
+        study.tell(asked, state=OptunaState.FAIL)  # only its values are wanted; FAIL is not modeled
+        return _decoded(asked.params)
+
+    def _drawn(self, index: int) -> dict[str, Any]:
+        return _decoded(quasi_random(self.settings.space, self.settings.seed, index))
+
+    def _is_new(self, values: dict[str, Any]) -> bool:
+        return all(values != trial.values for trial in self.trials)
 
     def _num_points(self, rung: int) -> int:
         return sum(rung in trial.reports for trial in self.trials)
@@ -179,6 +188,10 @@ class Study:
         self._rungs[rung].add_trial(
             optuna.trial.create_trial(state=state, value=value, params=values, distributions=dict(space))
         )
+
+
+def _decoded(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: decode(value) for path, value in params.items()}
 
 
 def _sampler(seed: int, number: int, redraw: int, min_points: int) -> TPESampler:

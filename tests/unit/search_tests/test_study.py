@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from trainers.search.journal import Journal, Trial, TrialState, read_journal
+from trainers.search.quasi import quasi_random
 from trainers.search.study import Study, StudySettings
 
 SPACE = {"lr": FloatDistribution(1e-5, 1e-1, log=True), "batch": CategoricalDistribution([16, 32, 64])}
@@ -49,7 +50,7 @@ def test_proposals_are_a_function_of_seed_number_and_what_was_told() -> None:
 def test_a_model_proposes_from_the_highest_rung_with_enough_points_and_never_from_the_first() -> None:
     study = study_at(rungs=(1, 2, 6))
     run(study, 9, last=1)
-    assert study.ask().source == "random"  # type: ignore[union-attr]
+    assert study.ask().source == "quasi-random"  # type: ignore[union-attr]
     run(study, 9, last=2)
     assert study.ask().source == "tpe@2"  # type: ignore[union-attr]
     run(study, 5)  # five whole trials
@@ -114,6 +115,32 @@ def test_no_configuration_is_proposed_twice_and_a_small_space_is_exhausted() -> 
         study.report(trial.number, 1, 1.0 / trial.values["batch"])
         study.end(trial.number, "done")
     assert sorted(seen) == [16, 32, 64]
+
+
+def test_every_configuration_of_a_small_space_is_tried_once() -> None:
+    space = {"a": CategoricalDistribution(list(range(8))), "b": IntDistribution(1, 6)}
+    study = Study(StudySettings(space, "min", 7, (1,)), Journal(None))
+    seen = set()
+    while (trial := study.ask()) is not None:
+        seen.add((trial.values["a"], trial.values["b"]))
+        study.report(trial.number, 1, float(trial.values["a"]))
+        study.end(trial.number, "done")
+    assert len(seen) == len(study.trials) == 48
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_points_leave_no_choice_untried(seed: int) -> None:
+    study = study_at(seed=seed)
+    batches = [study.ask().values["batch"] for _ in range(7)][1:]  # type: ignore[union-attr]
+    assert set(batches) == {16, 32, 64}
+
+
+def test_quasi_random_values_reach_both_ends_of_an_integer_range_and_stay_inside() -> None:
+    space = {"n": IntDistribution(1, 4), "r": FloatDistribution(1e-4, 1e-1, log=True)}
+    points = [quasi_random(space, 7, index) for index in range(64)]
+    assert {point["n"] for point in points} == {1, 2, 3, 4}
+    assert all(1e-4 <= point["r"] <= 1e-1 for point in points)
+    assert sum(point["r"] < 10**-2.5 for point in points) == 32  # half of them in the lower half of the logarithm
 
 
 def test_the_winner_is_among_whole_trials() -> None:

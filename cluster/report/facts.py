@@ -54,6 +54,8 @@ class RunReport:
     trials: list[TrialRow]
     trial_metric: str
     best_trial: str | None
+    trial_paths: list[str]
+    """Searched paths in the order of the spec."""
     messages: list[Message]
     failure: RunFailed | None
     state: dict[str, Any]
@@ -80,6 +82,8 @@ def gather(run: RunFolder, last: Record | None = None) -> RunReport:
     search = resolved.spec.search if resolved else None
     failure = next((event for event in reversed(events) if isinstance(event, RunFailed)), None)
     best = records["search"].facts.get("best_trial") if "search" in records else None
+    trials = _trials(run, events, search.metric if search else "")
+    searched = list(search.space) if search else []
     return RunReport(
         name=run.name,
         view=view,
@@ -87,7 +91,8 @@ def gather(run: RunFolder, last: Record | None = None) -> RunReport:
         resolved=resolved,
         steps=by_update(event for event in training if isinstance(event, TrainStep)),
         epochs=by_epoch(event for event in training if isinstance(event, EpochFinished)),
-        trials=_trials(run, events, search.metric if search else ""),
+        trials=trials,
+        trial_paths=searched or list(dict.fromkeys(path for row in trials for path in row.values)),
         trial_metric=search.metric if search else "",
         best_trial=None if best is None else str(best),
         messages=[event for event in events if isinstance(event, Message) and event.level != "info"],

@@ -63,6 +63,10 @@ def _parts(report: RunReport) -> dict[str, Any]:
         "trial_figures": _trial_figures(report),
         "confusion": _confusion(report),
         "per_class": evaluation.get("per_class", []),
+        "metrics": {
+            key: value for key, value in evaluation.get("metrics", {}).items() if isinstance(value, int | float)
+        },
+        "repeats": report.facts("search").get("repeats", []),
         "candidates": _candidates(report),
         "stage_times": _stage_times(report),
         "environment": _environment_rows(report),
@@ -136,7 +140,7 @@ def _trial_figures(report: RunReport) -> list[tuple[str, Markup]]:
     rows = report.trials
     if len(rows) < 2:
         return []
-    paths = list(rows[0].values)
+    paths = report.trial_paths
     found: list[tuple[str, Markup]] = []
     if any(row.curve for row in rows):
         svg = figures.trial_curves("trial-curves", rows, report.trial_metric, report.best_trial)

@@ -29,7 +29,8 @@ from cluster.telemetry.events import (
 )
 
 StageStatus = Literal["waiting", "running", "done", "reused", "skipped", "failed"]
-FINISHED: frozenset[str] = frozenset({"done", "reused", "skipped"})
+SHARES: frozenset[str] = frozenset({"accuracy", "balanced_accuracy", "f1", "precision", "recall"})
+"""Metrics that are shares of rows: shown as percentages."""
 
 
 @dataclass
@@ -132,7 +133,7 @@ def format_value(value: Any) -> str:
 
 def format_metric(name: str, value: float) -> str:
     """Shares as percentages, everything else in four digits."""
-    if name.rsplit(".", 1)[-1] in ("accuracy", "f1", "precision", "recall", "balanced_accuracy"):
+    if name.rsplit(".", 1)[-1].removeprefix("macro_") in SHARES:
         return f"{100 * value:.2f} %"
     return format_value(float(value))
 

@@ -167,7 +167,7 @@ def _signals(driver: subprocess.Popen[bytes], display: Display) -> Iterator[None
         presses += 1
         if presses == 1:
             display.note("Stopping; what is finished is kept. Press Ctrl-C again to kill.")
-            driver.send_signal(signal.SIGINT)
+            driver.send_signal(signal.SIGTERM)  # not SIGINT: Ray Train puts a handler of its own in its place
         else:
             os.killpg(driver.pid, signal.SIGKILL)
 

@@ -28,7 +28,7 @@ from cluster.pipeline.plan import DIGEST_FILE, is_skipped, output_hashes, reusab
 from cluster.pipeline.ray_thread import RayThread
 from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
 from cluster.pipeline.summary import summarize
-from cluster.probe import host_facts
+from cluster.probe import host_facts, read_host, sum_facts
 from cluster.report import write_report
 from cluster.spec.load import load_spec
 from cluster.spec.resolve import HostFacts, ResolvedRun
@@ -177,7 +177,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     with RayThread(options.address, logs=run.path / "ray-logs") as ray:
         try:
             spec = load_spec(run.path / "spec.yaml")
-            driver = Driver(run, options, spec, host_facts(), ray)
+            driver = Driver(run, options, spec, _host_facts(options.address, ray), ray)
             summary = driver.drive()
         except KeyboardInterrupt:
             return _fail(run, _interrupted(run), started)
@@ -193,6 +193,16 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     if keeps:
         _write_state(run, "done", address=options.address, summary=summary)
     return 0
+
+
+def _host_facts(address: str | None, ray: RayThread) -> HostFacts:
+    """Facts of the place where the run happens: all nodes of a cluster, or this host. Raises ResourceError."""
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        return host_facts()
+    from cluster.runtime.nodes import on_every_node  # imports ray: only once a cluster is in use
+
+    ray.ready()
+    return sum_facts(result.value for result in on_every_node(read_host) if result.value is not None)
 
 
 def _fail(run: RunFolder, error: MantaError, started: float) -> int:

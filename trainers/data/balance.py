@@ -44,6 +44,19 @@ def balance_training(
     return balanced, {"balance": facts}
 
 
+def balanced_rows(spec: BalanceSpec, counts: np.ndarray) -> int | None:
+    """Rows that the training split will have, from its class counts; None where only doing it can tell."""
+    present = counts[counts > 0]
+    largest, smallest, total = int(present.max()), int(present.min()), int(present.sum())
+    if spec.method in ("class_weights", "sampler"):
+        return total
+    if spec.method in ("over", "smote", "smotenc"):
+        return largest * len(present)
+    if spec.method == "under":
+        return smallest * len(present)
+    return max(smallest, largest // 2) * len(present) if spec.method == "smote_under" else None
+
+
 def class_weights(targets: np.ndarray) -> np.ndarray:
     """(N,) float32 weight of each row: N / (classes × rows of its class), so that the mean weight is 1."""
     counts = np.bincount(targets)
@@ -73,7 +86,7 @@ def _check_synthetic(spec: BalanceSpec, transforms: Transforms, train: Split, ta
             f"Cannot balance with {spec.method}",
             found=f"{len(categories)} columns are categories ({', '.join(categories[:5])})",
             rule=f"{spec.method} draws lines between rows, and half a category means nothing",
-            remedy="Set data.balance.method: smotenc, which mixes numbers and keeps categories whole; or data.encode.category: target.",
+            remedy="Set data.balance.method: smotenc, which keeps categories whole; or data.encode.category: target.",
         )
     if spec.method == "smotenc" and not categories:
         raise DataError(

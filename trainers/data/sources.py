@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.atomic import digest_json
 from cluster.errors import DataError
-from cluster.spec.data import DataSpec, IdxSource, NumpySource, SklearnSource
+from cluster.spec.data import DataSpec, IdxSource, ImageFolderSource, NumpySource, PythonSource, SklearnSource
 from trainers.data.files import digest_files, readable_file
 from trainers.data.hashing import array_keys, text_key
 from trainers.data.idx import read_idx
@@ -29,6 +29,18 @@ def read_source(spec: DataSpec) -> RawData:
     if isinstance(source, IdxSource):
         images, labels = read_idx(source.images), read_idx(source.labels)
         return _arrays(images, labels, digest_files([Path(source.images), Path(source.labels)]), spec.target)
+    if isinstance(source, ImageFolderSource):
+        from trainers.data.images import read_image_folder
+
+        images, names, digest = read_image_folder(source)
+        return _arrays(images, names, digest, spec.target)
+    if isinstance(source, PythonSource):
+        from trainers.data.table_files import call_function
+
+        value = call_function(source.function)
+        if isinstance(value, tuple):
+            inputs, targets = (np.asarray(array) for array in value)
+            return _arrays(inputs, targets, _digest(inputs, targets), spec.target)
     from trainers.data.tables import read_table
 
     return read_table(spec)

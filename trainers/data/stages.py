@@ -79,7 +79,7 @@ def check_data(context: StageContext) -> StageResult:
         task=plan.task,
         layout=plan.raw.layout,
         num_rows=len(plan.raw),
-        num_rows_train=len(plan.rows["train"]),
+        num_rows_train=count_training_rows(spec.data, plan),
         num_classes=len(plan.classes),
         item_shape=plan.raw.item_shape,
         source_digest=plan.raw.digest,
@@ -94,6 +94,23 @@ def check_data(context: StageContext) -> StageResult:
         headline=_describe(plan),
         resolved=resolved,
     )
+
+
+def count_training_rows(spec: DataSpec, plan: Plan) -> int:
+    """Rows that the training split will have after cleaning and balancing: the batch plan counts updates with it."""
+    if plan.raw.table is None:
+        return len(plan.rows["train"])
+    from trainers.data.fit import prepare_table, training_rows
+
+    rows = training_rows(spec, plan.raw, plan.rows["train"], plan.targets)
+    if spec.balance is None or plan.task == "regression":
+        return len(rows)
+    from trainers.data.balance import balanced_rows
+
+    count = balanced_rows(spec.balance, np.bincount(plan.targets[rows], minlength=len(plan.classes)))
+    if count is None:
+        count = len(prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes).splits["train"])
+    return count
 
 
 def prepare_data(context: StageContext) -> StageResult:

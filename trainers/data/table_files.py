@@ -35,6 +35,7 @@ def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
     """All rows of a table source, the split that files give (or None), and the digest. Raises DataError."""
     if isinstance(source, PythonSource):
         table = call_function(source.function)
+        assert isinstance(table, pa.Table), "sources.py has taken pairs of arrays"
         return table, None, _digest_table(table)
     paths = find_files(source.path)
     main = _join([(path, read_file(source, path)) for path in paths])
@@ -125,8 +126,8 @@ def read_parquet(path: Path) -> pa.Table:
         ) from None
 
 
-def call_function(name: str) -> pa.Table:
-    """The table that the user's function returns. Raises DataError for a name that is not there or another type."""
+def call_function(name: str) -> pa.Table | tuple[Any, Any]:
+    """The table or pair of arrays that the user's function returns. Raises DataError for a wrong name or type."""
     module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -141,6 +142,8 @@ def call_function(name: str) -> pa.Table:
     value = function()
     if isinstance(value, pa.Table):
         return value
+    if isinstance(value, tuple) and len(value) == 2:
+        return value
     if hasattr(value, "to_arrow_refs"):  # a Ray Dataset
         value = value.to_pandas()
     if type(value).__module__.startswith("pandas"):
@@ -148,7 +151,7 @@ def call_function(name: str) -> pa.Table:
     raise DataError(
         f"Cannot use what {name} returned",
         found=f"a {type(value).__module__}.{type(value).__name__}",
-        rule="it returns a pandas DataFrame, a pyarrow Table or a Ray Dataset",
+        rule="it returns a pandas DataFrame, a pyarrow Table, a Ray Dataset or a pair of arrays (inputs, targets)",
         remedy="Convert it in the function.",
     )
 

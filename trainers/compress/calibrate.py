@@ -23,9 +23,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator, save_tensors_data
 
 from cluster.errors import DataError, ModelError
+from trainers.compress.presets import StaticRecipe
 
 BATCH_ROWS = 32  # of intermediate outputs in memory; large enough to keep a core busy
-PERCENTILE_DEFAULT = 99.99
 ENTROPY_BINS = 512  # with ONNX Runtime's 128 there is but one threshold to choose from; 2,048 take seconds a tensor
 
 
@@ -57,28 +57,19 @@ class BatchReader(CalibrationDataReader):
         return math.ceil(self._rows / self._batch_rows)
 
 
-def write_ranges(
-    prepared: Path,
-    inputs: Mapping[str, np.ndarray],
-    cache: Path,
-    *,
-    method: CalibrationMethod = CalibrationMethod.MinMax,
-    op_types: tuple[str, ...],
-    percentile: float = PERCENTILE_DEFAULT,
-    symmetric: bool = False,
-) -> None:
+def write_ranges(prepared: Path, inputs: Mapping[str, np.ndarray], cache: Path, recipe: StaticRecipe) -> None:
     """Calibrate the graph `prepared` and write the cache that `quantize_static` reads. Raises DataError, ModelError."""
-    options: dict[str, object] = {"symmetric": symmetric}
-    if method is CalibrationMethod.Percentile:
-        options["percentile"] = percentile
-    if method is CalibrationMethod.Entropy:
+    options: dict[str, object] = {"symmetric": recipe.preset.symmetric}
+    if recipe.method is CalibrationMethod.Percentile:
+        options["percentile"] = recipe.percentile
+    if recipe.method is CalibrationMethod.Entropy:
         options["num_bins"] = ENTROPY_BINS
     with quiet_quantizer():
         calibrator = create_calibrator(
             str(prepared),
-            list(op_types),
+            list(recipe.preset.op_types),
             augmented_model_path=str(cache.with_suffix(".augmented.onnx")),
-            calibrate_method=method,
+            calibrate_method=recipe.method,
             extra_options=options,
         )
         reader = BatchReader(inputs)

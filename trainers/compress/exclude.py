@@ -20,8 +20,9 @@ from onnxruntime.quantization import CalibrationMethod
 
 from cluster.errors import ModelError
 from trainers.compress.gate import gate_outputs
+from trainers.compress.presets import StaticPreset, StaticRecipe
 from trainers.compress.proxies import compare_outputs
-from trainers.compress.quantize import StaticPreset, StaticRecipe, quantizable_nodes, quantize_int8_static
+from trainers.compress.quantize import quantizable_nodes, quantize_int8_static
 from trainers.compress.rows import CompressionRows, spread_rows
 from trainers.export.session import open_session, run_batches
 

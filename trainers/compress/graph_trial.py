@@ -24,17 +24,14 @@ from cluster.atomic import digest_json, write_json
 from cluster.errors import MantaError
 from cluster.spec.compress import CompressSpec
 from trainers.compress.exclude import find_exclusion
+from trainers.compress.presets import StaticRecipe, preset_of
 from trainers.compress.proxies import Proxies, compare_outputs
 from trainers.compress.quantize import (
-    StaticPreset,
-    StaticRecipe,
     convert_fp16,
-    cpu_preset,
     preprocess,
     quantize_int8_dynamic,
     quantize_int8_static,
     quantize_weights_only,
-    tensorrt_preset,
 )
 from trainers.compress.rows import CompressionRows, rows_of, spread_rows
 from trainers.data.shards import open_prepared
@@ -119,13 +116,6 @@ def _make(trial: GraphTrial, rows: CompressionRows, target: Path, scratch: Path)
     static = StaticRecipe(preset, METHODS.get(recipe, CalibrationMethod.MinMax), spec.percentile)
     quantize_int8_static(prepared, target, rows.calibration, static, ranges=ranges)
     return {**notes, "method": static.method.name}
-
-
-def preset_of(spec: CompressSpec, *, per_channel: bool = True) -> StaticPreset:
-    """The preset of the spec's target."""
-    return (
-        tensorrt_preset(per_channel=per_channel) if spec.target.device == "gpu" else cpu_preset(per_channel=per_channel)
-    )
 
 
 def _proxies(trial: GraphTrial, rows: CompressionRows, candidate: Path) -> Proxies:

@@ -112,7 +112,8 @@ def train_rival(ladder: Ladder, workshop: Workshop, made: list[Made]) -> None:
     width = min(macs, key=lambda one: abs(macs[one] - smallest.facts["macs"]))
     name = f"dense{round(100 * width)}"
     ladder.announce(name, "dense", BASELINE)
-    epochs = run.train.epochs + max(ladder.spec.prune.epochs, ladder.spec.distill.epochs)
+    retrained = {"prune": ladder.spec.prune.epochs, "distill": ladder.spec.distill.epochs}
+    epochs = run.train.epochs + max(retrained[recipe] for recipe in retrained if recipe in ladder.spec.recipes)
     work = Work(
         name,
         student_arguments(models[width], inputs, outputs),

@@ -11,78 +11,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from cluster.errors import ModelError
 from trainers.compress.calibrate import quiet_quantizer, write_ranges
-from trainers.compress.cpu import has_vnni
+from trainers.compress.presets import WEIGHTED, StaticRecipe
 
-WEIGHTED = ("Conv", "Gemm", "MatMul")
 DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM")
 WEIGHT_ONLY_ELEMENTS_MIN = 256  # a smaller tensor saves less than its scales and its node cost
-PRECISION_OF = {"fp16": "fp16"}
-"""Recipes whose precision is not int8."""
-
-
-@dataclass(frozen=True)
-class StaticPreset:
-    """Arguments of `quantize_static` for one kind of device."""
-
-    name: str
-    activation: QuantType
-    weight: QuantType
-    per_channel: bool
-    reduce_range: bool
-    op_types: tuple[str, ...]
-    symmetric: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def cpu_preset(*, per_channel: bool = True, vnni: bool | None = None) -> StaticPreset:
-    """QUInt8 activations, QInt8 weights; 7-bit weights where the CPU lacks VNNI (sums of products would saturate)."""
-    vnni = has_vnni() if vnni is None else vnni
-    everything = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
-    return StaticPreset(
-        "cpu", QuantType.QUInt8, QuantType.QInt8, per_channel, reduce_range=not vnni, op_types=everything
-    )
-
-
-def tensorrt_preset(*, per_channel: bool = True) -> StaticPreset:
-    """Symmetric INT8 with all zero points 0, only where there are weights, one Q/DQ pair for each consumer."""
-    options = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "QuantizeBias": False,
-        "DedicatedQDQPair": True,
-        "AddQDQPairToWeight": True,
-        "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
-        "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
-    }
-    return StaticPreset(
-        "tensorrt", QuantType.QInt8, QuantType.QInt8, per_channel, False, WEIGHTED, symmetric=True, options=options
-    )
-
-
-@dataclass(frozen=True)
-class StaticRecipe:
-    """One way to quantize statically."""
-
-    preset: StaticPreset
-    method: CalibrationMethod = CalibrationMethod.MinMax
-    percentile: float = 99.99
-    exclude: tuple[str, ...] = ()
-    """Names of nodes that stay in float."""
-    only: tuple[str, ...] = ()
-    """When not empty: only these nodes are quantized (to measure their sensitivity)."""
 
 
 def preprocess(source: Path, target: Path) -> None:
@@ -97,15 +39,7 @@ def quantize_int8_static(
     """Write the INT8 form of a graph that `preprocess` wrote. `ranges` is a cache: made when absent, else read."""
     preset = recipe.preset
     if not ranges.exists():
-        write_ranges(
-            prepared,
-            calibration,
-            ranges,
-            method=recipe.method,
-            op_types=preset.op_types,
-            percentile=recipe.percentile,
-            symmetric=preset.symmetric,
-        )
+        write_ranges(prepared, calibration, ranges, recipe)
     with quiet_quantizer(), tempfile.TemporaryDirectory(prefix="manta-quantize-") as scratch:
         out = Path(scratch) / "out.onnx"
         quantize_static(

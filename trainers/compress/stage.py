@@ -14,7 +14,7 @@ from cluster.pipeline.stage import StageContext, StageResult
 from trainers.compress.judge import Baseline, Judgment, make_baseline, objective
 from trainers.compress.ladder import BASELINE, Ladder, Parent
 from trainers.compress.rows import rows_of
-from trainers.data.shards import open_prepared
+from trainers.data.shards import PreparedData, open_prepared
 from trainers.export.float_graph import FLOAT_GRAPH, write_float_graph
 
 TRIALS = "trials"
@@ -45,27 +45,29 @@ def run_compression(context: StageContext) -> StageResult:
     )
     ladder.climb(Parent(BASELINE, baseline.path))
     if TRAINING & set(spec.compress.recipes):
-        from trainers.compress.model_steps import run_model_steps
-        from trainers.compress.workshop import Workshop
-
-        run_model_steps(
-            ladder,
-            Workshop(
-                resolved=context.run_resolved,
-                prepared=prepared,
-                weights=context.files("train"),
-                folder=context.folder / MODELS,
-                events=context.run.events,
-                sink=context.events,
-                stage=context.stage,
-            ),
-        )
+        _run_training_recipes(ladder, context, prepared)
     chosen = best_of(ladder)
     for judgment in accepted_of(ladder):
         assert judgment.path is not None, "an accepted candidate has a file"
         shutil.copyfile(judgment.path, context.folder / judgment.variant().file)
     facts = compression_facts(ladder, chosen, exported)
     return StageResult(facts=facts, headline=headline(baseline, chosen, ladder))
+
+
+def _run_training_recipes(ladder: Ladder, context: StageContext, prepared: PreparedData) -> None:
+    from trainers.compress.model_steps import run_model_steps
+    from trainers.compress.workshop import Workshop
+
+    workshop = Workshop(
+        resolved=context.run_resolved,
+        prepared=prepared,
+        weights=context.files("train"),
+        folder=context.folder / MODELS,
+        events=context.run.events,
+        sink=context.events,
+        stage=context.stage,
+    )
+    run_model_steps(ladder, workshop)
 
 
 def accepted_of(ladder: Ladder) -> list[Judgment]:

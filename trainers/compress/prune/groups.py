@@ -23,6 +23,7 @@ from torch import nn
 from torch.fx import Node
 
 from cluster.errors import ModelError
+from trainers.compress.prune.reshape import match_axes
 
 aten = torch.ops.aten
 
@@ -246,7 +247,7 @@ class _Follower:
         """Merged axes keep a label on the leading one; a split or a merge behind another axis freezes."""
         before = self.labels[_args(node)[0]]
         labels: Labels = [None] * _rank(node)
-        for ins, outs in _match(_shape(_args(node)[0]), _shape(node)):
+        for ins, outs in match_axes(_shape(_args(node)[0]), _shape(node)):
             labelled = [axis for axis in ins if before[axis] is not None]
             if not labelled:
                 continue
@@ -346,30 +347,6 @@ def _argument(node: Node, name: str, position: int, default: Any) -> Any:
     if name in node.kwargs:
         return node.kwargs[name]
     return _args(node)[position] if len(_args(node)) > position else default
-
-
-def _match(before: list[int], after: list[int]) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes with equal products: how a reshape maps axes."""
-    runs, i, j = [], 0, 0
-    while i < len(before) or j < len(after):
-        ins: list[int] = []
-        outs: list[int] = []
-        left, right = 1, 1
-        while (left != right or not (ins or outs)) and (i < len(before) or j < len(after)):
-            if (left <= right and i < len(before)) or j >= len(after):
-                left *= before[i]
-                ins.append(i)
-                i += 1
-            else:
-                right *= after[j]
-                outs.append(j)
-                j += 1
-        while j < len(after) and (left != right or not outs):
-            right *= after[j]
-            outs.append(j)
-            j += 1
-        runs.append((ins, outs))
-    return runs
 
 
 _SAME = (

@@ -1,0 +1,94 @@
+"""Engines kept by what they depend on: graph, TensorRT version, GPU, profiles, flags. Portable is only the ONNX.
+
+Invariant: an engine is used only if its key is the one of this node and its bytes are those that were written; any
+other one is refused with the difference named, or built again.
+
+Covered: key, read, write. Not covered: building (tensorrt.py), running (serve/engines).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.atomic import digest_json, new_folder, sha256_file, write_json
+from cluster.errors import BundleError
+from trainers.export.graph_file import check_untrusted, external_files
+from trainers.export.tensorrt import BuiltEngine, EngineRequest
+
+PLAN, KEY = "engine.plan", "engine.json"
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """Everything an engine depends on."""
+
+    graph_sha256: str
+    """Over the ONNX file and its external data."""
+    tensorrt: str
+    gpu: str
+    capability: str
+    profiles: str
+    flags: str
+
+    @property
+    def digest(self) -> str:
+        return digest_json(asdict(self))
+
+
+def engine_key(request: EngineRequest, *, tensorrt: str, gpu: str, capability: str) -> EngineKey:
+    """The key of a request on a node."""
+    model = check_untrusted(request.graph)
+    files = [request.graph, *(request.graph.parent / name for name in sorted(external_files(model)))]
+    flags = {
+        "precision": request.precision,
+        "level": request.optimization_level,
+        "workspace_bytes": request.workspace_bytes,
+    }
+    return EngineKey(
+        graph_sha256=digest_json([sha256_file(file) for file in files]),
+        tensorrt=tensorrt,
+        gpu=gpu,
+        capability=capability,
+        profiles=digest_json([profile.shapes for profile in request.profiles]),
+        flags=digest_json(flags),
+    )
+
+
+def cached_engine(folder: Path, key: EngineKey, build: Callable[[], BuiltEngine]) -> tuple[Path, dict[str, Any]]:
+    """Path and facts of the engine with this key, built where it is not there yet."""
+    target = folder / key.digest[:16]
+    if not (target / KEY).exists():
+        built = build()
+        with new_folder(target) as fresh:
+            (fresh / PLAN).write_bytes(built.plan)
+            record = {"key": asdict(key), "sha256": sha256_file(fresh / PLAN), "facts": built.facts}
+            write_json(fresh / KEY, record)
+    return open_engine(target, key)
+
+
+def open_engine(folder: Path, key: EngineKey) -> tuple[Path, dict[str, Any]]:
+    """Path and facts of a kept engine. Raises BundleError when it was made for something else or was changed."""
+    attempted = f"Cannot load the engine {folder}"
+    try:
+        record = json.loads((folder / KEY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(attempted, found=f"it has no {KEY}", remedy="Build it on this node.") from None
+    differs = {
+        name: (record["key"].get(name), value)
+        for name, value in asdict(key).items()
+        if record["key"].get(name) != value
+    }
+    if differs:
+        raise BundleError(
+            attempted,
+            found="; ".join(f"{name} is {had!r}, this node needs {need!r}" for name, (had, need) in differs.items()),
+            rule="an engine works on the GPU, the version and the graph that it was built for",
+            remedy="Build it on this node, or serve the ONNX variant.",
+        )
+    if sha256_file(folder / PLAN) != record["sha256"]:
+        raise BundleError(attempted, found=f"{PLAN} was changed after it was written", remedy="Build it again.")
+    return folder / PLAN, record["facts"]

@@ -142,6 +142,15 @@ class CheckpointSpec(StrictSpec):
     """Checkpoints of the best epochs that stay besides the last ones."""
 
 
+class ExchangeSpec(StrictSpec):
+    """How gradients travel between workers: one all-reduce for each bucket and update, overlapped with backward."""
+
+    bucket_mib: PositiveFloat = 25.0
+    """Gradients are sent in pieces of about this size: larger use the network better, smaller start sooner."""
+    wire: Literal["same", "bf16"] = "same"
+    """`bf16` halves the bytes; sums are then rounded to 8 bits of mantissa."""
+
+
 class FaultSpec(StrictSpec):
     """Budgets: how often something may go wrong before the run ends."""
 
@@ -178,6 +187,7 @@ class TrainSpec(StrictSpec):
     """Largest absolute value of a gradient element."""
     clip_agc: PositiveFloat | None = None
     """Adaptive clipping: largest ratio of gradient norm to weight norm of an output unit (0.01 in its paper)."""
+    exchange: ExchangeSpec = ExchangeSpec()
     best: BestSpec = BestSpec()
     keep: Literal["best", "last"] = "best"
     """Which epoch's weights are the result."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from cluster.runtime.channel import worker_channel
 from cluster.telemetry.events import FileSink, Message
 from trainers.launch.failures import classify, raise_failure
-from trainers.launch.outcome import read_outcome
 from trainers.launch.worker import WorkerJob, train_on_worker
 from trainers.loop import FitRequest, FitResult
+from trainers.loop.outcome import read_outcome
 
 
 def launch_fit(request: FitRequest, *, events: Path, folder: Path) -> FitResult:

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from cluster.telemetry.events import EventSink, Record
-from trainers.launch.outcome import write_outcome
 from trainers.loop import FitRequest, fit
 from trainers.loop.exchange import current_world
+from trainers.loop.outcome import write_outcome
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """All gradients of a worker in one flat buffer, and one sum of it over all workers per update.
 
-    flat = [ gradients of all parameters | failed | loss sum | stop ]
+    flat = [ bucket 0: gradients of the last layers | … | bucket n: of the first layers | failed, loss sum, stop ]
 
-`parameter.grad` are views into it, so that backward writes where the exchange reads: no copy, one collective per
-bucket of at most BUCKET_BYTES. The last values ride along for free: whether a worker failed before the exchange, the
-window's summed loss, and whether someone wants to stop.
+`parameter.grad` are views into it, so that backward writes where the exchange reads: no copy. Only in a window's last
+micro-batch are buckets sent, each as soon as backward has completed it, in the order of the buffer: that is what DDP
+does around `no_sync`, with exactly one all-reduce per bucket and window. The last values ride along in the last
+bucket: whether a worker failed before its part was complete, the window's summed loss, and whether someone wants to
+stop.
 
-Invariant: every worker joins exactly one exchange per attempt at a window, whatever happened to it before: with no
-rows it brings zeros, after an error zeros and `failed`. So none waits for one that raised, and none runs a forward
-only to take part (batch norm never sees padding).
+Invariant: every worker sends every bucket once per attempt at a window, in the same order, whatever happened to it
+before: with no rows it brings zeros, after an error zeros and `failed`, and all discard the window. So none waits
+for one that raised (in backward neither), and none runs a forward only to take part (batch norm never sees padding).
 
-Covered: any number of workers on gloo or NCCL, one worker without a process group. Not covered: overlap with
-backward (overlap.py does that with DDP).
+Covered: any number of workers on gloo or NCCL, one worker without a process group, overlap with backward, bf16 on
+the wire. Not covered: sharded models.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.errors import WorkerLostError
+from cluster.spec.train import ExchangeSpec
 from trainers.loop.sampler import World
 
-BUCKET_BYTES = 25 << 20  # DDP's default bucket: large enough for bandwidth, small enough to pipeline
 FAILED, LOSS, STOP = range(3)
 NUM_RIDERS = 3
 
@@ -40,51 +42,126 @@ class Riders:
     stop: torch.Tensor
 
 
+@dataclass
+class Bucket:
+    """A slice of the buffer that is sent at once."""
+
+    start: int
+    stop: int
+    parameters: int
+    """How many parameters it holds."""
+    missing: int = 0
+    """How many of them backward has yet to finish in the armed micro-batch."""
+
+
 class GradientExchange:
     """Owns the flat gradient of a model."""
 
-    def __init__(self, model: nn.Module, world: World) -> None:
+    def __init__(self, model: nn.Module, world: World, spec: ExchangeSpec) -> None:
         self.world = world
+        self.half = spec.wire == "bf16"
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         first = self.parameters[0]
         count = sum(parameter.numel() for parameter in self.parameters)
         self.flat = torch.zeros(count + NUM_RIDERS, dtype=first.dtype, device=first.device)
         self.gradient = self.flat[:count]
         self._riders = self.flat[count:]
-        at = 0
-        for parameter in self.parameters:
-            size = parameter.numel()
-            parameter.grad = self.flat[at : at + size].view_as(parameter)
-            at += size
+        self._buckets: list[Bucket] = []
+        self._next = 0
+        self._armed = False
+        self._works: list[tuple[dist.Work, torch.Tensor, torch.Tensor | None]] = []
         self.num_collectives = 0
         """All-reduces so far."""
+        self._lay_out(max(1, int(spec.bucket_mib * (1 << 20)) // self.flat.element_size()))
 
     def clear(self) -> None:
         """Before the first backward of a window."""
         self.flat.zero_()
+        self._next, self._armed = 0, False
+
+    def arm(self) -> None:
+        """Before the forward of this worker's last micro-batch: from now on complete buckets are sent."""
+        self._armed = self.world.size > 1
+        for bucket in self._buckets:
+            bucket.missing = bucket.parameters
 
     def add_loss(self, loss_sum: torch.Tensor) -> None:
-        """Add a micro-batch's summed loss to what rides along."""
+        """Add a micro-batch's summed loss to what rides along. Before the last backward, which may send it."""
         self._riders[LOSS] += loss_sum.detach()
 
     def fail(self) -> None:
-        """This worker has nothing valid to bring: everything it has is zero but the flag."""
-        self.flat.zero_()
+        """This worker has nothing valid to bring: what it has not sent is zero but for the flag."""
+        self._armed = False
+        start = self._buckets[self._next].start if self._next < len(self._buckets) else len(self.gradient)
+        self.flat[start:].zero_()
         self._riders[FAILED] = 1
 
     def want_stop(self) -> None:
+        """Before the last backward."""
         self._riders[STOP] = 1
 
     def reduce(self) -> Riders:
-        """Sum over all workers, in place. Blocks until all have come. Raises WorkerLostError."""
+        """Send what is not sent yet and wait for all sums: blocks for all workers. Raises WorkerLostError."""
         if self.world.size > 1:
             with lost_workers("exchange gradients"):
-                size = BUCKET_BYTES // self.flat.element_size()
-                works = [dist.all_reduce(bucket, async_op=True) for bucket in self.flat.split(size)]
-                for work in works:
+                self._armed = False
+                while self._next < len(self._buckets):
+                    self._send()
+                self._send_riders()
+                for work, target, wire in self._works:
                     work.wait()
-            self.num_collectives += len(works)
+                    if wire is not None:
+                        target.copy_(wire)
+            self._works.clear()
         return Riders(self._riders[FAILED], self._riders[LOSS], self._riders[STOP])
+
+    def _lay_out(self, bucket_elements: int) -> None:
+        """Reverse order of the model: backward completes the last layers first."""
+        at = 0
+        bucket = Bucket(0, 0, 0)
+        for parameter in reversed(self.parameters):
+            size = parameter.numel()
+            if bucket.parameters and bucket.stop - bucket.start + size > bucket_elements:
+                self._buckets.append(bucket)
+                bucket = Bucket(at, at, 0)
+            parameter.grad = self.flat[at : at + size].view_as(parameter)
+            at += size
+            bucket.stop, bucket.parameters = at, bucket.parameters + 1
+            self._watch(parameter, bucket)
+        self._buckets.append(bucket)
+
+    def _watch(self, parameter: nn.Parameter, bucket: Bucket) -> None:
+        if self.world.size == 1:
+            return
+
+        def done(_: torch.Tensor) -> None:
+            if not self._armed:
+                return
+            bucket.missing -= 1
+            with lost_workers("exchange gradients"):
+                while self._next < len(self._buckets) - 1 and self._buckets[self._next].missing == 0:
+                    self._send()
+
+        parameter.register_post_accumulate_grad_hook(done)
+
+    def _send(self) -> None:
+        """The next bucket; the last one takes the riders with it where they travel in the same datatype."""
+        bucket = self._buckets[self._next]
+        self._next += 1
+        last = self._next == len(self._buckets)
+        stop = len(self.flat) if last and not self.half else bucket.stop
+        self._all_reduce(self.flat[bucket.start : stop], half=self.half)
+
+    def _send_riders(self) -> None:
+        if self.half:
+            self._all_reduce(self._riders, half=False)
+
+    def _all_reduce(self, target: torch.Tensor, *, half: bool) -> None:
+        wire = target.to(torch.bfloat16) if half else None
+        work = dist.all_reduce(target if wire is None else wire, async_op=True)
+        assert work is not None
+        self._works.append((work, target, wire))
+        self.num_collectives += 1
 
 
 class lost_workers:
@@ -148,9 +225,9 @@ def texts_over_workers(text: str, world: World, device: torch.device) -> list[st
 def same_everywhere(tensors: Sequence[torch.Tensor], world: World) -> None:
     """Give every worker rank 0's values, in place. Blocks."""
     if world.size > 1:
-        with lost_workers("broadcast weights"):
+        with torch.no_grad(), lost_workers("broadcast weights"):
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                dist.broadcast(tensor.detach(), 0)
 
 
 def average_buffers(model: nn.Module, world: World) -> None:

@@ -13,6 +13,7 @@ Covered: shuffled epochs, uneven parts (a rank may have no row). Not covered: st
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +46,12 @@ class Window:
         return self.rows[self.start : self.stop]
 
     def micro_slices(self, size: int) -> list[slice]:
-        """Positions in the window of this rank's micro-batches of at most `size` rows."""
-        return [slice(at, min(at + size, self.stop)) for at in range(self.start, self.stop, size)]
+        """Positions in the window of this rank's micro-batches: as few as `size` allows, of balanced sizes, so that
+        no tail of one row is left over (batch norm cannot train on one)."""
+        rows = self.stop - self.start
+        count = -(-rows // size)
+        bounds = [self.start + rows * index // count for index in range(count + 1)] if count else []
+        return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
@@ -67,7 +72,13 @@ def window_of(order: np.ndarray, epoch: int, index: int, batch_size_global: int,
 
 
 def part(length: int, world: World) -> tuple[int, int]:
-    """Bounds of a rank's balanced, contiguous slice; the first ranks get the longer ones."""
-    base, extra = divmod(length, world.size)
+    """Bounds of a rank's balanced, contiguous slice; the first ranks get the longer ones.
+
+    Where there are less than two rows for each, the last ranks get none rather than one (batch norm again).
+    """
+    size = min(world.size, max(1, length // 2))
+    if world.rank >= size:
+        return length, length
+    base, extra = divmod(length, size)
     start = world.rank * base + min(world.rank, extra)
     return start, start + base + (world.rank < extra)

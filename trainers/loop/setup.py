@@ -72,7 +72,7 @@ def new_state(job: Job, model: nn.Module) -> State:
     return State(
         model=model,
         optimizer=build_optimizer(model, train.optimizer),
-        exchange=GradientExchange(model, job.world),
+        exchange=GradientExchange(model, job.world, train.exchange),
         scaler=build_scaler(train.precision, job.device),
         ema=Ema(model, train.ema) if train.ema else None,
         plateau=Plateau() if train.schedule.plateau else None,

@@ -81,9 +81,7 @@ def _gradient_of_window(job: Job, state: State, window: Window, weight: float, w
     """Fill the flat gradient, summed over workers. Retries with smaller micro-batches when memory is short."""
     while True:
         snapshot = _Snapshot(state)
-        error = _accumulate(job, state, window, weight)
-        if want_stop:
-            state.exchange.want_stop()
+        error = _accumulate(job, state, window, weight, want_stop)
         riders = state.exchange.reduce()
         if (job.world.size == 1 and error is None) or not float(riders.failed):
             return riders
@@ -91,15 +89,19 @@ def _gradient_of_window(job: Job, state: State, window: Window, weight: float, w
         snapshot.restore(state)
 
 
-def _accumulate(job: Job, state: State, window: Window, weight: float) -> Exception | None:
+def _accumulate(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> Exception | None:
     """Backward of all micro-batches of this worker. An error is returned, so that the exchange is joined anyway."""
     exchange = state.exchange
     exchange.clear()
+    if want_stop:
+        exchange.want_stop()
     if weight == 0:
         return None
     try:
         change = job.augmenter.draw(window) if job.augmenter.active else None
         for where in window.micro_slices(state.micro_size):
+            if where.stop == window.stop:
+                exchange.arm()
             batch = job.train.read_slice(window, where)
             if change is not None:
                 batch = job.augmenter.apply(batch, change, where, job.train)
@@ -107,8 +109,8 @@ def _accumulate(job: Job, state: State, window: Window, weight: float) -> Except
                 outputs = state.model(*batch.inputs)
                 loss_sum = job.objective.sum(batch, outputs)
             loss = loss_sum / weight
-            (state.scaler.scale(loss) if state.scaler else loss).backward()
             exchange.add_loss(loss_sum)
+            (state.scaler.scale(loss) if state.scaler else loss).backward()
     except Exception as error:  # noqa: BLE001 - the exchange must be joined, else the other workers wait for ever
         exchange.fail()
         return error

@@ -1,4 +1,4 @@
-"""A `FitResult` on disk: `weights.safetensors`, `history.json`. Written by rank 0, read by the driver.
+"""A `FitResult` on disk: `weights.safetensors`, `history.json`. Written by rank 0, read by whoever started it.
 
 Invariant: `history.json` is written last and atomically: where it is, the weights are whole.
 """
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save
 from cluster.atomic import write_bytes, write_json
 from cluster.bundle.files import WEIGHTS
 from cluster.telemetry.events import EpochFinished
-from trainers.loop import FitResult
 from trainers.loop.checkpoint import decode_floats, encode_floats
+from trainers.loop.request import FitResult
 
 HISTORY = "history.json"
 SPEED = "speed.json"  # removed when read: times in a stage's folder would change its digest

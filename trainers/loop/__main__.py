@@ -1,0 +1,108 @@
+"""`python -m trainers.loop RUN`: train what a run has prepared, without Ray. To measure and to debug the loop alone.
+
+    python -m trainers.loop runs/digits                        one process
+    torchrun --nproc-per-node 2 -m trainers.loop runs/digits   data-parallel
+
+Reads `resolved.yaml` and `stages/prepare` of the run folder, writes weights, history and checkpoints into --out, and
+prints one JSON object. The run folder itself is not touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cluster.errors import MantaError, RequestError
+from cluster.spec.load import apply_overrides, validate_spec
+from cluster.spec.resolve import batch_plan
+from cluster.store.run_folder import RunFolder
+from cluster.telemetry.events import FileSink
+from trainers.data.shards import open_prepared
+from trainers.loop import FitRequest, FitResult, fit
+from trainers.loop.exchange import current_world
+from trainers.loop.outcome import write_outcome
+from trainers.loop.setup import default_device
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code of the error tree."""
+    options = _parser().parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    request = request_of_run(RunFolder(options.run), options.set, options.out)
+    _join_group(request.train.faults.collective_timeout_s)
+    try:
+        result = fit(request, sink=FileSink(options.out / "events.jsonl"), device=default_device())
+    except MantaError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return error.exit_code
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if int(os.environ.get("RANK", "0")) == 0:
+        sys.stdout.write(json.dumps(_summary(result)) + "\n")
+        write_outcome(options.out, result)
+    return 0
+
+
+def request_of_run(run: RunFolder, overrides: list[str], out: Path) -> FitRequest:
+    """The training of a prepared run, with overrides. Raises RequestError for a run that has prepared nothing."""
+    resolved = run.read_resolved()
+    prepared = run.stage("prepare")
+    if resolved is None or not prepared.is_dir():
+        raise RequestError(
+            f"Cannot train {run.path}",
+            found="it has no resolved.yaml or no stages/prepare",
+            remedy="Prepare it first: manta run SPEC --until prepare.",
+        )
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
+    raw = apply_overrides(resolved.spec.model_dump(mode="json"), [*overrides, f"train.workers={workers}"])
+    spec = validate_spec(raw, origin=str(run.resolved_path))
+    rows = len(open_prepared(prepared).splits["train"])
+    out.mkdir(parents=True, exist_ok=True)
+    return FitRequest(
+        train=spec.train,
+        batch=batch_plan(spec, rows),
+        model=spec.model,
+        seed=spec.seed,
+        prepared=prepared,
+        stage="train",
+        checkpoints=out / "checkpoints",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainers.loop", description="Train a prepared run without Ray.")
+    parser.add_argument("run", type=Path, help="run folder with resolved.yaml and stages/prepare")
+    parser.add_argument("--out", type=Path, default=Path("loop-out"), help="folder for weights and checkpoints")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads of each process")
+    return parser
+
+
+def _join_group(timeout_s: float) -> None:
+    """Under torchrun, which sets RANK and its companions."""
+    if "RANK" in os.environ and current_world().size == 1:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def _summary(result: FitResult) -> dict[str, object]:
+    return {
+        "metrics": result.metrics,
+        "best_epoch": result.best_epoch,
+        "updates": result.updates,
+        "num_parameters": result.num_parameters,
+        **result.details,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

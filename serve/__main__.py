@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
             batching=BatchingSpec(max_rows=options.max_rows, max_wait_ms=options.max_wait_ms),
             device=options.device,
             num_threads=options.threads,
+            token_file=options.token_file,
+            admin_token_file=options.admin_token_file,
         )
         run_endpoint(config, listener, options.grpc_port)
     except MantaError as error:
@@ -43,6 +45,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free port")
     parser.add_argument("--grpc-port", type=int, help="serve gRPC as well; 0 takes a free port")
+    parser.add_argument("--token-file", help="one bearer token a line; without it anyone may ask")
+    parser.add_argument("--admin-token-file", help="tokens that may load and unload; without it nobody may")
     parser.add_argument("--variant", help="fp32, int8_static, … (default: the bundle's default)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call; 0 lets the engine choose")

@@ -26,6 +26,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02  # most requests are answered by then; for the others a task waits for the client to leave
+OPEN_PATHS = ("/", "/docs", "/openapi.json")  # descriptions of the API, the same for every endpoint
 CHUNKS_MAX = 65536  # of one body: a flood of one-byte chunks costs more than its bytes
 
 
@@ -54,10 +55,7 @@ class AsgiDoor:
         path = _local_path(scope)
         segments = path.split("/")
         if segments[1:2] != ["v2"]:
-            if self.human is not None:
-                await self.human(scope, limited(receive, self.body_bytes), send)
-                return
-            await respond(send, text_error(404, f"there is no path {path[:200]}"))
+            await self._human(scope, path, receive, send)
             return
         try:
             answer = await self._answer(scope, segments[2:], receive)
@@ -70,6 +68,18 @@ class AsgiDoor:
             answer = text_error(500, "internal error; the server's log has the traceback")
         await respond(send, answer)
 
+    async def _human(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        if self.human is None:
+            await respond(send, text_error(404, f"there is no path {path[:200]}"))
+            return
+        try:
+            if path not in OPEN_PATHS:
+                self.handler.repository.access.check(_text(scope["headers"], b"authorization"))
+        except MantaError as error:
+            await respond(send, error_answer(error))
+            return
+        await self.human(scope, limited(receive, self.body_bytes), send)
+
     async def _answer(self, scope: Scope, segments: list[str], receive: Receive) -> Answer:
         match segments:
             case ["models", name, "infer"]:
@@ -77,12 +87,18 @@ class AsgiDoor:
             case ["models", name, "versions", version, "infer"]:
                 return await self._infer(scope, name, version, receive)
         method = scope["method"]
+        if segments[:1] != ["health"]:  # load balancers have no token
+            is_admin = segments[-1:] in (["load"], ["unload"])
+            self.handler.repository.access.check(_text(scope["headers"], b"authorization"), admin=is_admin)
         body = b"" if method == "GET" else await self._body(scope["headers"], receive)
         return await self.handler.other(method, segments, body)
 
     async def _infer(self, scope: Scope, name: str, version: str, receive: Receive) -> Answer:
         if scope["method"] != "POST":
             return text_error(405, f"the verb is {scope['method'][:20]}; infer takes POST.")
+        access = self.handler.repository.access
+        if access.infer:
+            access.check(_text(scope["headers"], b"authorization"))
         refusal = self.handler.refusal(name, version)
         if refusal is not None:
             return refusal
@@ -212,6 +228,10 @@ def _call(headers: list[tuple[bytes, bytes]]) -> InferCall:
         elif name == b"accept-encoding":
             accept = value.decode("latin-1")
     return InferCall(length, content, accept)
+
+
+def _text(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:
+    return (_header(headers, wanted) or b"").decode("latin-1")
 
 
 def _header(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:

@@ -38,6 +38,8 @@ class EndpointConfig(StrictSpec):
     """Which versions are loaded beside the default one: none, all, or these."""
     batching: BatchingSpec = BatchingSpec()
     replicas: ReplicaSpec = ReplicaSpec()
+    token_file: str | None = None
+    admin_token_file: str | None = None
     device: str = "cpu"
     num_threads: Annotated[int, Field(ge=0)] = 1
     """Threads of one engine call on a CPU; replicas, not threads, use the other cores."""

@@ -22,6 +22,7 @@ from cluster.errors import MantaError, OverloadedError
 from serve.codec import InferRequest, check_depth, decode, encode
 from serve.compression import accepted_encoding, compress, decompress
 from serve.limits import Limits
+from serve.model import ServedModel
 from serve.problems import bad_request, not_found, status_of, too_large
 from serve.repository import Repository, check_version
 
@@ -75,14 +76,23 @@ class Handler:
         """POST v2/models/M[/versions/V]/infer."""
         try:
             model = self.repository.find(name, check_version(version) if version else "")
-            if call.content_encoding:
-                body = decompress(body, call.content_encoding, self.limits.decompressed_bytes)
-            request = decode(body, call.header_length, model.signature, self.limits)
-            check_scheduling(request)
+            request = self._decoded(model, body, call)
             answer = await model.infer(request)
             return _infer_answer(*encode(answer, request), accept_encoding=call.accept_encoding)
         except MantaError as error:
             return error_answer(error)
+
+    def _decoded(self, model: ServedModel, body: bytes, call: InferCall) -> InferRequest:
+        """The body as a request that fits the model; what does not is counted."""
+        try:
+            if call.content_encoding:
+                body = decompress(body, call.content_encoding, self.limits.decompressed_bytes)
+            request = decode(body, call.header_length, model.signature, self.limits)
+            check_scheduling(request)
+        except MantaError:
+            model.statistics.refused("bad_request")
+            raise
+        return request
 
     def refusal(self, name: str, version: str) -> Answer | None:
         """An answer that needs no body: decided before the body is read, so that overload stays cheap."""

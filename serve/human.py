@@ -7,9 +7,12 @@ is `{"error": …}` like those of the protocol, FastAPI's own validation include
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 from typing import Any
 
 import numpy as np
+import psutil
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -66,6 +69,12 @@ def build_human_side(handler: Handler) -> FastAPI:
     async def stats() -> list[dict[str, Any]]:
         return [window(model.statistics) for model in handler.repository.models.values()]
 
+    @app.get("/metrics", summary="Prometheus metrics of this replica")
+    async def metrics() -> Response:
+        from serve.metrics import render
+
+        return Response(await asyncio.to_thread(render, handler.repository), media_type="text/plain; version=0.0.4")
+
     _shape_errors(app)
     return app
 
@@ -79,7 +88,20 @@ def window(statistics: ModelStatistics) -> dict[str, Any]:
         "rows_per_call": round(statistics.inference_count / calls, 3),
         "outcomes": dict(statistics.outcomes),
         **statistics.window(),
+        "process": process_usage(),
     }
+
+
+def process_usage() -> dict[str, float]:
+    """CPU since the last question and resident memory of this process."""
+    process = _process(os.getpid())
+    return {"cpu_percent": process.cpu_percent(), "memory_bytes": process.memory_info().rss}
+
+
+@functools.cache
+def _process(pid: int) -> psutil.Process:
+    """psutil measures CPU between two questions to the same object."""
+    return psutil.Process(pid)
 
 
 def rows_to_inputs(model: ServedModel, rows: list[Any]) -> dict[str, np.ndarray]:

@@ -15,8 +15,10 @@ import numpy as np
 
 from cluster.bundle import Bundle, TensorSignature, Variant, open_bundle
 from cluster.errors import EndpointError
+from cluster.probe.gpus import NvmlSource
 from serve.config import EndpointConfig, VersionConfig
 from serve.engines import Engine, EngineRequest, make_engine
+from serve.memory import check_room
 
 LOG = logging.getLogger(__name__)
 # Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own
@@ -29,6 +31,7 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> tuple[Bundle,
     started = time.perf_counter()
     bundle = open_bundle(Path(version.bundle))
     variant = bundle.variant(version.variant)
+    check_room(config.device, variant.footprint_bytes, NvmlSource())
     engine = make_engine(
         EngineRequest(
             path=bundle.path(variant.file),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle import Bundle, TensorSpec, Variant
-from cluster.errors import DataError
+from cluster.errors import DataError, ProtocolError
 from serve.batching import Batcher, BatchPolicy
 from serve.codec import InferAnswer, InferRequest, RequestedOutput
 from serve.config import EndpointConfig, VersionConfig
@@ -53,7 +53,11 @@ class ServedModel:
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Check the inputs, wait for the batch, choose the outputs."""
-        self.check(request)
+        try:
+            self.check(request)
+        except ProtocolError:
+            self.statistics.refused("bad_request")
+            raise
         outputs = await self.batcher.submit(request.inputs, priority=request.priority, timeout_us=request.timeout_us)
         return InferAnswer(self.name, self.version, self._choose(outputs, request.outputs), request.id)
 

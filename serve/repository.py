@@ -14,6 +14,7 @@ import logging
 from typing import Any
 
 from cluster.errors import MantaError
+from serve.access import Access, load_access
 from serve.config import EndpointConfig, VersionConfig
 from serve.limits import Limits
 from serve.loading import load_engine
@@ -34,6 +35,7 @@ class Repository:
         self.config: EndpointConfig | None = None
         """What is served; None before the first `apply`."""
         self.limits = limits
+        self.access = Access()
         self.models: dict[str, ServedModel] = {}
         self.reasons: dict[str, str] = {}
         """version -> why it is not ready."""
@@ -80,6 +82,7 @@ class Repository:
         """
         async with self._lock:
             self._attempted = config
+            access = load_access(config.token_file, config.admin_token_file)
             for version in config.loaded:
                 if self._is_loaded(version, config):
                     continue
@@ -89,6 +92,7 @@ class Repository:
                     if version.version == config.default_version:
                         raise
             self.config, self._attempted = config, None
+            self.access = access
             self._switch(config.default_version)
             keep = {version.version for version in config.loaded}
             for name in [name for name in self.models if name not in keep]:

@@ -20,6 +20,7 @@ import orjson
 
 from cluster.bundle.signature import DATATYPE_OF
 from cluster.errors import MantaError
+from serve.access import from_metadata
 from serve.codec import InferRequest, RequestedOutput
 from serve.handler import Handler, check_scheduling
 from serve.problems import bad_request, grpc_code_of
@@ -45,7 +46,7 @@ CONTENTS_OF = {
 MESSAGE_BYTES_MAX = 128 << 20
 INFERENCE_METHODS = tuple(inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name)
 HEALTH_METHODS = ("Check",)
-Method = Callable[[Any], Awaitable[Any]]
+OPEN_METHODS = ("Check", "ServerLive", "ServerReady")
 
 
 class Rpc:
@@ -54,6 +55,12 @@ class Rpc:
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.repository = handler.repository
+
+    def authorize(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Raise ProtocolError 401 or 403 unless the call may go on. Health and liveness need no token."""
+        if name not in OPEN_METHODS:
+            is_admin = name in ("RepositoryModelLoad", "RepositoryModelUnload")
+            self.repository.access.check(from_metadata(metadata), admin=is_admin)
 
     async def Check(self, request: Any) -> Any:
         """grpc.health.v1: the server for an empty name, else the model of that name."""
@@ -177,9 +184,10 @@ def status_code(error: MantaError) -> grpc.StatusCode:
 
 
 def _servicer(rpc: Rpc, names: Iterable[str]) -> dict[str, Any]:
-    def bind(method: Method) -> Callable[[Any, Any, Any], Awaitable[Any]]:
+    def bind(method: Any) -> Callable[[Any, Any, Any], Awaitable[Any]]:
         async def call(_: Any, request: Any, context: Any) -> Any:
             try:
+                rpc.authorize(method.__name__, context.invocation_metadata() or ())
                 return await method(request)
             except MantaError as error:
                 await context.abort(status_code(error), error.message)

@@ -7,8 +7,10 @@ the engine threads, each update is one short lock.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,8 @@ import numpy as np
 
 from cluster.errors import MantaError
 
+# Upper bounds of the latency histograms, seconds: 0.1 ms (a small model alone) to 10 s, about 2.5 a decade
+BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WINDOW_REQUESTS = 4096  # the monitor window: enough for a p99 of 40 samples
 PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
@@ -45,6 +49,23 @@ class BatchSize:
     compute_output: Phase = field(default_factory=Phase)
 
 
+class Histogram:
+    """Counts by upper bound, as Prometheus wants them."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Upper bound -> number of values up to it; the last bound is infinity."""
+        bounds = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
+        return list(zip(bounds, itertools.accumulate(self._counts), strict=True))
+
+
 class ModelStatistics:
     """Counters of one version."""
 
@@ -57,6 +78,7 @@ class ModelStatistics:
         self.execution_count = 0
         self.last_inference_ms = 0
         self.outcomes: Counter[str] = Counter()
+        self.histograms = {phase: Histogram() for phase in ("queue", "compute", "total")}
         self._window: deque[tuple[float, int, int]] = deque(maxlen=WINDOW_REQUESTS)
         self._lock = threading.Lock()
 
@@ -83,12 +105,20 @@ class ModelStatistics:
             self.outcomes["success"] += 1
             self.inference_count += rows
             self.last_inference_ms = time.time_ns() // 1_000_000
+            self.histograms["queue"].add(queue_ns / 1e9)
+            self.histograms["compute"].add((total_ns - queue_ns) / 1e9)
+            self.histograms["total"].add(total_ns / 1e9)
             self._window.append((time.monotonic(), total_ns, rows))
 
     def refused(self, reason: str) -> None:
         """One request was not run: `queue_full`, `deadline`, `canceled`, `bad_request`."""
         with self._lock:
             self.outcomes[reason] += 1
+
+    @property
+    def engine_ns(self) -> int:
+        """Time in engine calls since the start, joining and splitting included."""
+        return sum(self.phases[phase].ns for phase in ("compute_input", "compute_infer", "compute_output"))
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `model_stats`."""

@@ -6,6 +6,7 @@ Not a fixture: call it with a folder. The model is `logits = flatten(x) @ W + b`
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,31 @@ def linear_graph(item_shape: tuple[int, ...], num_outputs: int, *, seed: int = 0
     return model
 
 
+def mlp_graph(width: int, hidden: int, num_outputs: int, *, layers: int = 2, seed: int = 0) -> onnx.ModelProto:
+    """An MLP on flat rows: `layers` hidden layers with ReLU, then logits."""
+    rng = np.random.default_rng(seed)
+    sizes = [width, *([hidden] * layers), num_outputs]
+    nodes, weights, last = [], [], "x"
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        weight = (rng.standard_normal((fan_in, fan_out)) / np.sqrt(fan_in)).astype(np.float32)
+        weights += [numpy_helper.from_array(weight, f"w{index}")]
+        weights += [numpy_helper.from_array(np.zeros(fan_out, np.float32), f"b{index}")]
+        is_last = index == layers
+        out = "logits" if is_last else f"g{index}"
+        nodes.append(helper.make_node("Gemm", [last, f"w{index}", f"b{index}"], [out]))
+        if not is_last:
+            nodes.append(helper.make_node("Relu", [out], [f"r{index}"]))
+        last = f"r{index}"
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", num_outputs])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
 def make_bundle(
     folder: Path,
     *,
@@ -63,8 +89,9 @@ def make_bundle(
     num_outputs: int = 10,
     seed: int = 0,
     task: str = "classification",
+    graph: onnx.ModelProto | None = None,
 ) -> Path:
-    """Write a bundle to `folder` and return it."""
+    """Write a bundle to `folder` and return it. `graph` takes the place of the linear model: `x` -> `logits`."""
     signature = TensorSignature(
         inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, *item_shape)),),
         outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, num_outputs)),),
@@ -72,7 +99,7 @@ def make_bundle(
     x = np.random.default_rng(seed + 1).random((SAMPLE_ROWS, *item_shape), dtype=np.float32)
     with write_bundle(folder) as partial:
         path = partial / "model.onnx"
-        onnx.save(linear_graph(item_shape, num_outputs, seed=seed), path)
+        onnx.save(graph or linear_graph(item_shape, num_outputs, seed=seed), path)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (logits,) = session.run(["logits"], {"x": x})
         np.savez(partial / "sample.npz", **{"inputs/x": x, "outputs/fp32/logits": logits})

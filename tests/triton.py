@@ -17,6 +17,7 @@ import pytest
 TRITONCLIENT = "tritonclient[http,grpc]==2.73.0"
 INSTALL_TIMEOUT_S = 280
 TIMEOUT_S = 120
+ADMIN_TOKEN = "a-token-for-tests-only"
 HTTP_JUDGE = Path(__file__).parent / "contract" / "protocol_tests" / "triton_http_judge.py"
 GRPC_JUDGE = HTTP_JUDGE.with_name("triton_grpc_judge.py")
 
@@ -50,3 +51,10 @@ def judge(python: Path, script: Path, *arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def admin_token_file(folder: Path) -> Path:
+    """A file with the token that the judge loads and unloads with."""
+    path = folder / "admin-tokens"
+    path.write_text(f"# for tests\n{ADMIN_TOKEN}\n")
+    return path

@@ -13,6 +13,9 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
+    # how often replicas tell the autoscaler what they do (10 s by default: too slow to follow traffic)
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     # ray/train/v2/_internal/constants.py: how often the controller polls its workers
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # ray/_private/ray_constants.py: no report of usage to the outside

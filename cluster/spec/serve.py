@@ -12,10 +12,18 @@ ENDPOINT_NAME = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
 class ReplicaSpec(StrictSpec):
-    """Bounds of the autoscaler."""
+    """Bounds and targets of the autoscaler; it works when `max` is above `min`."""
 
     min: Annotated[int, Field(ge=0)] = 1
     max: Annotated[int, Field(ge=1)] = 1
+    target_busy: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of time in which an engine should work."""
+    target_wait_ms: PositiveFloat = 50.0
+    """A request that has waited longer asks for more replicas."""
+    up_delay_s: Annotated[float, Field(ge=0)] = 2.0
+    """How long more must have been needed before a replica is added."""
+    down_delay_s: Annotated[float, Field(ge=0)] = 60.0
+    """How long fewer must have been enough before one is taken away."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaSpec:
@@ -43,4 +51,8 @@ class ServeSpec(StrictSpec):
     """Port of the gRPC door; null keeps it shut, 0 takes a free port."""
     replicas: ReplicaSpec = ReplicaSpec()
     batching: BatchingSpec = BatchingSpec()
+    token_file: str | None = None
+    """File with one bearer token a line, on every node; null lets anyone ask."""
+    admin_token_file: str | None = None
+    """Tokens that may load and unload; null refuses that to everyone."""
     ready_timeout_s: PositiveFloat = 60.0

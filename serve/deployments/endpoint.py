@@ -19,13 +19,17 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import EndpointError, RequestError
+from cluster.spec.serve import ReplicaSpec
+from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
 from serve.deployments.ports import claim_port
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
+from serve.deployments.scaling import LOOK_BACK_S
 from serve.repository import LOADING, NOT_KEPT, UNLOADED
 
 LOG = logging.getLogger(__name__)
@@ -205,7 +209,7 @@ def _revert(before: EndpointConfig) -> None:
 def _deployment_options(config: EndpointConfig) -> dict[str, Any]:
     return {
         "user_config": config.to_json(),
-        "num_replicas": config.replicas.min,
+        **_replica_options(config.replicas),
         "max_ongoing_requests": ONGOING_REQUESTS_MAX,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "ray_actor_options": {"num_cpus": REPLICA_CPUS},
@@ -214,12 +218,31 @@ def _deployment_options(config: EndpointConfig) -> dict[str, Any]:
     }
 
 
+def _replica_options(replicas: ReplicaSpec) -> dict[str, Any]:
+    """A fixed number, or Ray Serve's autoscaler with our policy."""
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.min}
+    targets = {"target_busy": replicas.target_busy, "target_wait_s": replicas.target_wait_ms / 1e3}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=replicas.min,
+            initial_replicas=max(1, replicas.min),
+            max_replicas=replicas.max,
+            look_back_period_s=LOOK_BACK_S,
+            upscale_delay_s=replicas.up_delay_s,
+            downscale_delay_s=replicas.down_delay_s,
+            policy=AutoscalingPolicy(policy_function="serve.deployments.scaling:ScalingPolicy", policy_kwargs=targets),
+        )
+    }
+
+
 def _wait(config: EndpointConfig, url: str, deadline_s: float, timeout_s: float) -> None:
     """Until every replica has the asked version and it answers through the public port. Raises EndpointError."""
     next_status_s = 0.0
     settled = False
     # short: while there is no replica, Ray Serve's fallback proxy holds a request instead of answering
-    with EndpointClient(url, config.name, timeout_s=PROBE_TIMEOUT_S) as client:
+    token = first_token(config.token_file)
+    with EndpointClient(url, config.name, token=token, timeout_s=PROBE_TIMEOUT_S) as client:
         while True:
             now = time.monotonic()
             if now >= next_status_s:

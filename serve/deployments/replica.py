@@ -8,6 +8,7 @@ cannot be loaded leaves the replica as it was, with the reason in the repository
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from ray import serve as ray_serve
 from cluster.errors import EndpointError, MantaError
 from serve.asgi import AsgiDoor
 from serve.config import EndpointConfig
+from serve.deployments.scaling import BUSY, OLDEST_WAIT_S, QUEUED_ROWS
 from serve.handler import Handler
 from serve.human import build_human_side
 from serve.limits import Limits
@@ -34,6 +36,8 @@ class EndpointReplica:
         self.repository = Repository(name, limits)
         self.handler = Handler(self.repository, limits)
         self.rpc = Rpc(self.handler)
+        self._told_at_ns = time.perf_counter_ns()
+        self._told_engine_ns = 0
 
     def __serve_build_asgi_app__(self) -> AsgiDoor:
         return AsgiDoor(self.handler, build_human_side(self.handler))
@@ -48,6 +52,19 @@ class EndpointReplica:
                 raise
             LOG.error("kept the old versions: %s", error)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the scaling policy decides on (serve/deployments/scaling.py); Ray Serve asks about once a second."""
+        models = list(self.repository.models.values())
+        now_ns, engine_ns = time.perf_counter_ns(), sum(model.statistics.engine_ns for model in models)
+        span_ns = max(now_ns - self._told_at_ns, 1)
+        busy = max(0.0, engine_ns - self._told_engine_ns) / span_ns
+        self._told_at_ns, self._told_engine_ns = now_ns, engine_ns
+        return {
+            BUSY: min(1.0, busy),
+            OLDEST_WAIT_S: max((model.batcher.oldest_wait_s for model in models), default=0.0),
+            QUEUED_ROWS: float(sum(model.batcher.queued_rows for model in models)),
+        }
+
     def check_health(self) -> None:
         """Ray Serve replaces a replica whose check raises three times."""
         if self.repository.failed:
@@ -59,6 +76,7 @@ def _rpc_method(name: str) -> Callable[..., Awaitable[Any]]:
 
     async def call(self: EndpointReplica, request: Any, grpc_context: Any) -> Any:
         try:
+            self.rpc.authorize(name, grpc_context.invocation_metadata() or ())
             return await getattr(self.rpc, name)(request)
         except MantaError as error:
             grpc_context.set_code(status_code(error))

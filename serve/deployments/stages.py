@@ -12,6 +12,7 @@ from cluster.bundle import Bundle, open_bundle
 from cluster.errors import EndpointError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.telemetry.events import EndpointReady
+from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 
@@ -36,6 +37,8 @@ def deploy(context: StageContext) -> StageResult:
         default_version="1",
         batching=spec.batching,
         replicas=spec.replicas,
+        token_file=spec.token_file,
+        admin_token_file=spec.admin_token_file,
     )
     options = EndpointOptions(
         host=spec.host, port=spec.port, grpc_port=spec.grpc_port, ready_timeout_s=spec.ready_timeout_s
@@ -60,7 +63,9 @@ def predict(context: StageContext) -> StageResult:
     facts = context.facts("deploy")
     bundle = open_bundle(context.run.bundle)
     inputs, targets = read_test_rows(context.files("prepare"), bundle)
-    with EndpointClient(facts["url"], facts["name"]) as client:
+    spec = context.run_resolved.spec.serve
+    token = first_token(spec.token_file if spec is not None else None)
+    with EndpointClient(facts["url"], facts["name"], token=token) as client:
         outputs, latencies_ms = ask(client, bundle, inputs, context)
     reference = evaluated_outputs(context.files("evaluate"), len(targets))
     score = compare(bundle, outputs, targets, reference)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bundles import make_bundle, make_echo_bundle
-from tests.triton import triton_python
+from tests.triton import admin_token_file, triton_python
 
 __all__ = ["triton_python"]
 
@@ -45,7 +45,9 @@ def ready_line(process: subprocess.Popen[str], scheme: str) -> str:
 @pytest.fixture(scope="session")
 def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A model that gives every datatype back."""
-    with server_process(make_echo_bundle(tmp_path_factory.mktemp("echo") / "bundle")) as address:
+    folder = tmp_path_factory.mktemp("echo")
+    tokens = ("--admin-token-file", str(admin_token_file(folder)))
+    with server_process(make_echo_bundle(folder / "bundle"), *tokens) as address:
         yield address
 
 

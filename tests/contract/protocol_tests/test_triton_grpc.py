@@ -10,19 +10,21 @@ import pytest
 
 from tests.bundles import make_echo_bundle
 from tests.contract.protocol_tests.conftest import server_process
-from tests.triton import GRPC_JUDGE, judge
+from tests.triton import ADMIN_TOKEN, GRPC_JUDGE, admin_token_file, judge
 
 
 @pytest.fixture(scope="module")
 def grpc_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    bundle = make_echo_bundle(tmp_path_factory.mktemp("echo-grpc") / "bundle")
-    with server_process(bundle, "--grpc-port", "0", grpc=True) as address:
+    folder = tmp_path_factory.mktemp("echo-grpc")
+    bundle = make_echo_bundle(folder / "bundle")
+    tokens = ("--admin-token-file", str(admin_token_file(folder)))
+    with server_process(bundle, "--grpc-port", "0", *tokens, grpc=True) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def seen(triton_python: Path, grpc_address: str) -> dict[str, Any]:
-    return judge(triton_python, GRPC_JUDGE, grpc_address, "echo")
+    return judge(triton_python, GRPC_JUDGE, grpc_address, "echo", ADMIN_TOKEN)
 
 
 def test_health_and_readiness(seen: dict[str, Any]) -> None:
@@ -53,6 +55,7 @@ def test_metadata_configuration_and_statistics(seen: dict[str, Any]) -> None:
         ("missing inputs", "StatusCode.INVALID_ARGUMENT", "is missing"),
         ("unknown output", "StatusCode.INVALID_ARGUMENT", "is unknown"),
         ("a sequence", "StatusCode.UNIMPLEMENTED", "no state"),
+        ("unload without a token", "StatusCode.UNAUTHENTICATED", "no valid token"),
         ("shared memory", "StatusCode.UNIMPLEMENTED", ""),
     ],
 )

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.triton import HTTP_JUDGE, judge
+from tests.triton import ADMIN_TOKEN, HTTP_JUDGE, judge
 
 PHASES = ("success", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
 @pytest.fixture(scope="module")
 def seen(triton_python: Path, echo_server: str) -> dict[str, Any]:
-    return judge(triton_python, HTTP_JUDGE, echo_server, "echo")
+    return judge(triton_python, HTTP_JUDGE, echo_server, "echo", ADMIN_TOKEN)
 
 
 def test_health_and_readiness(seen: dict[str, Any]) -> None:
@@ -82,6 +82,7 @@ def test_repository_index_follows_load_and_unload(seen: dict[str, Any]) -> None:
         ("log settings", "501", "not served"),
         ("load with a configuration", "501", "its bundle"),
         ("load of an unknown model", "404", "no such model"),
+        ("unload without a token", "401", "no valid token"),
         ("unload of an unknown model", "404", "no such model"),
     ],
 )

@@ -1,6 +1,6 @@
 """Run by the judge's own Python: asks a server through `tritonclient.grpc` and prints what it saw as JSON.
 
-Usage: python triton_grpc_judge.py HOST:PORT MODEL [APPLICATION].
+Usage: python triton_grpc_judge.py HOST:PORT MODEL ADMIN_TOKEN [APPLICATION].
 APPLICATION names the endpoint in the metadata, which Ray Serve needs when it has several.
 Imports nothing of this project.
 """
@@ -42,17 +42,20 @@ def inputs(rows: int = 3) -> list[triton.InferInput]:
 class Named:
     """A client that sends the application's name with every call."""
 
-    def __init__(self, client: triton.InferenceServerClient, application: str) -> None:
+    def __init__(self, client: triton.InferenceServerClient, application: str, token: str = "") -> None:
         self._client = client
-        self._headers = {"application": application} if application else None
+        self._headers = {"application": application} if application else {}
+        if token:
+            self._headers["authorization"] = f"Bearer {token}"
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
         return lambda *args, **options: method(*args, headers=self._headers, **options)
 
 
-def main(url: str, model: str, application: str = "") -> dict[str, Any]:
+def main(url: str, model: str, token: str, application: str = "") -> dict[str, Any]:
     client = Named(triton.InferenceServerClient(url=url), application)
+    admin = Named(triton.InferenceServerClient(url=url), application, token)
     result = client.infer(model, inputs(), request_id="7", priority=2)
     seen: dict[str, Any] = {
         "live": client.is_server_live(),
@@ -75,9 +78,9 @@ def main(url: str, model: str, application: str = "") -> dict[str, Any]:
         "errors": errors(client, model),
         "health": health(url, application),
     }
-    client.unload_model(model)
+    admin.unload_model(model)
     seen["ready_after_unload"] = client.is_model_ready(model)
-    client.load_model(model)
+    admin.load_model(model)
     seen["ready_after_load"] = client.is_model_ready(model)
     return seen
 
@@ -98,6 +101,7 @@ def errors(client: Named, model: str) -> dict[str, list[str]]:
         "missing inputs": lambda: client.infer(model, [short]),
         "unknown output": lambda: client.infer(model, inputs(), outputs=[triton.InferRequestedOutput("no")]),
         "a sequence": lambda: client.infer(model, inputs(), sequence_id=3, sequence_start=True),
+        "unload without a token": lambda: client.unload_model(model),
         "shared memory": client.get_system_shared_memory_status,
     }
     found = {}

@@ -1,6 +1,6 @@
 """Run by the judge's own Python: asks a server through `tritonclient.http` and prints what it saw as JSON.
 
-Usage: python triton_http_judge.py URL MODEL. Imports nothing of this project.
+Usage: python triton_http_judge.py URL MODEL ADMIN_TOKEN. Imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def echoes(result: triton.InferResult, rows: int = 3) -> dict[str, bool]:
     return found
 
 
-def main(url: str, model: str) -> dict[str, Any]:
+def main(url: str, model: str, token: str) -> dict[str, Any]:
+    admin = {"Authorization": f"Bearer {token}"}
     client = triton.InferenceServerClient(url=url, concurrency=4)
     seen: dict[str, Any] = {
         "live": client.is_server_live(),
@@ -89,17 +90,17 @@ def main(url: str, model: str) -> dict[str, Any]:
     seen["bf16"] = client.infer(model, [half, *others]).as_numpy("out_fp32").tolist()
     seen["stats"] = client.get_inference_statistics(model, "1")
     seen["all_stats"] = [entry["name"] for entry in client.get_inference_statistics()["model_stats"]]
-    seen["errors"] = errors(client, model)
-    client.unload_model(model)
+    seen["errors"] = errors(client, model, admin)
+    client.unload_model(model, headers=admin)
     seen["ready_after_unload"] = client.is_model_ready(model)
     seen["index_after_unload"] = client.get_model_repository_index()
-    client.load_model(model)
+    client.load_model(model, headers=admin)
     seen["ready_after_load"] = client.is_model_ready(model)
     seen["echo"]["after unload and load"] = echoes(client.infer(model, inputs()))
     return seen
 
 
-def errors(client: triton.InferenceServerClient, model: str) -> dict[str, list[str]]:
+def errors(client: triton.InferenceServerClient, model: str, admin: dict[str, str]) -> dict[str, list[str]]:
     short = triton.InferInput("in_fp32", [1, 3], "FP32")
     short.set_data_from_numpy(np.zeros((1, 3), np.float32))
     twice = inputs(1)
@@ -114,9 +115,10 @@ def errors(client: triton.InferenceServerClient, model: str) -> dict[str, list[s
         "shared memory": client.get_system_shared_memory_status,
         "trace settings": client.get_trace_settings,
         "log settings": client.get_log_settings,
-        "load with a configuration": lambda: client.load_model(model, config="{}"),
-        "load of an unknown model": lambda: client.load_model("other"),
-        "unload of an unknown model": lambda: client.unload_model("other"),
+        "load with a configuration": lambda: client.load_model(model, headers=admin, config="{}"),
+        "load of an unknown model": lambda: client.load_model("other", headers=admin),
+        "unload without a token": lambda: client.unload_model(model),
+        "unload of an unknown model": lambda: client.unload_model("other", headers=admin),
     }
     found = {}
     for name, ask in wrong.items():

@@ -1,0 +1,81 @@
+"""Prometheus metrics of one process, made from its statistics when they are asked for: counting costs nothing extra.
+
+Names start with `manta_serve_`; labels are `model` and `version`. A replica answers for itself: Prometheus scrapes
+every replica (docs/serving.md says how), and sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from cluster.probe.gpus import GpuSource, NvmlSource
+from serve.repository import Repository
+
+LABELS = ("model", "version")
+GPU_GAUGES = {
+    "memory_used_bytes": "memory in use on the GPU",
+    "memory_total_bytes": "memory of the GPU",
+    "utilization_percent": "share of time in which a kernel ran",
+    "power_watts": "power draw",
+    "temperature_celsius": "temperature",
+    "ecc_uncorrected": "uncorrected memory errors since the driver started",
+}
+
+
+class EndpointMetrics:
+    """A Prometheus collector over a repository."""
+
+    def __init__(self, repository: Repository, gpus: GpuSource | None = None) -> None:
+        self._repository = repository
+        self._gpus = gpus or NvmlSource()
+
+    def collect(self) -> Iterator[Any]:
+        """Called by Prometheus' client for each scrape."""
+        models = list(self._repository.models.values())
+        requests = CounterMetricFamily("manta_serve_requests", "requests by outcome", labels=(*LABELS, "outcome"))
+        rows = CounterMetricFamily("manta_serve_rows", "rows answered", labels=LABELS)
+        calls = CounterMetricFamily("manta_serve_engine_calls", "engine calls", labels=LABELS)
+        batches = CounterMetricFamily(
+            "manta_serve_batch_rows", "engine calls by rows of the call", labels=(*LABELS, "rows")
+        )
+        queued = GaugeMetricFamily("manta_serve_queued_rows", "rows that wait for the engine", labels=LABELS)
+        oldest = GaugeMetricFamily("manta_serve_oldest_wait_seconds", "wait of the oldest request", labels=LABELS)
+        for model in models:
+            labels, statistics = (model.name, model.version), model.statistics
+            for outcome, count in sorted(statistics.outcomes.items()):
+                requests.add_metric((*labels, outcome), count)
+            rows.add_metric(labels, statistics.inference_count)
+            calls.add_metric(labels, statistics.execution_count)
+            for size, batch in sorted(statistics.batches.items()):
+                batches.add_metric((*labels, str(size)), batch.compute_infer.count)
+            queued.add_metric(labels, model.batcher.queued_rows)
+            oldest.add_metric(labels, model.batcher.oldest_wait_s)
+        yield from (requests, rows, calls, batches, queued, oldest)
+        for phase in ("queue", "compute", "total"):
+            family = HistogramMetricFamily(f"manta_serve_{phase}_seconds", f"{phase} time of a request", labels=LABELS)
+            for model in models:
+                histogram = model.statistics.histograms[phase]
+                family.add_metric((model.name, model.version), histogram.cumulative(), sum_value=histogram.sum_s)
+            yield family
+        yield from self._gpu_families()
+
+    def _gpu_families(self) -> Iterator[Any]:
+        reading = self._gpus.read()
+        for field, what in GPU_GAUGES.items():
+            family = GaugeMetricFamily(f"manta_serve_gpu_{field}", what, labels=("gpu",))
+            for gpu in reading.gpus or ():
+                value = getattr(gpu, field)
+                if value is not None:  # a value that cannot be read is absent, never 0
+                    family.add_metric((gpu.uuid,), value)
+            yield family
+
+
+def render(repository: Repository) -> bytes:
+    """The text that /metrics answers. Blocks for some milliseconds: call it off the event loop."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EndpointMetrics(repository))
+    return generate_latest(registry)

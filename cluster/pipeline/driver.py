@@ -30,6 +30,7 @@ from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
 from cluster.pipeline.summary import summarize
 from cluster.probe import host_facts, read_host, sum_facts
 from cluster.report import write_report
+from cluster.runtime.preflight import check_this_host
 from cluster.spec.load import load_spec
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.run import RunSpec
@@ -177,6 +178,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     with RayThread(options.address, logs=run.path / "ray-logs") as ray:
         try:
             spec = load_spec(run.path / "spec.yaml")
+            check_this_host(spec, address=options.address, serves="deploy" in names)
             driver = Driver(run, options, spec, _host_facts(options.address, ray), ray)
             summary = driver.drive()
         except KeyboardInterrupt:

@@ -1,0 +1,47 @@
+"""A port to serve on: is it free, and which one when the user does not care.
+
+HAProxy listens with SO_REUSEPORT, so that a second one on the same port starts without an error and takes half of
+the requests; this check, without that option, is the only one there is.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from cluster.errors import PortInUseError
+
+
+def claim_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises PortInUseError that names the holder where it can be known."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier run is no holder
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            holder = _holder(port)
+            raise PortInUseError(
+                f"Cannot serve on {host}:{port}",
+                found=f"the port is held by {holder}" if holder else str(error.strerror or error),
+                rule="one program listens on a port",
+                remedy="Stop that program, or set serve.port to another port (0 takes a free one).",
+                details={"port": port, "holder": holder},
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _holder(port: int) -> str:
+    """`name (pid n)` of the process that listens on a port; empty when it cannot be seen."""
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and connection.laddr
+                and connection.laddr[1] == port
+                and connection.pid
+            ):
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except (psutil.Error, OSError):
+        return ""
+    return ""

@@ -1,0 +1,23 @@
+"""What a run with a private Ray will need at its end, asked at its start: a free port, room in /dev/shm.
+
+Invariant: a run that would fail for want of these fails within a second, before data is read or a model trained.
+
+Covered: private runs. Not covered: clusters, where an endpoint's port is a matter of their nodes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cluster.runtime.ports import claim_port
+from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
+from cluster.spec.run import RunSpec
+
+
+def check_this_host(spec: RunSpec, *, address: str | None, serves: bool) -> None:
+    """Raise PortInUseError or MemoryShortError for what is known to be missing. `serves`: the run goes on to deploy."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        return
+    object_store_bytes(shared_memory_free_bytes)
+    if serves and spec.serve is not None and spec.serve.port:
+        claim_port(spec.serve.host, spec.serve.port)

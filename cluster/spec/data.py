@@ -166,7 +166,11 @@ class CleanSpec(StrictSpec):
 class EncodeSpec(StrictSpec):
     """How columns become numbers. Everything is fitted on the training rows alone."""
 
-    number: Literal["standard", "robust", "min_max", "quantile", "none"] = "standard"
+    number: Auto | Literal["standard", "robust", "min_max", "quantile", "piecewise_linear", "none"] = "auto"
+    """`auto`: piecewise linear where there are rows enough to fill the bins, else standard. Piecewise linear: standard,
+    and beside it how far the number has come through bins that a small tree finds."""
+    bins: Annotated[int, Field(gt=1)] = 16
+    """`piecewise_linear`: most bins a column."""
     category: Literal["one_hot", "ordinal", "target", "hash"] = "one_hot"
     max_categories: Annotated[int, Field(gt=1)] = 64
     """`one_hot`: the most frequent ones are kept, all others share a bucket."""

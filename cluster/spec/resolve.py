@@ -19,6 +19,7 @@ from cluster.spec.run import RunSpec
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
 BATCH_SIZE_PER_WORKER_CPU = 256  # a CPU core's caches hold this many small samples; larger gains nothing
+PIECEWISE_ROWS_MIN = 2_000  # 16 bins then hold 125 rows each; below, they overfit
 UPDATES_PER_EPOCH_MIN = 10  # fewer updates an epoch make a schedule coarse
 
 
@@ -134,6 +135,8 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
         return value
 
     decide("data.task", spec.data.task, data.task, f"the target looks like {data.task}")
+    encoding, why = _number_encoding(data)
+    decide("data.encode.number", spec.data.encode.number, encoding, why)
     family, why = _family(data)
     decide("model.family", spec.model.family, family, why)
     workers, why = _workers(host)
@@ -183,6 +186,12 @@ def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
         updates_per_epoch=updates,
         updates_total=sum(updates_of_epochs(train, batch, num_rows_train)),
     )
+
+
+def _number_encoding(data: DataFacts) -> tuple[str, str]:
+    if data.num_rows_train >= PIECEWISE_ROWS_MIN:
+        return "piecewise_linear", f"{data.num_rows_train} training rows are enough to fill its bins"
+    return "standard", f"{data.num_rows_train} training rows are fewer than {PIECEWISE_ROWS_MIN}"
 
 
 def _family(data: DataFacts) -> tuple[str, str]:

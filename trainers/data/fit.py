@@ -76,7 +76,7 @@ def fit_transforms(
 ) -> tuple[Transforms, dict[str, Any]]:
     """Transforms fitted on training `values` (rows of the training split alone), and what was chosen."""
     numbers = [name for name, role in table.roles.items() if role in ("number", "date")]
-    blocks: list[Block] = number_blocks(spec, numbers, values) if numbers else []
+    blocks: list[Block] = number_blocks(spec, numbers, values, targets) if numbers else []
     outputs: list[Output] = []
     for name, role in table.roles.items():
         column = values[name]

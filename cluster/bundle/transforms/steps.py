@@ -20,6 +20,7 @@ from cluster.bundle.transforms.tokens import Vocabulary
 from cluster.spec.base import StrictSpec
 
 Floats = tuple[float, ...]
+BEYOND = 3.0  # an outlier counts as at most three outer bins away, so that one row cannot dominate a batch
 NEIGHBOR_BLOCK_ROWS = 256  # 256 rows × 1,000 reference rows × 8 bytes = 2 MiB of distances at a time
 
 
@@ -111,6 +112,26 @@ class Quantile(StrictSpec):
         rank = 0.5 * (up - down)
         rank = np.where(values >= quantiles[-1], 1.0, rank)
         return np.where(values <= quantiles[0], 0.0, rank)
+
+
+class PiecewiseLinear(StrictSpec):
+    """How far a number has come through each of its bins, 0 to 1: a network sees thresholds without losing order.
+
+    Source: Gorishniy, Rubachev, Babenko, "On Embeddings for Numerical Features in Tabular Deep Learning" (2022).
+    """
+
+    op: Literal["piecewise_linear"] = "piecewise_linear"
+    edges: tuple[Annotated[Floats, Field(min_length=2)], ...]
+    """Ascending edges a column; B edges make B - 1 features. The outer bins go on beyond their edges."""
+
+    def apply(self, matrix: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._bins(matrix[:, k], np.asarray(e)) for k, e in enumerate(self.edges)], axis=1)
+
+    def _bins(self, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        way = (values[:, None] - edges[:-1]) / np.diff(edges)
+        low, high = np.zeros(len(edges) - 1), np.ones(len(edges) - 1)
+        low[0], high[-1] = -BEYOND, BEYOND
+        return np.clip(way, low, high)
 
 
 class OneHot(StrictSpec):
@@ -217,6 +238,7 @@ Step = Annotated[
     | Clip
     | Scale
     | Quantile
+    | PiecewiseLinear
     | OneHot
     | Ordinal
     | TargetEncode

@@ -56,7 +56,7 @@ def make_spec(**sections: dict) -> DataSpec:
 def number_transforms(scale: str, impute: str) -> Transforms:
     spec = make_spec(encode={"number": scale}, clean={"impute": impute, "missing_indicators": False})
     values = {name: TRAIN[:, index] for index, name in enumerate(NAMES)}
-    blocks = tuple(number_blocks(spec, NAMES, values))
+    blocks = tuple(number_blocks(spec, NAMES, values, np.zeros(len(TRAIN), dtype=np.int64)))
     columns = tuple(Column(name=name, kind="number", missing=("", "?")) for name in NAMES)
     made = Transforms(columns=columns, outputs=(Output(name="features", datatype="FP64", blocks=blocks),))
     return load_transforms(json.loads(json.dumps(made.to_json())))

@@ -22,6 +22,7 @@ from cluster.bundle.transforms.steps import (
     PiecewiseLinear,
     Quantile,
     Scale,
+    apply_steps,
 )
 from cluster.spec.data import DataSpec
 
@@ -34,7 +35,7 @@ QUANTILE_ROWS_MAX = 1_000_000
 def number_blocks(
     spec: DataSpec, names: Sequence[str], values: Mapping[str, Values], targets: np.ndarray
 ) -> list[Block]:
-    """One block for the values, one for their bins where asked, and one for the missing indicators where asked and needed."""
+    """One block for the values, one for their bins and one for the missing indicators, where asked."""
     matrix = np.stack([np.asarray(values[name]) for name in names], axis=1)
     steps: list[Any] = []
     low_high = _fences(matrix, spec.clean.clip_iqr)

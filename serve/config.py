@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.spec.base import StrictSpec
+from cluster.spec.base import PositiveFloat, StrictSpec
 from cluster.spec.serve import ENDPOINT_NAME, BatchingSpec, ReplicaSpec
 
 VERSION = r"^[1-9][0-9]{0,8}$"
@@ -41,6 +41,10 @@ class EndpointConfig(StrictSpec):
     token_file: str | None = None
     admin_token_file: str | None = None
     device: str = "cpu"
+    engine_process: bool | None = None
+    """Run the engine in a process of its own; null: on a GPU yes, on a CPU no."""
+    call_timeout_s: PositiveFloat = 60.0
+    """Longest engine call, where the engine has a process of its own."""
     num_threads: Annotated[int, Field(ge=0)] = 1
     """Threads of one engine call on a CPU; replicas, not threads, use the other cores."""
 

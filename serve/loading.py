@@ -18,6 +18,7 @@ from cluster.errors import EndpointError
 from cluster.probe.gpus import NvmlSource
 from serve.config import EndpointConfig, VersionConfig
 from serve.engines import Engine, EngineRequest, make_engine
+from serve.engines.process import ProcessEngine
 from serve.memory import check_room
 
 LOG = logging.getLogger(__name__)
@@ -32,16 +33,16 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> tuple[Bundle,
     bundle = open_bundle(Path(version.bundle))
     variant = bundle.variant(version.variant)
     check_room(config.device, variant.footprint_bytes, NvmlSource())
-    engine = make_engine(
-        EngineRequest(
-            path=bundle.path(variant.file),
-            signature=bundle.manifest.signature,
-            max_rows=config.batching.max_rows,
-            device=config.device,
-            num_threads=config.num_threads,
-            model=bundle.manifest.model,
-        )
+    request = EngineRequest(
+        path=bundle.path(variant.file),
+        signature=bundle.manifest.signature,
+        max_rows=config.batching.max_rows,
+        device=config.device,
+        num_threads=config.num_threads,
+        model=bundle.manifest.model,
     )
+    isolated = config.engine_process if config.engine_process is not None else config.device != "cpu"
+    engine: Engine = ProcessEngine(request, call_timeout_s=config.call_timeout_s) if isolated else make_engine(request)
     try:
         warm_up(engine, bundle.manifest.signature, config.batching.max_rows)
         check_parity(engine, bundle, variant)

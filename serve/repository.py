@@ -21,6 +21,7 @@ from serve.loading import load_engine
 from serve.model import ServedModel
 from serve.problems import bad_request, not_found, overloaded
 
+ENGINE_FIELDS = ("batching", "device", "num_threads", "engine_process", "call_timeout_s")  # a change loads anew
 LOADING = "loading"
 UNLOADED = "unloaded"
 NOT_KEPT = "not among the versions that are kept loaded"
@@ -160,7 +161,7 @@ class Repository:
         before = self.config
         if before is None or version not in before.versions:
             return False
-        return all(getattr(config, name) == getattr(before, name) for name in ("batching", "device", "num_threads"))
+        return all(getattr(config, name) == getattr(before, name) for name in ENGINE_FIELDS)
 
     async def _load(self, version: VersionConfig, config: EndpointConfig) -> None:
         name = version.version

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,12 +22,12 @@ from cluster.cli.local_runs import follow_log, status_rows, stop_run
 from cluster.cli.options import RUNS_DIR, AsJson, Overrides, RunsDir, SpecPath
 from cluster.cli.seam import emit_json
 from cluster.errors import RequestError
-from cluster.runtime.jobs import Job, JobsClient
-from cluster.runtime.package import build_package, files_named_in
 from cluster.runtime.token import find_token
 from cluster.spec.load import load_spec
-from cluster.store.remote import fetch_bundle, publish_bundle
 from cluster.store.run_folder import find_run
+
+if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it: `manta --help` stays fast
+    from cluster.runtime.jobs import Job, JobsClient
 
 # A job that is stopped needs the time to write a checkpoint and stop its workers; Ray's own figure is 3 s
 STOP_WAIT_S = 30
@@ -72,6 +72,8 @@ def submit(
     as_json: AsJson = False,
 ) -> int:
     """Ship the working folder to a cluster, run the spec there and follow its log."""
+    from cluster.runtime.package import build_package, files_named_in
+
     loaded = load_spec(spec, override or [])
     run_name = name or loaded.name or spec.stem
     shipped = _relative_spec(spec, folder)
@@ -155,6 +157,8 @@ def status(
 
 def publish(run: Target, store: Store = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     """Copy a run's bundle into a store that other machines can reach."""
+    from cluster.store.remote import publish_bundle
+
     found = find_run(runs_dir, run)
     published = publish_bundle(found.bundle, _needed_store(store), found.name)
     if as_json:
@@ -173,6 +177,8 @@ def fetch(
     as_json: AsJson = False,
 ) -> int:
     """Copy a bundle from a store and verify it. With --address the job says which run and which store."""
+    from cluster.store.remote import fetch_bundle
+
     run = target
     if address is not None:
         with _client(address) as client:
@@ -210,6 +216,8 @@ def _client(address: str | None) -> Iterator[JobsClient]:
             rule="a job goes to a Ray cluster's head",
             remedy="Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS; 'manta run' works without one.",
         )
+    from cluster.runtime.jobs import JobsClient
+
     disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
     client = JobsClient(address, token=None if disabled else find_token())
     try:

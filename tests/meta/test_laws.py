@@ -27,6 +27,7 @@ BROAD_EXCEPTS = {
     "cluster/cli/seam.py": "the command line's edge",
     "cluster/pipeline/driver.py": "any stage may raise anything",
     "cluster/pipeline/ray_thread.py": "handed to the thread that waits",
+    "cluster/runtime/session.py": "handed to the thread that waits",
 }
 """Files that may catch everything, with the reason."""
 

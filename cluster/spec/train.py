@@ -194,5 +194,7 @@ class TrainSpec(StrictSpec):
     early_stopping: EarlyStoppingSpec | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
     faults: FaultSpec = FaultSpec()
+    diagnostics_every_updates: PositiveInt | None = 200
+    """How often gradients, weights, updates and activations are looked at; null turns it off."""
     log_every_updates: PositiveInt = 20
     """How often loss and speed go to the display and the curves."""

@@ -1,0 +1,5 @@
+"""What a run's curves and looks mean, in plain words, each with its evidence and the spec change that remedies it."""
+
+from trainers.diagnose.findings import Finding, diagnose
+
+__all__ = ["Finding", "diagnose"]

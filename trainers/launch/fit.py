@@ -28,6 +28,9 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path) -> FitResult:
     Needs a running Ray session; blocks. Raises what `fit` raises, ModelError for an error of the user's code and
     WorkerLostError when workers were lost more often than the budget allows.
     """
+    from ray.exceptions import RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
     folder, restarts = folder.resolve(), 0
     request = replace(
         request,
@@ -38,7 +41,7 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path) -> FitResult:
         try:
             _attempt(request, events, folder)
             return read_outcome(folder)
-        except Exception as error:  # noqa: BLE001 - the seam where Ray's errors become ours
+        except (TrainingFailedError, RayError) as error:
             failure = classify(error)
             if failure.kind != "lost" or restarts >= request.train.faults.worker_restarts:
                 raise_failure(failure, restarts)

@@ -29,7 +29,8 @@ def clip_gradient(gradient: torch.Tensor, parameters: list[torch.nn.Parameter], 
     if spec.clip_norm is not None:
         if spec.clip_value is not None or spec.clip_agc is not None:
             clipped = torch.linalg.vector_norm(gradient)
-        gradient.mul_((spec.clip_norm / (clipped + EPSILON)).clamp_max(1.0))
+        share = (spec.clip_norm / (clipped + EPSILON)).clamp_max(1.0)
+        gradient.mul_(torch.where(torch.isfinite(clipped), share, 1.0))  # else one inf would hide where it came from
     return norm
 
 

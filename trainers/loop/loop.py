@@ -22,6 +22,7 @@ from cluster.errors import DivergedError, InterruptedRunError
 from cluster.telemetry.events import EpochFinished, EventSink
 from trainers.loop.evaluate import evaluate_split
 from trainers.loop.exchange import average_buffers, sum_over_workers
+from trainers.loop.inspector import Inspector
 from trainers.loop.keeper import Keeper
 from trainers.loop.logbook import Logbook
 from trainers.loop.plateau import improves
@@ -68,11 +69,12 @@ def run_epochs(
     """The whole training, visible in one place."""
     cursor = state.cursor
     while cursor.epoch < job.request.train.epochs and not state.stopped_early:
-        logbook = Logbook(job, state)
+        logbook, inspector = Logbook(job, state), Inspector(job, state)
         try:
             for window in windows_left(job, state):
-                report = update(job, state, window, want_stop=bool(interrupt and interrupt()))
-                check_budget(job, state)
+                with inspector.look():
+                    report = update(job, state, window, want_stop=bool(interrupt and interrupt()))
+                check_budget(job, state, window)
                 logbook.note(report)
                 if report.stop:
                     keeper.write()

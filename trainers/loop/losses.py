@@ -56,11 +56,12 @@ class Objective:
                 label_smoothing=self.spec.label_smoothing,
                 ignore_index=IGNORE_INDEX,
             )
-        losses = self._items(batch, outputs)
         if batch.weights is None:
-            return losses.sum()
+            return self._items(batch, outputs).sum()
         valid = batch.weights > 0
-        return (losses[valid] * batch.weights[valid].to(losses.dtype)).sum()
+        kept = MicroBatch(tuple(tensor[valid] for tensor in batch.inputs), batch.targets[valid], batch.weights[valid])
+        losses = self._items(kept, outputs[valid])
+        return (losses * batch.weights[valid].to(losses.dtype)).sum()
 
     def _plain_sum(self, batch: MicroBatch) -> bool:
         return (

@@ -23,6 +23,7 @@ from cluster.errors import DivergedError, MemoryShortError, PeerFailedError
 from trainers.loop import rng
 from trainers.loop.clip import clip_gradient
 from trainers.loop.exchange import Riders, texts_over_workers
+from trainers.loop.inspector import locate_nonfinite
 from trainers.loop.optim import set_learning_rate
 from trainers.loop.precision import autocast, check_scale, found_inf
 from trainers.loop.sampler import Window
@@ -194,14 +195,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
-def check_budget(job: Job, state: State) -> None:
+def check_budget(job: Job, state: State, window: Window) -> None:
     """Raise DivergedError when too many windows in a row were not finite. The loop may roll back."""
     allowed = job.request.train.faults.nonfinite_updates
     if state.cursor.skipped_in_a_row <= allowed:
         return
     raise DivergedError(
         f"Cannot go on after update {state.cursor.update}",
-        found=f"{state.cursor.skipped_in_a_row} windows in a row had gradients that are not finite",
+        found=f"{state.cursor.skipped_in_a_row} windows in a row had gradients that are not finite; "
+        f"{locate_nonfinite(job, state, window)}",
         rule=f"train.faults.nonfinite_updates allows {allowed}",
         remedy="Lower train.optimizer.learning_rate, set train.clip_norm, or look for extreme values in the data.",
     )

@@ -124,7 +124,7 @@ def test_a_few_nonfinite_windows_are_within_the_budget(tmp_path: Path) -> None:
     job, state = started(tmp_path, objective=f"{HERE}:poisoned_losses", objective_arguments={"at": (0, 2, 6)})
     for index in range(4):
         update(job, state, window(index))
-        check_budget(job, state)
+        check_budget(job, state, window(index))
     assert state.cursor.skipped == 3
     assert state.cursor.update == 1
 

@@ -1,0 +1,87 @@
+"""`python -m trainers.diagnose RUN`: what a run's curves mean; `--apply OUT.yaml` writes the spec with the remedies."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.atomic import write_text
+from cluster.errors import MantaError, RequestError
+from cluster.spec.load import load_spec, set_path, validate_spec
+from cluster.spec.run import RunSpec
+from cluster.store.run_folder import RunFolder
+from cluster.telemetry.events import read_events
+from trainers.diagnose.findings import Finding, diagnose
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code of the error tree."""
+    options = _parser().parse_args(arguments)
+    try:
+        run = RunFolder(options.run)
+        findings = findings_of_run(run)
+        if options.apply:
+            apply_findings(run, findings, options.apply)
+    except MantaError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return error.exit_code
+    if options.json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+    else:
+        sys.stdout.write(render(findings) + "\n")
+    return 0
+
+
+def findings_of_run(run: RunFolder) -> list[Finding]:
+    """Of a run that has trained. Raises RequestError for one that has not."""
+    resolved = run.read_resolved()
+    if resolved is None or not run.events.exists():
+        raise RequestError(
+            f"Cannot diagnose {run.path}",
+            found="it has no resolved.yaml or no events.jsonl",
+            remedy="Name the folder of a run that has trained.",
+        )
+    return diagnose(read_events(run.events), resolved.spec)
+
+
+def apply_findings(run: RunFolder, findings: list[Finding], target: Path) -> RunSpec:
+    """Write the run's spec with all changes to `target`; of two changes of one value the first holds."""
+    raw: dict[str, Any] = load_spec(run.path / "spec.yaml").model_dump(mode="json", exclude_unset=True)
+    done: set[str] = set()
+    for finding in findings:
+        for path, value in finding.change.items():
+            if path not in done:
+                set_path(raw, path.split("."), value)
+                done.add(path)
+    spec = validate_spec(raw, origin=str(target))
+    write_text(target, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    return spec
+
+
+def render(findings: list[Finding]) -> str:
+    """For people."""
+    if not findings:
+        return "Nothing stands out in this run's curves."
+    lines = []
+    for finding in findings:
+        lines.append(f"- {finding.text}")
+        lines += [f"    try --set {path}={json.dumps(value)}" for path, value in finding.change.items()]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainers.diagnose", description="Say what a run's curves mean.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--apply", type=Path, metavar="OUT.yaml", help="write the spec with the remedies")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

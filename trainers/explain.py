@@ -1,0 +1,186 @@
+"""`manta explain SPEC`: the resolved run, before anything runs.
+
+Every `auto` with its value and reason, the batch equation, updates per epoch, the learning-rate curve, the memory of
+one worker. It reads the data as the check stage does, and nothing is written.
+
+Covered: text for people, `--json` for programs. Not covered: durations (they depend on the machine; run one epoch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.bundle.signature import TensorSpec
+from cluster.errors import MantaError
+from cluster.pipeline.stage import StageContext
+from cluster.probe import host_facts
+from cluster.spec.growth import updates_of_epochs
+from cluster.spec.load import load_spec
+from cluster.spec.resolve import ResolvedRun
+from cluster.store.run_folder import RunFolder
+from cluster.telemetry.events import ListSink
+
+CURVE_COLUMNS, CURVE_ROWS = 60, 8
+TABLE_ROWS_MAX = 100_000  # a table's width is known after encoding: up to this many rows that takes seconds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code of the error tree."""
+    options = _parser().parse_args(arguments)
+    try:
+        facts = explain(options.spec, options.set)
+    except MantaError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return error.exit_code
+    text = json.dumps(facts, indent=2, sort_keys=True, default=str) if options.json else render(facts)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
+    """Everything that is known before a run, JSON-able. Raises MantaError."""
+    from trainers.data.stages import check_data
+
+    spec = load_spec(spec_path, overrides)
+    with tempfile.TemporaryDirectory(prefix="manta-explain-") as folder:
+        name = spec.name or spec_path.stem
+        context = StageContext(
+            stage="check",
+            run=RunFolder(Path(folder) / name),
+            spec=spec,
+            resolved=None,
+            host=host_facts(),
+            folder=Path(folder),
+            digest="",
+            records={},
+            events=ListSink(),
+        )
+        found = check_data(context)
+        assert found.resolved is not None
+        inputs = _inputs(context, found.resolved, Path(folder))
+    return _facts(found.resolved, found.facts, inputs)
+
+
+def _facts(resolved: ResolvedRun, check: dict[str, Any], inputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    train, batch = resolved.spec.train, resolved.batch
+    updates = updates_of_epochs(train, batch.batch_size_global, resolved.data.num_rows_train)
+    return {
+        "name": resolved.name,
+        "reasons": [reason.model_dump(mode="json") for reason in resolved.reasons],
+        "data": check["data"],
+        "splits": check["splits"],
+        "batch": {**batch.model_dump(), "equation": batch.equation(), "updates_of_epochs": list(updates)},
+        "learning_rate": _learning_rates(resolved, sum(updates)),
+        "memory": _memory(resolved, inputs),
+        "spec": resolved.spec.model_dump(mode="json"),
+    }
+
+
+def _learning_rates(resolved: ResolvedRun, total: int) -> dict[str, Any]:
+    """Peak, warm-up and the curve at CURVE_COLUMNS places."""
+    from trainers.loop.schedule import learning_rate_factor, peak_learning_rate, warmup_updates
+
+    train = resolved.spec.train
+    peak = peak_learning_rate(train.optimizer, resolved.batch.batch_size_global)
+    places = [round(i * (total - 1) / (CURVE_COLUMNS - 1)) for i in range(CURVE_COLUMNS)]
+    return {
+        "peak": peak,
+        "warmup_updates": warmup_updates(train.schedule, total),
+        "updates": places,
+        "values": [peak * learning_rate_factor(train.schedule, update, total) for update in places],
+    }
+
+
+def _memory(resolved: ResolvedRun, inputs: tuple[TensorSpec, ...]) -> dict[str, Any] | None:
+    """Bytes of one worker, or None where the model's inputs are not known before preparing."""
+    if not inputs:
+        return None
+    from trainers.loop.memory import estimate_memory
+    from trainers.models import build_model, count_parameters
+
+    outputs = max(1, resolved.data.num_classes if resolved.data.task == "classification" else 1)
+    model = build_model(resolved.spec.model, inputs, outputs)
+    estimate = estimate_memory(model, inputs, resolved.batch.batch_size_per_worker, resolved.spec.train)
+    return {**asdict(estimate), "total": estimate.total, "num_parameters": count_parameters(model)}
+
+
+def _inputs(context: StageContext, resolved: ResolvedRun, folder: Path) -> tuple[TensorSpec, ...]:
+    """The model's signature: by preparing in a throw-away folder, which is what decides a table's width."""
+    from dataclasses import replace
+
+    from trainers.data.shards import open_prepared
+    from trainers.data.stages import prepare_data
+
+    if resolved.data.num_rows > TABLE_ROWS_MAX:
+        return ()
+    target = folder / "prepared"
+    target.mkdir()
+    prepare_data(replace(context, stage="prepare", resolved=resolved, folder=target))
+    return open_prepared(target).inputs
+
+
+def render(facts: dict[str, Any]) -> str:
+    """For people."""
+    batch, rate = facts["batch"], facts["learning_rate"]
+    data, splits = facts["data"], facts["splits"]
+    lines = [f"Run '{facts['name']}'", ""]
+    lines.append("Data")
+    shape = f", rows of shape {data['item_shape']}" if data["item_shape"] else ""
+    classes = f", {data['num_classes']} classes" if data["num_classes"] else ""
+    lines.append(f"  {data['task']} on {data['num_rows']:,} rows ({data['layout']}{shape}{classes})")
+    lines.append("  " + ", ".join(f"{rows:,} {name}" for name, rows in splits.items()))
+    lines += ["", "What `auto` became"]
+    width = max((len(reason["path"]) for reason in facts["reasons"]), default=0)
+    lines += [f"  {r['path']:<{width}}  {r['value']}, because {r['reason']}" for r in facts["reasons"]] or ["  nothing"]
+    lines += ["", "Batches", f"  {batch['equation']}"]
+    epochs, updates = len(batch["updates_of_epochs"]), batch["updates_of_epochs"]
+    each = f"{updates[0]}" if len(set(updates)) == 1 else f"{updates[0]} to {updates[-1]}"
+    lines.append(f"  {each} updates an epoch, {epochs} epochs, {sum(updates):,} updates")
+    lines += ["", f"Learning rate: peak {rate['peak']:.3g} after {rate['warmup_updates']} updates"]
+    lines += [f"  {line}" for line in plot(rate["values"], rate["updates"][-1])]
+    lines += ["", "Memory of one worker", *_memory_lines(facts["memory"])]
+    return "\n".join(lines)
+
+
+def plot(values: list[float], last_update: int) -> list[str]:
+    """An ASCII curve with its axis."""
+    top = max(values)
+    heights = [round(value / top * CURVE_ROWS) for value in values]
+    rows = []
+    for level in range(CURVE_ROWS, 0, -1):
+        label = f"{top * level / CURVE_ROWS:8.2g}" if level in (CURVE_ROWS, CURVE_ROWS // 2) else " " * 8
+        rows.append(label + " |" + "".join("#" if height >= level else " " for height in heights).rstrip())
+    rows.append(" " * 8 + " +" + "-" * len(values))
+    rows.append(" " * 10 + "0" + f"{last_update:>{len(values) - 1}} update")
+    return rows
+
+
+def _memory_lines(memory: dict[str, Any] | None) -> list[str]:
+    if memory is None:
+        return ["  not known before the data is prepared"]
+    parts = ["parameters", "gradients", "optimizer", "ema", "activations", "transient", "batch"]
+    lines = [f"  {name:<12}{megabytes(memory[name])}" for name in parts if memory[name]]
+    lines.append(f"  {'total':<12}{megabytes(memory['total'])}  for {memory['num_parameters']:,} parameters")
+    return lines
+
+
+def megabytes(count: int) -> str:
+    return f"{count / (1 << 20):10.2f} MiB"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="manta explain", description="Print the resolved run.")
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

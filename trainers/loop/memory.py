@@ -38,7 +38,7 @@ class MemoryEstimate:
     activations: int
     """Saved for backward by one micro-batch."""
     transient: int
-    """Largest gradient of an activation, which lives beside the saved ones while backward runs."""
+    """Largest gradient of one activation or one weight, which lives beside the rest while backward runs."""
     batch: int
     """Inputs and targets of one micro-batch."""
 
@@ -63,7 +63,7 @@ def estimate_memory(
         optimizer=moments * trainable,
         ema=trainable if train.ema else 0,
         activations=saved,
-        transient=largest,
+        transient=max(largest, *(tensor_bytes(parameter) for parameter in model.parameters())),
         batch=sum(micro_size * tensor.dtype.itemsize * _elements(tensor) for tensor in inputs) + 8 * micro_size,
     )
 

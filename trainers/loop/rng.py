@@ -35,7 +35,8 @@ def capture() -> dict[str, torch.Tensor]:
 
 def restore(states: dict[str, torch.Tensor]) -> None:
     """Set what `capture` gave. Raises KeyError for a missing part: a run must not go on with other numbers."""
-    torch.set_rng_state(states["torch"])
+    # a copy: torch reads the state as a C struct and needs it aligned, which a slice of a mapped file is not
+    torch.set_rng_state(states["torch"].clone())
     _unpack_numpy(states["numpy"])
     _unpack_python(states["python"])
     if "cuda" in states and torch.cuda.is_available():

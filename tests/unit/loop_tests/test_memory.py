@@ -1,0 +1,64 @@
+"""The memory estimate against the allocator: within 15 % of the measured peak."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from cluster.bundle.signature import TensorSpec
+from cluster.spec.model import CnnSpec, MlpSpec
+from cluster.spec.train import TrainSpec
+from trainers.loop.exchange import GradientExchange
+from trainers.loop.memory import estimate_memory, tensor_bytes
+from trainers.loop.optim import build_optimizer, set_learning_rate
+from trainers.loop.sampler import World
+from trainers.models import build_model
+
+SMALL_IMAGE = TensorSpec(name="x", datatype="FP32", shape=(-1, 1, 8, 8))
+IMAGE = TensorSpec(name="x", datatype="FP32", shape=(-1, 3, 32, 32))
+TABLE = TensorSpec(name="x", datatype="FP32", shape=(-1, 100))
+CASES = [
+    (CnnSpec(family="cnn", width=16), SMALL_IMAGE),
+    (CnnSpec(family="cnn", width=16, stages=3), IMAGE),
+    (MlpSpec(family="mlp", hidden=(512, 512)), TABLE),
+]
+
+
+def measured_peak(model: nn.Module, tensor: TensorSpec, rows: int, train: TrainSpec) -> int:
+    """Peak of the allocator over two real updates, plus what was there before."""
+    inputs, targets = torch.randn(rows, *tensor.item_shape), torch.randint(0, 10, (rows,))
+    before = [*model.parameters(), *model.buffers(), inputs, targets]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        exchange = GradientExchange(model, World(), train.exchange)
+        optimizer = build_optimizer(model, train.optimizer)
+        set_learning_rate(optimizer, 1e-3)
+        for _ in range(2):
+            exchange.clear()
+            F.cross_entropy(model(inputs), targets, reduction="sum").backward()
+            optimizer.step()
+    events: list[Any] = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    held = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak + sum(tensor_bytes(item) for item in before)
+
+
+@pytest.mark.parametrize(("spec", "tensor"), CASES, ids=["cnn-8x8", "cnn-32x32", "mlp"])
+@pytest.mark.parametrize("rows", [32, 128])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_estimate_is_within_15_percent_of_the_measured_peak(
+    spec: Any, tensor: TensorSpec, rows: int, optimizer: str
+) -> None:
+    train = TrainSpec.model_validate_json(json.dumps({"precision": "fp32", "optimizer": {"name": optimizer}}))
+    model = build_model(spec, (tensor,), 10).train()
+    weights = [parameter.clone() for parameter in model.parameters()]
+    estimate = estimate_memory(model, (tensor,), rows, train).total
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True)), "the model is not touched"
+    assert estimate == pytest.approx(measured_peak(model, tensor, rows, train), rel=0.15)

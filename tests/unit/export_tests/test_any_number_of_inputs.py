@@ -28,4 +28,4 @@ def test_forward_with_star_inputs_exports(tmp_path: Path, shapes: tuple[tuple[in
     example = {item.name: np.zeros((4, *item.shape[1:]), np.float32) for item in inputs}
     width = sum(int(np.prod(item.shape[1:])) for item in inputs)
     facts = export_onnx(Joined(width), inputs, example, tmp_path / "m.onnx", opset=20)
-    assert facts.num_parameters == 2 * width + 2
+    assert facts.operators["Gemm"] == 1  # export_onnx itself proves the batch axis dynamic

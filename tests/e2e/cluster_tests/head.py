@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -91,6 +92,16 @@ def start_head(folder: Path) -> Iterator[Head]:
     finally:
         _end(process)
         subprocess.run(["rm", "-rf", temporary], check=False)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, process: subprocess.Popen[str] | None = None) -> Any:
+    """Wait until the condition holds; fail when the time is over, or when `process` has ended."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return found
 
 
 def _wait_until_ready(head: Head, log: Path) -> None:

@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +18,7 @@ import pytest
 from cluster.runtime.locks import is_locked
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EpochFinished, RunFailed, RunFinished, read_events
-from tests.e2e.cluster_tests.head import clean_environment
+from tests.e2e.cluster_tests.head import clean_environment, wait_for
 
 SPEC = """
 version: 1
@@ -60,15 +59,6 @@ def manta_run(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
             for each in [process.pid, int(run.read_state().get("pid", 0))]:
                 if each and psutil.pid_exists(each):
                     os.killpg(each, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, process: subprocess.Popen[str] | None = None) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    return found
 
 
 def press_until_gone(process: subprocess.Popen[str]) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from cluster.bundle import open_bundle
-from tests.e2e.cluster_tests.head import Head, clean_environment, start_head
+from cluster.runtime.locks import is_locked
+from cluster.store.run_folder import RunFolder
+from cluster.telemetry.events import EpochFinished, read_events
+from tests.e2e.cluster_tests.head import Head, clean_environment, start_head, wait_for
 
 SPEC = """
 version: 1
@@ -65,6 +68,25 @@ def test_submit_follow_fetch_verify(head: Head, project: Path, tmp_path: Path) -
     bundle = open_bundle(tmp_path / "got")
     assert bundle.manifest.task == "classification"
     assert not (tmp_path / "home" / ".ray").exists()
+
+
+def test_a_stopped_job_ends_cleanly_and_its_run_can_go_on(head: Head, project: Path) -> None:
+    """Ray's stop reaches the driver as SIGTERM, and the run has the time to note that it was interrupted."""
+    at = ("--address", head.url)
+    long = ("submit", "tiny.yaml", *at, "--name", "long", "--set", "train.epochs=100000", "--id", "long-1", "--detach")
+    started = manta(*long, cwd=project, env=head.environment())
+    assert started.returncode == 0, started.stderr
+    run = RunFolder(head.runs / "long")
+    wait_for(lambda: any(isinstance(event, EpochFinished) for event in read_events(run.events)), RUN_S)
+
+    stopped = manta("stop", "long-1", *at, "--json", cwd=project, env=head.environment())
+    assert json.loads(stopped.stdout)["stopped"] is True
+    status = manta("status", "long-1", *at, "--json", cwd=project, env=head.environment())
+    assert json.loads(status.stdout)[0]["state"] == "stopped"
+    assert run.read_state()["state"] == "interrupted"
+    assert not is_locked(run.lock)
+    assert "epoch 1/100000" in manta("logs", "long-1", *at, cwd=project, env=head.environment()).stdout
+    assert run.record("prepare") is not None, "what was finished is kept"
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,6 @@ from typing import Any
 import httpx
 import psutil
 
-from cluster.runtime.environment import with_ray_environment
-
 START_S = 120.0
 BIN = Path(sys.executable).parent
 
@@ -79,8 +77,17 @@ def start_head(folder: Path) -> Iterator[Head]:
     own["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody is being served when the test ends
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(BIN / "ray"), "start", "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())],
-            env=with_ray_environment({**clean_environment(), **own}),
+            [
+                sys.executable,
+                "-m",
+                "cluster.runtime.node",
+                "ray",
+                "start",
+                "--head",
+                "--block",
+                *(f"--{name}={value}" for name, value in flags.items()),
+            ],
+            env={**clean_environment(), **own},
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -1,0 +1,51 @@
+"""`python -m cluster.runtime.node COMMAND …`: run a command with the variables that a node of a cluster needs.
+
+    python -m cluster.runtime.node ray start --head --block --port=6379
+    python -m cluster.runtime.node ray start --block --address=HEAD:6379
+
+Ray reads these when its processes start, so they must be there before `ray start`, on every node. The images in docker/
+have it as their entry point: there is one list of variables, the one in environment.py.
+
+Invariant: the command takes this process's place (exec), so that signals and the exit code are its own; a variable
+that is set already wins.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from cluster.errors import RequestError
+from cluster.runtime.environment import CLUSTER_ENVIRONMENT, with_ray_environment
+from cluster.runtime.serve_place import haproxy_environment
+
+
+def node_environment(environment: dict[str, str]) -> dict[str, str]:
+    """A copy of `environment` with what a node needs. Writes HAProxy's wrapper into a folder of this user."""
+    folder = Path(tempfile.gettempdir()) / f"manta-node-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise RequestError(
+            "Cannot prepare a node",
+            found=f"{folder} belongs to somebody else",
+            remedy="Remove it, or set TMPDIR to a folder of your own.",
+        )
+    return with_ray_environment({**haproxy_environment(folder), **CLUSTER_ENVIRONMENT, **environment})
+
+
+def main() -> int:
+    """Become the command."""
+    command = sys.argv[1:]
+    if not command or shutil.which(command[0]) is None:
+        sys.stderr.write(
+            f"usage: python -m cluster.runtime.node COMMAND …; not found: {' '.join(command[:1]) or '-'}\n"
+        )
+        return 2
+    os.execvpe(command[0], command, node_environment(dict(os.environ)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

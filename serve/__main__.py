@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster.bundle import read_manifest
 from cluster.errors import MantaError
@@ -50,9 +52,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", help="fp32, int8_static, … (default: the bundle's default)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call; 0 lets the engine choose")
-    parser.add_argument("--max-rows", type=int, default=64, help="rows of one engine call")
-    parser.add_argument("--max-wait-ms", type=float, default=1.0, help="how long a request waits for others")
+    parser.add_argument("--max-rows", type=auto_or(int), default=64, help="rows of one engine call, or auto")
+    parser.add_argument("--max-wait-ms", type=auto_or(float), default=1.0, help="wait for other requests, or auto")
     return parser.parse_args(arguments)
+
+
+def auto_or(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A number, or the word auto."""
+    return lambda text: text if text == "auto" else kind(text)
 
 
 if __name__ == "__main__":

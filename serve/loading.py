@@ -10,16 +10,20 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cluster.bundle import Bundle, TensorSignature, Variant, open_bundle
 from cluster.errors import EndpointError
 from cluster.probe.gpus import NvmlSource
+from cluster.spec.serve import BatchingSpec
+from serve.batching import BatchPolicy
 from serve.config import EndpointConfig, VersionConfig
 from serve.engines import Engine, EngineRequest, make_engine
 from serve.engines.process import ProcessEngine
 from serve.memory import check_room
+from serve.tuning import choose, measure
 
 LOG = logging.getLogger(__name__)
 # Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own
@@ -27,7 +31,16 @@ LOG = logging.getLogger(__name__)
 TOLERANCE = {"fp32": (1e-4, 1e-3), "fp16": (1e-3, 2e-2), "bf16": (1e-2, 5e-2), "int8": (1e-2, 5e-2)}
 
 
-def load_engine(config: EndpointConfig, version: VersionConfig) -> tuple[Bundle, Variant, Engine]:
+class Loaded(NamedTuple):
+    """A proved engine, what it came from, and how its requests are joined."""
+
+    bundle: Bundle
+    variant: Variant
+    engine: Engine
+    policy: BatchPolicy
+
+
+def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
     """Load one version and prove it. Blocks; raises BundleError, EndpointError, ResourceError."""
     started = time.perf_counter()
     bundle = open_bundle(Path(version.bundle))
@@ -36,7 +49,7 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> tuple[Bundle,
     request = EngineRequest(
         path=bundle.path(variant.file),
         signature=bundle.manifest.signature,
-        max_rows=config.batching.max_rows,
+        max_rows=config.batching.max_rows if config.batching.max_rows != "auto" else 1,
         device=config.device,
         num_threads=config.num_threads,
         model=bundle.manifest.model,
@@ -44,13 +57,26 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> tuple[Bundle,
     isolated = config.engine_process if config.engine_process is not None else config.device != "cpu"
     engine: Engine = ProcessEngine(request, call_timeout_s=config.call_timeout_s) if isolated else make_engine(request)
     try:
-        warm_up(engine, bundle.manifest.signature, config.batching.max_rows)
+        policy = batch_policy(engine, bundle.manifest.signature, config.batching)
+        warm_up(engine, bundle.manifest.signature, policy.max_rows)
         check_parity(engine, bundle, variant)
     except BaseException:
         engine.close()
         raise
     LOG.info("loaded %s version %s in %.2f s", config.name, version.version, time.perf_counter() - started)
-    return bundle, variant, engine
+    return Loaded(bundle, variant, engine, policy)
+
+
+def batch_policy(engine: Engine, signature: TensorSignature, batching: BatchingSpec) -> BatchPolicy:
+    """The policy of a spec, each `auto` decided by measuring the engine."""
+    rows, wait_ms = batching.max_rows, batching.max_wait_ms
+    if rows == "auto" or wait_ms == "auto":
+        curve = measure(lambda size: engine.run(zeros(signature, size)))
+        best_rows, best_wait_s = choose(curve)
+        rows = best_rows if rows == "auto" else rows
+        wait_ms = best_wait_s * 1e3 if wait_ms == "auto" else wait_ms
+        LOG.info("batches of %d rows, %.3f ms wait, from %s", rows, wait_ms, curve)
+    return BatchPolicy(max_rows=rows, max_wait_s=wait_ms / 1e3, preferred_rows=engine.preferred_rows)
 
 
 def warm_up(engine: Engine, signature: TensorSignature, max_rows: int) -> None:

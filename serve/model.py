@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from cluster.bundle import Bundle, TensorSpec, Variant
+from cluster.bundle import Bundle, TensorSpec
 from cluster.errors import DataError, ProtocolError
-from serve.batching import Batcher, BatchPolicy
+from serve.batching import Batcher
 from serve.codec import InferAnswer, InferRequest, RequestedOutput
 from serve.config import EndpointConfig, VersionConfig
-from serve.engines import Engine
 from serve.limits import Limits
+from serve.loading import Loaded
 from serve.problems import bad_request
 from serve.statistics import ModelStatistics
 
@@ -29,21 +29,16 @@ class ServedModel:
         self,
         config: EndpointConfig,
         version: VersionConfig,
-        loaded: tuple[Bundle, Variant, Engine],
+        loaded: Loaded,
         limits: Limits,
     ) -> None:
-        self.bundle, self.variant, self.engine = loaded
+        self.bundle, self.variant, self.engine, policy = loaded
         self.name, self.version = config.name, version.version
         self.manifest = self.bundle.manifest
         self.signature = self.manifest.signature
         self.statistics = ModelStatistics(self.name, self.version)
         self.limits = limits
         self.transforms = _transforms(self.bundle)
-        policy = BatchPolicy(
-            max_rows=config.batching.max_rows,
-            max_wait_s=config.batching.max_wait_ms / 1e3,
-            preferred_rows=self.engine.preferred_rows,
-        )
         self.batcher = Batcher(self.engine.run, self.signature, policy, limits, self.statistics)
 
     @property
@@ -67,8 +62,13 @@ class ServedModel:
             self.signature.check_inputs(request.inputs)
         except DataError as error:
             raise bad_request(error.found, rule=error.rule) from None
-        if len(next(iter(request.inputs.values()))) == 0:
+        rows = len(next(iter(request.inputs.values())))
+        if rows == 0:
             raise bad_request("the inputs have no rows", rule="at least one row")
+        if self.engine.preferred_rows and rows > self.batcher.policy.max_rows:
+            raise bad_request(
+                f"the inputs have {rows} rows", rule=f"this engine is built for at most {self.batcher.policy.max_rows}"
+            )
         known = {tensor.name for tensor in self.signature.outputs}
         for output in request.outputs:
             if output.name not in known:

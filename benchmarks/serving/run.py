@@ -44,7 +44,7 @@ def server(command: list[str], url: str, body: bytes, headers: dict[str, str]) -
     """Start a server and wait until it answers the case's own request; yields the URL."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
         )
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
@@ -104,7 +104,7 @@ def parse(text: str) -> dict[str, float]:
 def compare(wrk: Wrk, targets: dict[str, tuple], *, connections: int, seconds: float, rounds: int) -> dict:
     """Measure each target in turn, `rounds` times; medians, and the ratio of each to the first in the same round."""
     rows: dict[str, list[dict]] = {name: [] for name in targets}
-    for name, (url, body, headers) in targets.items():
+    for url, body, headers in targets.values():
         wrk.run(url, body, headers, connections=connections, seconds=1)  # warm-up
     for _ in range(rounds):
         for name, (url, body, headers) in targets.items():
@@ -139,6 +139,8 @@ def json64(options: argparse.Namespace, wrk: Wrk, folder: Path) -> dict:
     if options.peers:
         commands["litserve"] = (str(options.peers / "bin" / "python"), "litserve_server.py", model, "")
         commands["mlserver"] = (str(options.peers / "bin" / "mlserver"), "mlserver", model, "")
+    if options.servers:
+        commands = {name: commands[name] for name in options.servers}
     with ExitStack() as stack:
         targets = {}
         for name, (python, script, argument, prefix) in commands.items():
@@ -233,6 +235,7 @@ CASES = {"json64": json64, "images": images, "cnn": cnn}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wrk", default="wrk")
+    parser.add_argument("--servers", nargs="+", help="of case json64, bare first; all when absent")
     parser.add_argument("--peers", type=Path, help="virtual environment with litserve and mlserver")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seconds", type=float, default=4.0)

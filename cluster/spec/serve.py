@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from cluster.spec.base import PositiveFloat, StrictSpec
+from cluster.spec.base import Auto, AutoPositiveInt, PositiveFloat, StrictSpec
 
 ENDPOINT_NAME = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -35,8 +35,10 @@ class ReplicaSpec(StrictSpec):
 class BatchingSpec(StrictSpec):
     """Requests are joined into one engine call up to these limits."""
 
-    max_rows: Annotated[int, Field(gt=0)] = 64
-    max_wait_ms: Annotated[float, Field(ge=0)] = 1.0
+    max_rows: AutoPositiveInt = 64
+    """auto: from the engine's latency curve, measured when a version is loaded."""
+    max_wait_ms: Auto | Annotated[float, Field(ge=0)] = 1.0
+    """How long a request may wait for company. auto: half of what one row alone takes, at most 5 ms."""
 
 
 class ServeSpec(StrictSpec):

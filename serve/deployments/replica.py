@@ -18,6 +18,7 @@ from cluster.errors import EndpointError, MantaError
 from serve.asgi import AsgiDoor
 from serve.config import EndpointConfig
 from serve.deployments.scaling import BUSY, OLDEST_WAIT_S, QUEUED_ROWS
+from serve.deployments.shortcut import open_shortcut
 from serve.handler import Handler
 from serve.human import build_human_side
 from serve.limits import Limits
@@ -40,7 +41,9 @@ class EndpointReplica:
         self._told_engine_ns = 0
 
     def __serve_build_asgi_app__(self) -> AsgiDoor:
-        return AsgiDoor(self.handler, build_human_side(self.handler))
+        door = AsgiDoor(self.handler, build_human_side(self.handler))
+        open_shortcut(door, self.repository.name)
+        return door
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve what the configuration says. Raises only while nothing is served yet."""

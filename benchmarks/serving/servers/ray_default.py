@@ -1,6 +1,7 @@
-"""Ray Serve as its documentation starts: a FastAPI ingress, default environment. Usage: ray_default.py MODEL.onnx PORT."""
+"""Ray Serve as its documentation starts: a FastAPI ingress, default environment.
 
-from __future__ import annotations
+Usage: python ray_default.py MODEL.onnx PORT. No postponed annotations: FastAPI could not resolve them in a replica.
+"""
 
 import sys
 import threading

@@ -40,3 +40,12 @@ def test_raw_rows_come_back_as_labels_with_probabilities(endpoint: EndpointClien
     assert labels == [str(i) for i in sample["outputs/fp32/logits"].argmax(axis=1)]
     for row in answer["predictions"]:
         assert abs(sum(row["probabilities"].values()) - 1) < 1e-4
+
+
+def test_infer_takes_the_short_way_and_all_else_ray_serves_way(endpoint: EndpointClient, digits_bundle: Path) -> None:
+    """Ray Serve's wrapping stamps a request id on what passes it."""
+    body = {"inputs": [{"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}]}
+    infer = httpx.post(f"{endpoint.url}/v2/models/digits/infer", json=body, trust_env=False)
+    metadata = httpx.get(f"{endpoint.url}/v2/models/digits", trust_env=False)
+    assert (infer.status_code, "x-request-id" in infer.headers) == (200, False)
+    assert (metadata.status_code, "x-request-id" in metadata.headers) == (200, True)

@@ -17,6 +17,7 @@ from serve.engines.fake import FakeEngine
 from serve.handler import Handler
 from serve.human import build_human_side
 from serve.limits import Limits
+from serve.loading import Loaded, batch_policy
 from serve.model import ServedModel
 from serve.repository import Repository
 from tests.bundles import make_bundle
@@ -38,7 +39,9 @@ class Place:
         self.engine = FakeEngine(opened.manifest.signature)
         version = VersionConfig(version="1", bundle=str(bundle))
         config = EndpointConfig(name="m", versions=(version,), default_version="1", batching=batching)
-        self.model = ServedModel(config, version, (opened, opened.variant(), self.engine), limits)
+        policy = batch_policy(self.engine, opened.manifest.signature, batching)
+        self.engine.calls.clear()
+        self.model = ServedModel(config, version, Loaded(opened, opened.variant(), self.engine, policy), limits)
         self.repository = Repository("m", limits)
         self.repository.adopt(config, self.model)
         self.handler = Handler(self.repository, limits)

@@ -1,0 +1,64 @@
+"""The number of replicas follows the work, up and down, and nobody's request is lost on the way."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.errors import EndpointError
+from cluster.spec.serve import ReplicaSpec
+from serve.client import EndpointClient
+from serve.deployments.endpoint import Endpoint, EndpointOptions, deploy, endpoints, undeploy
+from tests.bundles import make_bundle, mlp_graph
+from tests.integration.serve_tests.conftest import one_version
+from tests.integration.serve_tests.test_faults import eventually
+
+WIDTH = 2048
+
+
+@pytest.fixture
+def scaling(endpoint: EndpointClient, tmp_path: Path) -> Iterator[Endpoint]:
+    """A model that keeps an engine busy, one to two replicas, quick decisions."""
+    graph = mlp_graph(WIDTH, WIDTH, 10, layers=3)
+    bundle = make_bundle(tmp_path / "bundle", name="scaling", item_shape=(WIDTH,), graph=graph)
+    replicas = ReplicaSpec(min=1, max=2, target_busy=0.3, up_delay_s=0.0, down_delay_s=2.0)
+    found = deploy(
+        one_version("scaling", bundle).model_copy(update={"replicas": replicas}), EndpointOptions(ready_timeout_s=90)
+    )
+    yield found
+    undeploy("scaling")
+
+
+@pytest.mark.slow
+def test_replicas_come_and_go_with_the_work_and_no_request_is_lost(scaling: Endpoint) -> None:
+    answers: Counter[str] = Counter()
+    stop = threading.Event()
+    x = {"x": np.ones((64, WIDTH), np.float32)}
+
+    def ask() -> None:
+        with EndpointClient(scaling.url, "scaling") as client:
+            while not stop.is_set():
+                try:
+                    answers[client.infer(x).version] += 1
+                except EndpointError as error:
+                    answers[error.found] += 1
+
+    def running() -> int:
+        return next(found.replicas for found in endpoints() if found.name == "scaling")
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: running() == 2)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    eventually(lambda: running() == 1)
+    assert set(answers) == {"1"}

@@ -5,7 +5,8 @@ removes the folders. This process outlives the driver by moments: it sits in a s
 of a pipe whose write end only the driver has, and does the same work after a clean end, a crash and kill -9.
 
 Invariant: when it exits, no process of the private Ray is alive, its logs lie in the run's folder, and its folders
-are gone. It never touches a process that does not name those folders or carry the session's marker.
+are gone. It never touches a process that neither carries the marker nor was started in the driver's session and
+names one of the folders or holds a file there open.
 
 Covered: one private Ray. Not covered: clusters that were there before (nothing of theirs is ours to remove).
 """
@@ -48,6 +49,8 @@ class PrivatePlace:
     """Where Ray's logs go."""
     driver: int
     """Process id of the driver, which holds Ray's log files open too and is never ended."""
+    session: int
+    """Session id of the driver, which Ray's processes share: a pager that reads their logs elsewhere is not ours."""
 
 
 class Reaper:
@@ -55,7 +58,7 @@ class Reaper:
 
     def __init__(self, place: PrivatePlace) -> None:
         command = [sys.executable, "-m", "cluster.runtime.reaper", "--marker", place.marker]
-        command += ["--sessions", str(place.sessions)]
+        command += ["--sessions", str(place.sessions), "--session", str(place.session)]
         command += ["--logs", str(place.logs.resolve())] if place.logs else []
         command += [str(folder) for folder in place.folders]
         environment = {name: value for name, value in os.environ.items() if name != MARKER_VARIABLE}
@@ -97,7 +100,7 @@ def end_processes(place: PrivatePlace, *, grace_s: float) -> list[int]:
 
 
 def processes_of(place: PrivatePlace) -> Iterable[psutil.Process]:
-    """Processes of this user that carry the marker, name one of the folders, or have a file open in it."""
+    """Processes that carry the marker, or share the driver's session and name or hold something in the folders."""
     spared = (os.getpid(), place.driver)
     for process in psutil.process_iter():
         if process.pid in spared:
@@ -137,6 +140,7 @@ def main() -> int:
     parser.add_argument("--marker", required=True)
     parser.add_argument("--sessions", required=True, type=Path)
     parser.add_argument("--logs", type=Path)
+    parser.add_argument("--session", required=True, type=int)
     parser.add_argument("folders", nargs="*", type=Path)
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -144,20 +148,21 @@ def main() -> int:
     parent = os.getppid()
     wait_for_end_of_parent(sys.stdin.buffer, parent)
     folders = tuple(arguments.folders)
-    reap(PrivatePlace(arguments.marker, folders, arguments.sessions, arguments.logs, driver=parent))
+    reap(PrivatePlace(arguments.marker, folders, arguments.sessions, arguments.logs, parent, arguments.session))
     return 0
 
 
 def _belongs(process: psutil.Process, place: PrivatePlace) -> bool:
     proc = Path("/proc", str(process.pid))
+    if f"{MARKER_VARIABLE}={place.marker}".encode() in (proc / "environ").read_bytes().split(b"\0"):
+        return True
+    # a process that rewrites its title (Ray's agents and workers) overwrites its environment too: look for the folders
+    if os.getsid(process.pid) != place.session:
+        return False
     prefixes = tuple(f"{folder}/".encode() for folder in place.folders)
     if any(prefix in (proc / "cmdline").read_bytes() for prefix in prefixes):
         return True
-    if f"{MARKER_VARIABLE}={place.marker}".encode() in (proc / "environ").read_bytes().split(b"\0"):
-        return True
-    # a process that rewrites its title (Ray's agents and workers) overwrites both; its open log files remain
-    links = (bytes(link.readlink()) for link in _descriptors(proc))
-    return any(link.startswith(prefixes) for link in links)
+    return any(bytes(link.readlink()).startswith(prefixes) for link in _descriptors(proc))
 
 
 def _descriptors(proc: Path) -> list[Path]:

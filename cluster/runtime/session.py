@@ -84,7 +84,9 @@ def _private(logs: Path | None) -> Iterator[RaySession]:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="manta-", dir=_short_temporary_folder()))  # mode 0700
         serve_folder = stack.enter_context(private_serve_place())
-        place = PrivatePlace(secrets.token_hex(8), (folder, serve_folder), folder / "r", logs, os.getpid())
+        place = PrivatePlace(
+            secrets.token_hex(8), (folder, serve_folder), folder / "r", logs, os.getpid(), os.getsid(0)
+        )
         stack.callback(Reaper(place).finish)
         own = {MARKER_VARIABLE: place.marker}
         if MODE_VARIABLE not in os.environ:

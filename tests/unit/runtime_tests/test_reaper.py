@@ -23,9 +23,15 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def sleeper(stack: ExitStack, code: str = SLEEP, *arguments: str, **env: str) -> subprocess.Popen[str]:
+def sleeper(
+    stack: ExitStack, code: str = SLEEP, *arguments: str, apart: bool = False, **env: str
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+        start_new_session=apart,
     )
     stack.callback(process.stdout.close)  # type: ignore[union-attr]
     stack.callback(process.wait)
@@ -38,7 +44,7 @@ def sleeper(stack: ExitStack, code: str = SLEEP, *arguments: str, **env: str) ->
 def place(tmp_path: Path, *, driver: int = 0) -> PrivatePlace:
     folder = tmp_path / "private"
     (folder / "r" / "session_1" / "logs").mkdir(parents=True)
-    return PrivatePlace("marker-1", (folder,), folder / "r", tmp_path / "ray-logs", driver)
+    return PrivatePlace("marker-1", (folder,), folder / "r", tmp_path / "ray-logs", driver, os.getsid(0))
 
 
 def test_marked_named_and_holding_processes_end_and_others_live(tmp_path: Path, stack: ExitStack) -> None:
@@ -50,11 +56,14 @@ def test_marked_named_and_holding_processes_end_and_others_live(tmp_path: Path, 
     holding = sleeper(stack, "import os; os.environ.clear(); " + opening)
     other_marker = sleeper(stack, **{MARKER_VARIABLE: "marker-10"[:8] + "x"})
     stranger = sleeper(stack)
+    held.touch()
+    reader = sleeper(stack, f"f = open({str(held)!r}); " + SLEEP, apart=True)
     assert {process.pid for process in processes_of(where)} == {marked.pid, named.pid, holding.pid}
     assert reap(where, grace_s=0.0) == sorted([marked.pid, named.pid, holding.pid])
     assert all(not psutil.pid_exists(p.pid) or p.wait(timeout=5) for p in (marked, named, holding))
     assert stranger.poll() is None
     assert other_marker.poll() is None
+    assert reader.poll() is None, "somebody who reads a log is not ours"
     assert not where.folders[0].exists()
 
 
@@ -83,7 +92,7 @@ def test_it_works_when_its_driver_is_killed(tmp_path: Path, stack: ExitStack) ->
     code = (
         "import os, time; from pathlib import Path; from cluster.runtime.reaper import *; "
         f"r = Reaper(PrivatePlace('marker-1', (Path({str(where.folders[0])!r}),), Path({str(where.sessions)!r}), None, "
-        "os.getpid())); print('up', flush=True); time.sleep(60)"
+        "os.getpid(), os.getsid(0))); print('up', flush=True); time.sleep(60)"
     )
     driver = sleeper(stack, code)
     (watcher,) = psutil.Process(driver.pid).children()

@@ -28,6 +28,7 @@ BROAD_EXCEPTS = {
     "cluster/pipeline/driver.py": "any stage may raise anything",
     "cluster/pipeline/ray_thread.py": "handed to the thread that waits",
     "cluster/runtime/session.py": "handed to the thread that waits",
+    "trainers/search/trial.py": "an error is an outcome of the trial",
 }
 """Files that may catch everything, with the reason."""
 

@@ -33,6 +33,7 @@ from trainers.search.study import Study, StudySettings
 from trainers.search.tuner import StudySearcher
 
 BUDGETS = (10, 25, 50)  # whole trainings
+POOL_SEED = 20261124
 GRACE, REDUCTION = 2, 3  # rungs 2, 6, 18, 52
 Parts = tuple[Searcher, TrialScheduler, Callable[[dict[str, Any]], dict[str, Any]]]
 
@@ -63,7 +64,8 @@ def manta_parts(seed: int, *, early_stopping: bool = True, start: tuple = (), fi
 def parts_of(method: str, data: Path, data_set: str, seed: int) -> Parts:
     if method.startswith("ray"):
         return ray_parts(seed, early_stopping="full" not in method, random="random" in method)
-    start = tuple(("portfolio", point) for point in portfolio_for(data, data_set)) if "portfolio" in method else ()
+    points = portfolio_for(data, data_set, POOL_SEED + seed) if "portfolio" in method else []
+    start = tuple(("portfolio", point) for point in points)
     first_modeled = 0 if "first-rung" in method else 1
     return manta_parts(seed, early_stopping="full" not in method, start=start, first_modeled=first_modeled)
 

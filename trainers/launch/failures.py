@@ -31,11 +31,13 @@ class Failure:
 def classify(error: BaseException) -> Failure:
     """Of what `TorchTrainer.fit` raised."""
     from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
 
+    of_ray = (RayError, RayTrainError)  # the latter: "a worker health check failed" and its kin
     causes = {rank: _unwrap(item) for rank, item in getattr(error, "worker_failures", {}).items()}
     bugs = []
     for rank, (cause, text) in sorted(causes.items()):
-        if isinstance(cause, PeerFailedError | WorkerLostError | RayError):
+        if isinstance(cause, (PeerFailedError, WorkerLostError, *of_ray)):
             continue
         kind = "ours" if isinstance(cause, MantaError) else "bug"
         bugs.append(Failure(kind, f"{type(cause).__name__}: {cause}", cause, text, rank))
@@ -45,7 +47,7 @@ def classify(error: BaseException) -> Failure:
         if isinstance(cause, PeerFailedError):  # the culprit's own report did not arrive
             kind = "lost" if "WorkerLostError" in cause.found else "bug"
             return Failure(kind, cause.found, cause, cause.details.get("traceback", text), cause.details.get("rank"))
-        if isinstance(cause, RayError):
+        if isinstance(cause, of_ray):
             return Failure("lost", f"worker {rank} died: {_first_line(cause)}", cause, text, rank)
     if causes:
         rank, (cause, text) = next(iter(sorted(causes.items())))

@@ -48,7 +48,7 @@ def train_on_worker(config: dict[str, WorkerJob]) -> None:
     first = current_world().rank == 0
     try:
         result = fit(job.request, sink=job.sink if first else SilentSink(), device=device)
-    except Exception as error:  # noqa: BLE001 - worker main: a traceback does not travel, a note does
+    except Exception as error:  # worker main: a traceback does not travel, a note does
         error.add_note("".join(traceback.format_exception(error)))
         raise
     if first:

@@ -1,0 +1,138 @@
+"""Our loop against hand-written loops and peers, on this machine's CPU: alternating pairs, medians, ratios.
+
+    python -m benchmarks.training_cpu.run [--pairs 5] [--peers-python VENV/bin/python] [--only mlp,ddp,…]
+
+Ratio = time of the other / our time: above 1 ours is faster. Every measured run is one epoch in a process of its own,
+first ours, then the other, then the other first, and so on; start-up, imports and reading of data are not counted.
+Covered: the cases of README.md. Not covered: GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CASES: dict[str, dict[str, Any]] = {
+    "mlp_raw": {"ours": "mlp", "other": "mlp_raw", "workers": 1, "goal": 0.95},
+    "mlp_accelerate": {"ours": "mlp", "other": "mlp_accelerate", "workers": 1, "goal": 1.9, "peer": True},
+    "mlp_lightning": {"ours": "mlp", "other": "mlp_lightning", "workers": 1, "goal": 2.2, "peer": True},
+    "ddp": {"ours": "cnn", "other": "cnn_ddp", "workers": 2, "goal": 0.98},
+    "ddp_accumulate_8": {"ours": "cnn_8", "other": "cnn_ddp_8", "workers": 2, "goal": 0.98},
+    "diagnostics": {"ours": "mlp_looked_at", "other": "mlp", "workers": 1, "goal": 0.99},
+}
+
+
+def main() -> None:
+    options = _arguments()
+    if options.child:
+        print(json.dumps({"seconds": _child(options.child, Path(options.data))}))
+        return
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.training_cpu.run", "--child", "data", "--data", folder], check=True
+        )
+        for name, case in CASES.items():
+            if (options.only and name not in options.only.split(",")) or (
+                case.get("peer") and not options.peers_python
+            ):
+                continue
+            results[name] = _pairs(case, Path(folder), options)
+            print(name, json.dumps({k: v for k, v in results[name].items() if not isinstance(v, list)}), flush=True)
+    _write(results, options)
+
+
+def _pairs(case: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Alternating pairs: what else the machine does hits both sides."""
+    python = options.peers_python if case.get("peer") else sys.executable
+    sides = {"ours": (case["ours"], sys.executable), "other": (case["other"], python)}
+    seconds: dict[str, list[float]] = {"ours": [], "other": []}
+    for pair in range(options.pairs):
+        for side in ("ours", "other") if pair % 2 == 0 else ("other", "ours"):
+            what, interpreter = sides[side]
+            seconds[side].append(_measure(what, interpreter, case["workers"], folder))
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["other"], strict=True)]
+    return {
+        "ours_s": round(statistics.median(seconds["ours"]), 3),
+        "other_s": round(statistics.median(seconds["other"]), 3),
+        "ratio": round(statistics.median(ratios), 3),
+        "goal": case["goal"],
+        "ratios": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def _measure(what: str, python: str, workers: int, folder: Path) -> float:
+    """Seconds of one epoch in new processes, one thread each."""
+    store = tempfile.mktemp(dir=folder)
+    command = [python, "-m", "benchmarks.training_cpu.run", "--child", what, "--data", str(folder)]
+    processes = []
+    for rank in range(workers):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "BENCH_RANK": str(rank), "BENCH_STORE": store}
+        environment["BENCH_WORLD"] = str(workers)
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(f"{what} failed")
+    return max(json.loads(output.strip().splitlines()[-1])["seconds"] for output in outputs)
+
+
+def _child(what: str, folder: Path) -> float:
+    import torch
+
+    from benchmarks.training_cpu import ours, peers
+
+    if what == "data":
+        ours.write_data(folder)
+        return 0.0
+    torch.set_num_threads(1)
+    if int(os.environ.get("BENCH_WORLD", "1")) > 1:
+        import torch.distributed as dist
+
+        rank, world = int(os.environ["BENCH_RANK"]), int(os.environ["BENCH_WORLD"])
+        store = dist.FileStore(os.environ["BENCH_STORE"], world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    runners = {**ours.RUNNERS, **peers.RUNNERS}
+    return runners[what](folder)
+
+
+def _write(results: dict[str, Any], options: argparse.Namespace) -> None:
+    import torch
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    if options.peers_python:
+        code = "import json,accelerate,lightning;print(json.dumps([accelerate.__version__,lightning.__version__]))"
+        found = subprocess.run([options.peers_python, "-c", code], capture_output=True, text=True, check=True).stdout
+        versions["accelerate"], versions["lightning"] = json.loads(found.strip().splitlines()[-1])
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu_cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "pairs": options.pairs,
+        "versions": versions,
+        "results": results,
+    }
+    (HERE / "result.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--peers-python", default="")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--child", default="")
+    parser.add_argument("--data", default="")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -133,9 +133,10 @@ def draw_run(
         parts.append(_stage_line(stage, now_s, spinner))
         if stage.status == "running":
             parts += [Padding(part, (0, 0, 0, 4)) for part in _stage_details(stage, width - 4)]
-    if view.messages or notes:
+    messages = [message for message in view.messages if _still_matters(message, view)][-MESSAGES_SHOWN:]
+    if messages or notes:
         parts.append(Text())
-    parts += [_message_line(message) for message in view.messages[-MESSAGES_SHOWN:]]
+    parts += [_message_line(message) for message in messages]
     parts += [Text(note, "yellow") for note in notes]
     return Padding(Group(*parts, Text()), (0, 1))
 
@@ -292,6 +293,12 @@ def _best_trial(trials: list[TrialUpdated], metric: str) -> str | None:
     if not known:
         return None
     return (min if lower else max)(known)[1]
+
+
+def _still_matters(message: Message, view: RunView) -> bool:
+    """Information belongs to the moment; warnings and errors stay."""
+    current = view.current
+    return message.level != "info" or (current is not None and message.stage == current.name)
 
 
 def _message_line(message: Message) -> Text:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from cluster.telemetry.events import Record, RunFailed, RunStarted, StageFinished
+from cluster.telemetry.events import Message, Record, RunFailed, RunStarted, StageFinished
 from cluster.telemetry.final import final_lines
 from cluster.telemetry.log import setup_logging
 from cluster.telemetry.plain import PlainDisplay
@@ -63,6 +63,15 @@ def test_a_running_training_shows_epoch_loss_rate_throughput_and_time_left() -> 
     text = picture(training(), 80)
     for part in ("epoch 1/20", "8.3 s left", "loss 0.1", "0.0024", "2,134", "97.00 %", "one worker is slow"):
         assert part in text
+
+
+def test_information_goes_with_its_stage_and_a_warning_stays() -> None:
+    info = Message(time_s=START_S + 2, stage="search", text="6 trials, 2 at a time")
+    warning = Message(time_s=START_S + 2, stage="search", level="warning", text="a trial process died")
+    assert "2 at a time" in picture([*searching(), info, warning], 80)
+    later = picture([*searching(), info, warning, *training()[len(searching()) :]], 80)
+    assert "2 at a time" not in later
+    assert "a trial process died" in later
 
 
 def test_the_end_shows_accuracy_sizes_latency_and_the_next_commands() -> None:

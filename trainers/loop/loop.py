@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import torch
 
-from cluster.errors import DivergedError, InterruptedRunError
+from cluster.errors import DivergedError, InterruptedRunError, WorkerLostError
 from cluster.telemetry.events import EpochFinished, EventSink
 from trainers.loop.evaluate import evaluate_split
 from trainers.loop.exchange import average_buffers, sum_over_workers
@@ -31,6 +31,7 @@ from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
 from trainers.loop.setup import set_up
 from trainers.loop.state import Job, State
 from trainers.loop.step import check_budget, update
+from trainers.loop.watchdog import Watchdog
 
 OnEpoch = Callable[[EpochFinished], bool]
 
@@ -52,11 +53,15 @@ def fit(
     job, state = set_up(request, sink, device)
     keeper = Keeper(job, state)
     keeper.resume()
+    watchdog = Watchdog(job.world)
     started, first_update = time.monotonic(), state.cursor.update
     try:
         with collector_paused():
             run_epochs(job, state, keeper, on_epoch, interrupt)
+    except WorkerLostError as error:
+        raise _named(error, watchdog) from error
     finally:
+        watchdog.close()
         job.train.close()
         job.validation.close()
     seconds = time.monotonic() - started
@@ -203,6 +208,25 @@ def _result(job: Job, state: State, seconds: float, updates: int) -> FitResult:
         num_parameters=sum(parameter.numel() for parameter in state.exchange.parameters),
         stopped_early=state.stopped_early,
         details={"seconds": seconds, "samples_per_s": samples / seconds if seconds > 0 else 0.0},
+    )
+
+
+def _named(error: WorkerLostError, watchdog: Watchdog) -> WorkerLostError:
+    """The same error with the ranks that did not come and the stacks of all that answer. After a time-out only: a
+    closed connection says by itself that its process has ended."""
+    if not any(word in error.found.lower() for word in ("timed out", "timeout")):
+        return error
+    missing, stacks = watchdog.who_is_missing()
+    if not missing:
+        return error
+    names = ", ".join(f"worker {rank}" for rank in missing)
+    last = [stacks[rank].strip().splitlines()[-1].strip() for rank in missing if stacks.get(rank)]
+    return WorkerLostError(
+        error.attempted,
+        found=f"{names} did not come in time" + (f", last seen at: {'; '.join(last)}" if last else ""),
+        rule=f"train.faults.collective_timeout_s is how long the others wait ({error.rule})",
+        remedy=error.remedy,
+        details={"missing": missing, "stacks": {str(rank): text for rank, text in stacks.items()}},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainers.loop.state import Job, State
 
 FEATURES, CLASSES = 8, 3
 HERE = "tests.unit.loop_tests.rig"
+HANG_S = 25.0
 RANKS_DEADLINE_S = 240.0  # a deadline for hangs, long enough for a loaded machine
 
 
@@ -170,6 +172,28 @@ def _raise(gradient: torch.Tensor) -> None:
     raise ZeroDivisionError("the user's bug in backward")
 
 
+class Hanging(nn.Module):
+    """Rank 1 waits in its second training forward for something that does not come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.calls = build_net(), 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        if self.training and self.calls == 2 and dist.get_rank() == 1:
+            wait_for_nothing()
+        return self.net(inputs)
+
+
+def wait_for_nothing() -> None:
+    threading.Event().wait(HANG_S)
+
+
+def build_hanging() -> nn.Module:
+    return Hanging()
+
+
 def build_breaking(rank: int, in_backward: bool = False) -> nn.Module:
     return Breaking(rank, in_backward)
 
@@ -187,7 +211,12 @@ def poisoned_losses(at: tuple[int, ...], value: float = float("inf")) -> Any:
 
 
 def run_ranks(
-    world: int, function: Callable[..., Any], folder: Path, *arguments: Any, may_raise: bool = False
+    world: int,
+    function: Callable[..., Any],
+    folder: Path,
+    *arguments: Any,
+    may_raise: bool = False,
+    timeout_s: float = RANKS_DEADLINE_S,
 ) -> list[Any]:
     """Call `function(rank, *arguments)` on `world` real gloo workers; their results, or the exception's text as
     `("raised", class name, message)`."""
@@ -197,7 +226,9 @@ def run_ranks(
     pipes, processes = [], []
     for rank in range(world):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_rank_main, args=(rank, world, str(folder), function, arguments, sender))
+        process = context.Process(
+            target=_rank_main, args=(rank, world, str(folder), function, arguments, sender, timeout_s)
+        )
         process.start()
         sender.close()
         pipes.append(receiver)
@@ -216,12 +247,12 @@ def run_ranks(
     return results
 
 
-def _rank_main(rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple, sender: Any) -> None:
+def _rank_main(
+    rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple, sender: Any, timeout_s: float
+) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=RANKS_DEADLINE_S)
-    )
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
     try:
         sender.send(function(rank, *arguments))
     except BaseException as error:  # noqa: BLE001 - what a worker raises is the result of some tests

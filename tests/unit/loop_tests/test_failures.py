@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.errors import MemoryShortError
+from cluster.errors import MemoryShortError, WorkerLostError
 from cluster.telemetry.events import ListSink, Message
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
 from trainers.loop import fit
@@ -114,3 +114,22 @@ def test_rollback_leaves_the_offending_windows_out(tmp_path: Path) -> None:
     assert result.skipped_updates == 2
     said = [event.text for event in sink.events if isinstance(event, Message)]
     assert any("leaving out 2 windows" in text for text in said)
+
+
+def _one_rank_hangs(rank: int, prepared: str) -> Any:
+    request = request_for(Path(prepared), batch=8, micro=4, workers=2, factory=f"{HERE}:build_hanging")
+    try:
+        fit(request, sink=ListSink(), device=CPU)
+    except WorkerLostError as error:
+        return error.found, error.details
+    return None
+
+
+def test_watchdog_names_the_missing_rank_and_shows_all_stacks(tmp_path: Path) -> None:
+    prepared = str(write_data(tmp_path / "data", 16))
+    waiting, _ = run_ranks(2, _one_rank_hangs, tmp_path / "ranks", prepared, may_raise=True, timeout_s=8.0)
+    found, details = waiting
+    assert "worker 1 did not come in time" in found
+    assert details["missing"] == [1]
+    assert "wait_for_nothing" in details["stacks"]["1"]
+    assert "exchange" in details["stacks"]["0"] or "who_is_missing" in details["stacks"]["0"]

@@ -111,6 +111,8 @@ def _space_problems(spec: RunSpec, search: SearchSpec) -> list[dict[str, Any]]:
         elif section not in SEARCHED_SECTIONS:
             rule = f"a search may change {' and '.join(f'{name}.*' for name in SEARCHED_SECTIONS)} only"
             found.append(_problem(where, path, rule))
+        elif section == "model" and spec.model.family == "auto":
+            found.append(_problem(where, path, "name model.family to search its keys: `auto` has none"))
         elif not isinstance(domain, Choice) and domain.low >= domain.high:
             found.append(_problem(f"{where}.low", domain.low, f"must be below high ({domain.high})"))
         else:

@@ -64,6 +64,13 @@ def test_every_broken_rule_is_reported_at_once_with_its_path() -> None:
     }
 
 
+def test_keys_of_a_family_that_is_not_named_cannot_be_searched() -> None:
+    spec = override_spec(
+        spec_with({"model.dropout": {"kind": "choice", "values": [0.1]}}), {"model": {"family": "auto"}}
+    )
+    assert "name model.family" in problems(spec)[0]["rule"]
+
+
 def test_a_misspelt_path_names_the_nearest_key() -> None:
     space = {"train.optimizer.lerning_rate": {"kind": "choice", "values": [0.1]}}
     assert problems(spec_with(space))[0]["nearest"] == "train.optimizer.learning_rate"

@@ -13,9 +13,11 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -23,12 +25,13 @@ from cluster.errors import MantaError, RequestError
 from cluster.spec.load import apply_overrides, validate_spec
 from cluster.spec.resolve import batch_plan
 from cluster.store.run_folder import RunFolder
-from cluster.telemetry.events import FileSink
+from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import open_prepared
 from trainers.loop import FitRequest, FitResult, fit
 from trainers.loop.exchange import current_world
 from trainers.loop.outcome import write_outcome
-from trainers.loop.setup import default_device
+from trainers.loop.setup import default_device, set_up
+from trainers.loop.sizing import RangeReport, SizeReport, probe_micro_batch, range_test
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     request = request_of_run(RunFolder(options.run), options.set, options.out)
     _join_group(request.train.faults.collective_timeout_s)
     try:
+        if options.find:
+            return _find(options.find, request)
         result = fit(request, sink=FileSink(options.out / "events.jsonl"), device=default_device())
     except MantaError as error:
         sys.stderr.write(f"{error.message}\n")
@@ -78,11 +83,25 @@ def request_of_run(run: RunFolder, overrides: list[str], out: Path) -> FitReques
     )
 
 
+def _find(what: str, request: FitRequest) -> int:
+    """Print what a probe found; nothing is trained."""
+    job, state = set_up(request, ListSink(), default_device())
+    if what == "batch":
+        available = psutil.virtual_memory().available // max(1, job.world.size)
+        report: SizeReport | RangeReport = probe_micro_batch(job, state, budget_bytes=available)
+    else:
+        report = range_test(job, state)
+    if job.world.rank == 0:
+        sys.stdout.write(json.dumps(asdict(report)) + "\n")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainers.loop", description="Train a prepared run without Ray.")
     parser.add_argument("run", type=Path, help="run folder with resolved.yaml and stages/prepare")
     parser.add_argument("--out", type=Path, default=Path("loop-out"), help="folder for weights and checkpoints")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value")
+    parser.add_argument("--find", choices=["batch", "lr"], help="only probe the micro-batch or the learning rate")
     parser.add_argument("--threads", type=int, default=0, help="torch threads of each process")
     return parser
 

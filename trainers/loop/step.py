@@ -47,11 +47,17 @@ class UpdateReport:
     """Some worker wants to stop after this update."""
 
 
-def update(job: Job, state: State, window: Window, *, want_stop: bool = False) -> UpdateReport:
-    """Forward, backward, exchange, step. All workers call it with the same window; blocks until all have."""
+def update(
+    job: Job, state: State, window: Window, *, want_stop: bool = False, learning_rate: float | None = None
+) -> UpdateReport:
+    """Forward, backward, exchange, step. All workers call it with the same window; blocks until all have.
+
+    `learning_rate` replaces the schedule's (range test).
+    """
     weight = job.train.weight_of(window.rows)
     riders = _gradient_of_window(job, state, window, weight, want_stop)
-    learning_rate = learning_rate_now(job, state)
+    if learning_rate is None:
+        learning_rate = learning_rate_now(job, state)
     norm = _step(job, state, learning_rate) if weight > 0 else torch.zeros(())
     norm_value = float(norm)
     made = weight > 0 and norm_value == norm_value and norm_value != float("inf")
@@ -90,7 +96,9 @@ def _gradient_of_window(job: Job, state: State, window: Window, weight: float, w
         snapshot.restore(state)
 
 
-def _accumulate(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> Exception | None:
+def _accumulate(
+    job: Job, state: State, window: Window, weight: float, want_stop: bool, *, send: bool = True
+) -> Exception | None:
     """Backward of all micro-batches of this worker. An error is returned, so that the exchange is joined anyway."""
     exchange = state.exchange
     exchange.clear()
@@ -101,7 +109,7 @@ def _accumulate(job: Job, state: State, window: Window, weight: float, want_stop
     try:
         change = job.augmenter.draw(window) if job.augmenter.active else None
         for where in window.micro_slices(state.micro_size):
-            if where.stop == window.stop:
+            if send and where.stop == window.stop:
                 exchange.arm()
             batch = job.train.read_slice(window, where)
             if change is not None:

@@ -140,7 +140,7 @@ class Short(nn.Module):
         self.limit, self.rank = limit, rank
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        outputs = self.net(inputs.float()) if len(inputs) > 1 else inputs[:, :CLASSES].float()
+        outputs = self.net(inputs.float().repeat(2, 1))[: len(inputs)]  # batch norm needs two rows
         here = dist.get_rank() if dist.is_initialized() else 0
         if self.training and len(inputs) > self.limit and self.rank in (None, here):
             raise torch.OutOfMemoryError("out of memory: a test's limit")

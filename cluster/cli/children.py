@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,13 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     """Run `python -m module …` on this terminal and return its exit code. Blocks."""
     command = [sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(command, env=with_ray_environment(dict(os.environ)))
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # the terminal has sent it the same signal: it ends by itself
+    # a terminal sends SIGINT to both; SIGTERM reaches this process alone, and must not leave an orphan
+    before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the child has the same signal: it ends by itself
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# HAProxy as Ray Serve 2.60 starts it, with four lines of the generated configuration mended before it is read:
+# HAProxy as Ray Serve 2.60 starts it, with a few lines of the generated configuration mended before it is read:
 # its own errors and unknown paths become the protocol's JSON (503 with Retry-After, so that clients may retry),
+# requests are buffered, because only a buffered one can be sent again when its replica dies,
 # its metrics and statistics are bound to this host alone, and its admin socket is this user's alone.
 # Ray Serve has no other place for such changes. Usage: RAY_SERVE_HAPROXY_BINARY_PATH=<this file>.
 set -eu
@@ -20,6 +21,7 @@ if [ -n "$config" ] && [ -f "$config" ]; then
     -e 's|content-type text/plain lf-string "Path .*|content-type application/json string "{\\"error\\":\\"there is no endpoint at this path\\"}"|' \
     -e 's|^\( *bind\) :\([0-9]*\)$|\1 127.0.0.1:\2|' \
     -e 's|^\( *bind\) \*:\([0-9]*\)$|\1 127.0.0.1:\2|' \
+    -e 's|^\( *\)option httplog$|\1option httplog\n\1option http-buffer-request|' \
     -e '/stats socket/s|mode 666|mode 600|' \
     "$config"
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from cluster.errors import MantaError
@@ -16,6 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = parse(arguments)
     setup_logging()
+    # ray/serve/_private/config.py gives pydantic's Field keywords of its own, once a field
+    warnings.filterwarnings("ignore", message="Using extra keyword arguments on `Field`")
     try:
         return int(getattr(commands, options.command)(options))
     except MantaError as error:

@@ -133,6 +133,8 @@ def _ray(options: argparse.Namespace, name: str, *, start: bool = False) -> Iter
     address = _address(options) or (record.ray_address if record else None)
     if address is None and not start:
         raise _unknown(name)
+    if record is not None and address == record.ray_address and record.ray_token:
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": record.ray_token})
     with ray_session(address) as session:
         yield session.address if session.private else None
 

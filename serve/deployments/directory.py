@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from cluster.atomic import write_json
+from cluster.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,39 @@ class EndpointRecord:
     pid: int
     started_unix_s: float
     """Start of that process: a recycled process id is another process."""
+    ray_token: str = ""
+    """Token of its Ray: the file is this user's alone, as Ray's own token file is."""
 
 
 def folder() -> Path:
     """This user's folder, made with mode 0700."""
     path = Path(tempfile.gettempdir()) / f"manta-endpoints-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISDIR(found.st_mode):
+        raise RequestError(
+            f"Cannot use {path}",
+            found="it belongs to another user or others may read it",
+            rule="it holds the tokens of this user's endpoints",
+            remedy="Remove it, or set TMPDIR to a folder of yours.",
+        )
     return path
 
 
 def remember(name: str, url: str, ray_address: str) -> None:
     """Record an endpoint that this process keeps alive."""
     pid = os.getpid()
-    record = EndpointRecord(name, url, ray_address, pid, psutil.Process(pid).create_time())
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    record = EndpointRecord(name, url, ray_address, pid, psutil.Process(pid).create_time(), token)
     write_json(folder() / f"{name}.json", asdict(record))
 
 
 def forget(name: str) -> None:
-    """Remove a record."""
-    (folder() / f"{name}.json").unlink(missing_ok=True)
+    """Remove this process's record; one that another process has put in its place stays."""
+    path = folder() / f"{name}.json"
+    record = _read(path)
+    if record is not None and record.pid == os.getpid():
+        path.unlink(missing_ok=True)
 
 
 def records() -> list[EndpointRecord]:

@@ -13,6 +13,7 @@ import importlib.metadata
 import logging
 import re
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -223,17 +224,20 @@ def _replica_options(replicas: ReplicaSpec) -> dict[str, Any]:
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.min}
     targets = {"target_busy": replicas.target_busy, "target_wait_s": replicas.target_wait_ms / 1e3}
-    return {
-        "autoscaling_config": AutoscalingConfig(
+    policy = AutoscalingPolicy(policy_function="serve.deployments.scaling:ScalingPolicy", policy_kwargs=targets)
+    with warnings.catch_warnings():
+        # it compares the look-back with a deprecated field; the real interval is in cluster/runtime/environment.py
+        warnings.simplefilter("ignore", FutureWarning)
+        config = AutoscalingConfig(
             min_replicas=replicas.min,
             initial_replicas=max(1, replicas.min),
             max_replicas=replicas.max,
             look_back_period_s=LOOK_BACK_S,
             upscale_delay_s=replicas.up_delay_s,
             downscale_delay_s=replicas.down_delay_s,
-            policy=AutoscalingPolicy(policy_function="serve.deployments.scaling:ScalingPolicy", policy_kwargs=targets),
+            policy=policy,
         )
-    }
+    return {"autoscaling_config": config}
 
 
 def _wait(config: EndpointConfig, url: str, deadline_s: float, timeout_s: float) -> None:

@@ -1,0 +1,90 @@
+"""The endpoint verbs as a user types them: one terminal serves, another one asks, rolls on and takes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bundles import make_bundle
+
+DEADLINE_S = 150
+
+
+def manta(place: Path, *words: str) -> subprocess.Popen[str]:
+    """`manta …` with its own temporary folder, so that no other endpoint of this user is seen."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+    return subprocess.Popen(
+        [sys.executable, "-c", "from cluster.cli import main; main()", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "TMPDIR": str(place)},
+    )
+
+
+def run(place: Path, *words: str, code: int = 0) -> Any:
+    process = manta(place, *words, "--json")
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """`manta deploy` without a cluster: it serves until it is told to end."""
+    bundle = make_bundle(place / "first", name="shop", item_shape=(4,), num_outputs=3, seed=1)
+    process = manta(place, "deploy", str(bundle), "--name", "shop", "--port", "0")
+    deadline = time.monotonic() + DEADLINE_S
+    while not list(place.glob("manta-endpoints-*/shop.json")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield process
+    if process.poll() is None:
+        process.terminate()
+    process.communicate(timeout=60)
+
+
+@pytest.mark.slow  # it starts a Ray of its own and a dozen commands
+def test_another_terminal_lists_asks_rolls_on_and_back_and_takes_away(
+    served: subprocess.Popen[str], place: Path
+) -> None:
+    (entry,) = run(place, "endpoints")["endpoints"]
+    assert (entry["name"], entry["state"]) == ("shop", "READY")
+    (place / "rows.json").write_text(json.dumps(np.eye(4).tolist()))
+    first = run(place, "predict", "shop", str(place / "rows.json"))
+    assert len(first["predictions"]) == 4
+    second = make_bundle(place / "second", name="shop", item_shape=(4,), num_outputs=3, seed=2)
+    assert run(place, "deploy", str(second), "--name", "shop")["version"] == "2"
+    after = run(place, "predict", "shop", str(place / "rows.json"))
+    assert (after["version"], after["predictions"] != first["predictions"]) == ("2", True)
+    assert run(place, "rollback", "shop")["version"] == "1"
+    assert run(place, "predict", "shop", str(place / "rows.json"))["predictions"] == first["predictions"]
+    assert run(place, "undeploy", "shop")["ok"]
+    assert served.wait(60) == 0
+    assert run(place, "endpoints")["endpoints"] == []
+    assert run(place, "predict", "shop", str(place / "rows.json"), code=2)["error"]["code"] == "REQUEST"
+
+
+def test_wrong_words_are_told_at_once(place: Path) -> None:
+    for words in (
+        ("deploy", str(place / "nowhere")),
+        ("deploy", str(place), "--replicas", "4..1"),
+        ("rollback", "nobody"),
+        ("undeploy", "nobody"),
+    ):
+        assert run(place, *words, code=2)["ok"] is False

@@ -176,6 +176,8 @@ class TrainSpec(StrictSpec):
     workers: AutoPositiveInt = "auto"
     precision: Auto | Literal["fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    channels_last: bool = False
+    """Images and convolution weights lie in memory with the channels last: faster where the kernels like it (GPUs)."""
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     loss: LossSpec = LossSpec()

@@ -124,7 +124,7 @@ class GradientExchange:
             if bucket.parameters and bucket.stop - bucket.start + size > bucket_elements:
                 self._buckets.append(bucket)
                 bucket = Bucket(at, at, 0)
-            parameter.grad = self.flat[at : at + size].view_as(parameter)
+            parameter.grad = _like(self.flat[at : at + size], parameter)
             at += size
             bucket.stop, bucket.parameters = at, bucket.parameters + 1
             self._watch(parameter, bucket)
@@ -162,6 +162,13 @@ class GradientExchange:
         assert work is not None
         self._works.append((work, target, wire))
         self.num_collectives += 1
+
+
+def _like(piece: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """A piece of the buffer with the shape and the memory order of a parameter: fused optimizers walk through
+    parameter and gradient in memory order, so a channels_last weight needs a channels_last gradient."""
+    dense = torch.empty_like(parameter, device="meta").stride()
+    return piece.as_strided(parameter.shape, dense, piece.storage_offset())
 
 
 class lost_workers:

@@ -9,6 +9,7 @@ copies for a GPU. Not covered: decoding of images on the fly (the prepare stage 
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -30,6 +31,8 @@ class SplitReader:
         """`weights`: (N,) float32 from `row_weights`, or None for all ones."""
         self.num_rows = len(split)
         self.device = device
+        self.wait_s = 0.0
+        """Seconds that updates have waited for rows."""
         self.weights = weights
         arrays = (*split.inputs.values(), split.targets)
         self.in_memory = sum(array.nbytes for array in arrays) <= IN_MEMORY_BYTES
@@ -48,8 +51,11 @@ class SplitReader:
 
     def read_slice(self, window: Window, where: slice) -> MicroBatch:
         """A micro-batch of a window, from what was read ahead where it was."""
+        started = time.perf_counter()
         ready = self._ahead.pop((window.epoch, window.index, where.start, where.stop), None)
-        return self.read(window.rows[where]) if ready is None else ready.result()
+        batch = self.read(window.rows[where]) if ready is None else ready.result()
+        self.wait_s += time.perf_counter() - started
+        return batch
 
     def read_ahead(self, window: Window, micro_size: int) -> None:
         """Start reading a window that comes next. Does nothing for a split in memory."""

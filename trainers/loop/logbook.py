@@ -50,10 +50,13 @@ class Logbook:
                 learning_rate=report.learning_rate,
                 samples_per_s=samples / seconds,
                 eta_s=seconds / self.updates * max(0, total - cursor.update),
-                extra={"gradient_norm": report.gradient_norm},
+                extra={
+                    "gradient_norm": report.gradient_norm,
+                    "data_wait_share": min(1.0, (self.job.train.wait_s - self.waited) / seconds),
+                },
             )
         )
 
     def _clear(self) -> None:
         self.loss_sum, self.weight, self.updates = 0.0, 0.0, 0
-        self.since = time.monotonic()
+        self.since, self.waited = time.monotonic(), self.job.train.wait_s

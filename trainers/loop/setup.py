@@ -51,6 +51,8 @@ def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) ->
         sink=sink,
     )
     model = build_module(request, data).to(device)
+    if request.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     same_everywhere([*model.parameters(), *model.buffers()], world)
     rng.seed_everything(request.seed, world.rank)
     return job, new_state(job, model)

@@ -115,7 +115,7 @@ def _accumulate(
             if change is not None:
                 batch = job.augmenter.apply(batch, change, where, job.train)
             with autocast(job.request.train.precision, job.device):
-                outputs = state.model(*batch.inputs)
+                outputs = state.model(*_in_memory_format(job, batch.inputs))
                 loss_sum = job.objective.sum(batch, outputs)
             loss = loss_sum / weight
             exchange.add_loss(loss_sum)
@@ -124,6 +124,12 @@ def _accumulate(
         exchange.fail()
         return error
     return None
+
+
+def _in_memory_format(job: Job, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    if not job.request.train.channels_last:
+        return inputs
+    return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
 
 
 def _step(job: Job, state: State, learning_rate: float) -> torch.Tensor:

@@ -53,6 +53,7 @@ def line_plot(
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.0 + 0.02 * (1.0 - axes.get_ylim()[0])))
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.set_xlabel(x_label)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # updates and epochs are whole
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=TEXT, fontsize=9, loc="best")
     return _svg(figure, name)
@@ -83,9 +84,9 @@ def trial_scatter(name: str, rows: Sequence[TrialRow], paths: Sequence[str], met
     return _svg(figure, name)
 
 
-def trial_curves(name: str, rows: Sequence[TrialRow], metric: str, best: str | None) -> str:
+def trial_curves(name: str, rows: Sequence[TrialRow], metric: str, best: str | None, width: float = 5.2) -> str:
     """The metric of each trial over epochs: where lines end early, ASHA stopped them."""
-    figure, axes = _axes(5.2, 3.2)
+    figure, axes = _axes(width, 3.2)
     for row in rows:
         if not row.curve:
             continue

@@ -21,6 +21,7 @@ from cluster.telemetry.final import final_commands, final_rows
 from cluster.telemetry.view import format_bytes, format_duration, format_metric, format_value, short_name
 
 PACKAGES_SHOWN = ("manta-ml", "ray", "torch", "onnx", "onnxruntime", "optuna", "numpy", "scikit-learn")
+LOG_FROM = 8  # a loss that falls less than this is read more easily on a linear axis
 CLASSES_SHOWN_MAX = 30  # a larger matrix cannot be read; its largest confusions are listed instead
 
 
@@ -121,8 +122,9 @@ def _curves(report: RunReport) -> list[tuple[str, Markup]]:
         if points and not (name == "train.loss" and steps):
             losses[name.replace(".", " ")] = ([x for x, _ in points], [y for _, y in points])
     if losses:
-        positive = all(y > 0 for _, ys in losses.values() for y in ys)
-        found.append(("Loss", Markup(figures.line_plot("loss", losses, x_label="update", log_y=positive))))
+        every = [y for _, ys in losses.values() for y in ys]
+        wide = min(every) > 0 and max(every) / min(every) > LOG_FROM
+        found.append(("Loss", Markup(figures.line_plot("loss", losses, x_label="update", log_y=wide))))
     names = sorted({n for e in epochs for n in e.metrics if n.startswith("validation.") and not n.endswith("loss")})
     for name in names[:2]:
         xs, ys = [e.epoch for e in epochs if name in e.metrics], [e.metrics[name] for e in epochs if name in e.metrics]
@@ -143,7 +145,8 @@ def _trial_figures(report: RunReport) -> list[tuple[str, Markup]]:
     paths = report.trial_paths
     found: list[tuple[str, Markup]] = []
     if any(row.curve for row in rows):
-        svg = figures.trial_curves("trial-curves", rows, report.trial_metric, report.best_trial)
+        width = 5.2 if len(paths) == 2 else 10.6  # beside the scatter plot, or a row of its own
+        svg = figures.trial_curves("trial-curves", rows, report.trial_metric, report.best_trial, width)
         found.append(("Each trial, epoch by epoch", Markup(svg)))
     if len(paths) == 2:
         svg = figures.trial_scatter("trial-scatter", rows, paths, report.trial_metric, report.best_trial)

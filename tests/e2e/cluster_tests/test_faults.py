@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ version: 1
 name: tiny
 data: {source: {kind: sklearn, dataset: digits}}
 model: {family: mlp}
-train: {epochs: 25, workers: 2, batch_size_global: 64}
+train: {epochs: 60, workers: 2, batch_size_global: 64}
 search: null
 compress: null
 serve: null
@@ -41,11 +41,11 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 @contextmanager
-def manta_run(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
+def manta_run(run: RunFolder, *flags: str) -> Iterator[subprocess.Popen[str]]:
     """`manta run --until train` in a process group of its own; whatever happens, nothing outlives the test."""
     command = [sys.executable, "-c", "from cluster.cli import main; main()", "run", "tiny.yaml"]
     with subprocess.Popen(
-        [*command, "--runs-dir", str(run.path.parent), "--until", "train", "--json"],
+        [*command, "--runs-dir", str(run.path.parent), "--until", "train", "--json", *flags],
         cwd=run.path.parents[1],
         env=clean_environment(),
         stdout=subprocess.PIPE,
@@ -61,12 +61,23 @@ def manta_run(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
                     os.killpg(each, signal.SIGKILL)
 
 
-def press_until_gone(process: subprocess.Popen[str]) -> None:
-    """Ctrl-C, again and again: two that come at once are one to the kernel."""
-    deadline = time.monotonic() + END_S
-    while process.poll() is None and time.monotonic() < deadline:
+def everything(run: RunFolder, process: subprocess.Popen[str]) -> tuple[list[psutil.Process], set[Path]]:
+    """All processes of a run whose workers have started, and the folders of its private Ray."""
+    wait_for(lambda: run.read_state().get("pid") and len(train_workers(run)) == 2, START_S, process)
+    tree = driver_tree(run)
+    folders = private_folders(tree)
+    assert len(tree) > 8
+    assert folders
+    return tree, folders
+
+
+def press_twice(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C and, when the command has not ended by then, another: two that come at once are one to the kernel."""
+    for wait_s in (0.2, END_S):
         process.send_signal(signal.SIGINT)
-        psutil.wait_procs([psutil.Process(process.pid)], timeout=0.5)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=wait_s)
+            return
 
 
 def epochs(run: RunFolder) -> list[int]:
@@ -94,16 +105,19 @@ def private_folders(tree: list[psutil.Process]) -> set[Path]:
 
 
 def train_workers(run: RunFolder) -> list[psutil.Process]:
-    return [each for each in driver_tree(run) if "RayTrainWorker" in " ".join(each.cmdline())]
+    found = []
+    for each in driver_tree(run):
+        try:
+            found += [each] if "RayTrainWorker" in " ".join(each.cmdline()) else []
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(run: RunFolder) -> None:
     with manta_run(run) as process:
-        wait_for(lambda: len(epochs(run)) >= 3, START_S, process)
-        tree = driver_tree(run)
-        folders = private_folders(tree)
-        assert len(tree) > 8
-        assert folders
+        tree, folders = everything(run, process)
+        wait_for(lambda: len(epochs(run)) >= 2, START_S, process)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=END_S)
     assert process.returncode == 1
@@ -114,25 +128,24 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(run: RunFolde
     assert not is_locked(run.lock)
     assert run.read_state()["state"] == "interrupted"
     done = epochs(run)
-    assert done[-1] < 25
+    assert done[-1] < 60
 
     with manta_run(run) as process:
         stdout, stderr = process.communicate(timeout=START_S)
     assert process.returncode == 0, stderr
     later = epochs(run)[len(done) :]
     assert later[0] > 1, "training started anew instead of at its last checkpoint"
-    assert later[-1] == 25
+    assert later[-1] == 60
     assert isinstance(read_events(run.events)[-1], RunFinished)
 
 
 @pytest.mark.parametrize("how", ["second Ctrl-C", "kill -9 of the driver"])
 def test_killing_leaves_nothing_behind(run: RunFolder, how: str) -> None:
-    with manta_run(run) as process:
+    with manta_run(run, "--set", "train.epochs=100000") as process:
+        tree, folders = everything(run, process)
         wait_for(lambda: epochs(run), START_S, process)
-        tree = driver_tree(run)
-        folders = private_folders(tree)
         if how == "second Ctrl-C":
-            press_until_gone(process)
+            press_twice(process)
         else:
             tree[0].kill()
         _, stderr = process.communicate(timeout=END_S)
@@ -145,15 +158,15 @@ def test_killing_leaves_nothing_behind(run: RunFolder, how: str) -> None:
 
 def test_a_killed_worker_ends_in_a_finished_run_or_one_clear_sentence(run: RunFolder) -> None:
     with manta_run(run) as process:
-        wait_for(lambda: len(epochs(run)) >= 2, START_S, process)
-        tree = driver_tree(run)
+        tree, _ = everything(run, process)
+        wait_for(lambda: epochs(run), START_S, process)
         train_workers(run)[0].kill()
         stdout, stderr = process.communicate(timeout=START_S)
     assert "Traceback" not in stderr
     last = read_events(run.events)[-1]
     if process.returncode == 0:
         assert isinstance(last, RunFinished)
-        assert epochs(run)[-1] == 25
+        assert epochs(run)[-1] == 60
     else:
         assert isinstance(last, RunFailed)
         assert json.loads(stdout)["error"]["code"] == "WORKER"

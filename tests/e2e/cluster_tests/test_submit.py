@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cluster.bundle import open_bundle
 from cluster.runtime.locks import is_locked
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EpochFinished, read_events
-from tests.e2e.cluster_tests.head import Head, clean_environment, start_head, wait_for
+from tests.e2e.cluster_tests.head import Head, clean_environment, free_ports, start_head, wait_for
 
 SPEC = """
 version: 1
@@ -87,6 +88,17 @@ def test_a_stopped_job_ends_cleanly_and_its_run_can_go_on(head: Head, project: P
     assert not is_locked(run.lock)
     assert "epoch 1/100000" in manta("logs", "long-1", *at, cwd=project, env=head.environment()).stdout
     assert run.record("prepare") is not None, "what was finished is kept"
+
+
+def test_an_endpoint_outlives_the_job_that_made_it(head: Head, project: Path) -> None:
+    (port,) = free_ports(1)
+    serve = ("--set", f"serve={{port: {port}, name: kept}}")
+    words = ("submit", "tiny.yaml", "--address", head.url, "--name", "served", *serve, "--id", "served-1", "--json")
+    done = manta(*words, cwd=project, env=head.environment())
+    assert done.returncode == 0, done.stderr
+    assert "predict   done" in done.stderr
+    ready = httpx.get(f"http://127.0.0.1:{port}/kept/v2/health/ready", timeout=30)
+    assert ready.status_code == 200
 
 
 @pytest.mark.parametrize(

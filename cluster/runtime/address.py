@@ -84,7 +84,7 @@ def _check_form(attempted: str, address: str) -> None:
 
 
 def _refused(attempted: str, error: grpc.RpcError, token: str | None) -> NoReturn:
-    code, details = error.code(), (error.details() or "").splitlines()[0]
+    code, details = error.code(), (error.details() or "no details").splitlines()[0]
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         found = "it refuses the token that was given" if token else "it demands a token and none was given"
         raise ClusterUnreachableError(attempted, found=found, remedy=TOKEN_REMEDY) from None

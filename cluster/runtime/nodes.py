@@ -51,4 +51,4 @@ def _collect(node: dict[str, Any], reference: Any, timeout_s: float) -> NodeResu
         ray.cancel(reference, force=True)
         return NodeResult(node_id, address, problem="it did not answer in time")
     except ray.exceptions.RayError as error:
-        return NodeResult(node_id, address, problem=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return NodeResult(node_id, address, problem=": ".join([type(error).__name__, *str(error).splitlines()[:1]]))

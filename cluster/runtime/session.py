@@ -70,7 +70,7 @@ def _attached(address: str) -> Iterator[RaySession]:
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise ClusterUnreachableError(
                 f"Cannot join the Ray cluster at {address}",
-                found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                found=_said(error),
                 remedy="Look at the head with 'ray status', or leave --address and RAY_ADDRESS out for a private Ray.",
             ) from error
         stack.callback(ray.shutdown)
@@ -132,7 +132,7 @@ class _Keeper:
         if self._error is not None:
             raise ResourceError(
                 "Cannot start a private Ray",
-                found=f"{type(self._error).__name__}: {str(self._error).splitlines()[0]}",
+                found=_said(self._error),
                 rule="a run needs a Ray of its own or a cluster's",
                 remedy="Look into ray-logs/ of the run's folder, or use a cluster with --address.",
             ) from self._error
@@ -168,6 +168,11 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             else:
                 os.environ[name] = value
         _forget_cached_authentication()
+
+
+def _said(error: BaseException) -> str:
+    """Class and first line of an error that is not ours."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def _forget_cached_authentication() -> None:

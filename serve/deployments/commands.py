@@ -30,13 +30,13 @@ WATCH_EVERY_S = 1.0
 
 def deploy(options: argparse.Namespace) -> int:
     """Serve a bundle under a name; a name that is served already gets a new version."""
-    from serve.deployments import endpoint as place
-
     bundle = open_bundle(options.bundle)
     bundle.variant(options.variant)
     name = options.name or endpoint_name(bundle.manifest.name)
     folder = str(options.bundle.resolve())
     with _ray(options, name, start=True) as private:
+        from serve.deployments import endpoint as place
+
         config = place.configuration(name)
         if config is None:
             version = VersionConfig(version="1", bundle=folder, variant=options.variant)
@@ -106,9 +106,9 @@ def undeploy(options: argparse.Namespace) -> int:
 
 def rollback(options: argparse.Namespace) -> int:
     """Return to the version before; the endpoint answers all the while."""
-    from serve.deployments import endpoint as place
-
     with _ray(options, options.name):
+        from serve.deployments import endpoint as place
+
         found = place.rollback(options.name)
     _done(
         options,
@@ -127,14 +127,14 @@ def print_json(value: dict[str, Any]) -> None:
 @contextmanager
 def _ray(options: argparse.Namespace, name: str, *, start: bool = False) -> Iterator[str | None]:
     """Connect to the Ray that matters for this endpoint; yields the address of a private Ray that was started."""
-    from cluster.runtime.session import ray_session
-
     record = _record(name)
     address = _address(options) or (record.ray_address if record else None)
     if address is None and not start:
         raise _unknown(name)
     if record is not None and address == record.ray_address and record.ray_token:
         os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": record.ray_token})
+    from cluster.runtime.session import ray_session  # imports ray, which reads mode and token when it is imported
+
     with ray_session(address) as session:
         yield session.address if session.private else None
 

@@ -13,7 +13,6 @@ import importlib.metadata
 import logging
 import re
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from serve.client import EndpointClient
 from serve.config import EndpointConfig
 from serve.deployments.ports import claim_port
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
-from serve.deployments.scaling import LOOK_BACK_S
+from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
 from serve.repository import LOADING, NOT_KEPT, UNLOADED
 
 LOG = logging.getLogger(__name__)
@@ -225,18 +224,17 @@ def _replica_options(replicas: ReplicaSpec) -> dict[str, Any]:
         return {"num_replicas": replicas.min}
     targets = {"target_busy": replicas.target_busy, "target_wait_s": replicas.target_wait_ms / 1e3}
     policy = AutoscalingPolicy(policy_function="serve.deployments.scaling:ScalingPolicy", policy_kwargs=targets)
-    with warnings.catch_warnings():
-        # it compares the look-back with a deprecated field; the real interval is in cluster/runtime/environment.py
-        warnings.simplefilter("ignore", FutureWarning)
-        config = AutoscalingConfig(
-            min_replicas=replicas.min,
-            initial_replicas=max(1, replicas.min),
-            max_replicas=replicas.max,
-            look_back_period_s=LOOK_BACK_S,
-            upscale_delay_s=replicas.up_delay_s,
-            downscale_delay_s=replicas.down_delay_s,
-            policy=policy,
-        )
+    config = AutoscalingConfig(
+        min_replicas=replicas.min,
+        initial_replicas=max(1, replicas.min),
+        max_replicas=replicas.max,
+        # deprecated, but the look-back is compared with it; replicas go by cluster/runtime/environment.py
+        metrics_interval_s=METRICS_INTERVAL_S,
+        look_back_period_s=LOOK_BACK_S,
+        upscale_delay_s=replicas.up_delay_s,
+        downscale_delay_s=replicas.down_delay_s,
+        policy=policy,
+    )
     return {"autoscaling_config": config}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 BUSY, OLDEST_WAIT_S, QUEUED_ROWS = "engine_busy", "oldest_wait_s", "queued_rows"
 LOOK_BACK_S = 2.0
+METRICS_INTERVAL_S = 1.0
 GROWTH_MAX = 2.0  # a decision at most doubles: the next one sees what the first one did
 
 

@@ -9,8 +9,10 @@ Covered: start, attach, end, logs. Not covered: a cluster's life (docker/, `ray 
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from cluster.runtime.serve_place import private_serve_place
 from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
 from cluster.runtime.token import MODE_VARIABLE, TOKEN_VARIABLE, find_token
 
+LOG = logging.getLogger(__name__)
 LOCAL_LOGICAL_CPUS_MIN = 8  # logical: a laptop's two cores must hold the drivers, workers and replicas of one run
 # A Unix socket's path holds 107 characters; Ray's part of it is
 # "/manta-abcdefgh/r/session_2026-11-24_08-42-17_587580_4194304/sockets/plasma_store" = 81
@@ -83,6 +86,7 @@ def _private(logs: Path | None) -> Iterator[RaySession]:
     store_bytes = object_store_bytes(shared_memory_free_bytes)
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="manta-", dir=_short_temporary_folder()))  # mode 0700
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         serve_folder = stack.enter_context(private_serve_place())
         place = PrivatePlace(
             secrets.token_hex(8), (folder, serve_folder), folder / "r", logs, os.getpid(), os.getsid(0)
@@ -92,10 +96,25 @@ def _private(logs: Path | None) -> Iterator[RaySession]:
         if MODE_VARIABLE not in os.environ:
             own |= {MODE_VARIABLE: "token", TOKEN_VARIABLE: secrets.token_hex(32)}
         stack.enter_context(_environment(own))
-        keeper = _Keeper(_local_arguments(place.sessions, store_bytes))
-        stack.callback(keeper.finish)
-        keeper.start()
+        _start(stack, _local_arguments(place.sessions, store_bytes))
         yield RaySession(ray.get_runtime_context().gcs_address, private=True)
+
+
+def _start(stack: ExitStack, arguments: dict[str, Any]) -> None:
+    """Start Ray, and once more if it does not come up: it gives itself 30 s, which a crowded machine can exceed."""
+    for last in (False, True):
+        with ExitStack() as attempt:
+            keeper = _Keeper(arguments)
+            attempt.callback(keeper.finish)  # ends the thread, and with it what the attempt has started
+            try:
+                keeper.start()
+            except ResourceError as error:
+                if last:
+                    raise
+                LOG.warning("%s Trying once more.", error)
+                continue
+            stack.push(attempt.pop_all())
+            return
 
 
 def _local_arguments(temporary_folder: Path, store_bytes: int) -> dict[str, Any]:

@@ -158,11 +158,12 @@ def take_rows(values: Mapping[str, Values], rows: np.ndarray) -> dict[str, Value
 
 
 def take(column: Values, rows: np.ndarray) -> Values:
-    """Rows of one column. Words that no row uses any more are left out: they would leak other splits' categories."""
+    """Rows of one column. Its words are those that these rows use, in alphabetical order: others would be a leak."""
     if not isinstance(column, Texts):
         return column[rows]
     codes = column.codes[rows]
-    used, places = np.unique(codes[codes >= 0], return_inverse=True)
-    fresh = np.full(len(codes), -1, dtype=np.int32)
-    fresh[codes >= 0] = places
-    return Texts(fresh, tuple(column.words[code] for code in used))
+    used = np.unique(codes[codes >= 0])
+    order = used[np.argsort(np.array(column.words, dtype=object)[used], kind="stable")]
+    places = np.full(len(column.words) + 1, -1, dtype=np.int32)
+    places[order] = np.arange(len(order), dtype=np.int32)
+    return Texts(places[codes], tuple(column.words[code] for code in order))

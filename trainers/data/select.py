@@ -54,8 +54,11 @@ def feature_scores(method: str, matrix: np.ndarray, targets: np.ndarray, classif
         return matrix.var(axis=0)
     if method == "anova":
         score = feature_selection.f_classif if classification else feature_selection.f_regression
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return score(matrix, targets)[0]
+        scores = np.zeros(matrix.shape[1])
+        varied = np.flatnonzero(matrix.std(axis=0) > 0)
+        if len(varied):
+            scores[varied] = score(matrix[:, varied], targets)[0]
+        return scores
     if method == "mutual_information":
         name = "mutual_info_classif" if classification else "mutual_info_regression"
         return getattr(feature_selection, name)(matrix, targets, random_state=SEED)

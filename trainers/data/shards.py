@@ -113,4 +113,13 @@ def _open_split(folder: Path, inputs: tuple[TensorSpec, ...]) -> Split:
 
 
 def _map(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        found = "the shard is gone" if isinstance(error, FileNotFoundError) else f"the shard is damaged: {error}"
+        raise DataError(
+            f"Cannot open the shard {path}",
+            found=found,
+            rule="every file that dataset.json implies must be whole",
+            remedy="Run the same command again: the prepare stage sees the change and runs anew.",
+        ) from None

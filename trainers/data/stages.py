@@ -20,7 +20,7 @@ from cluster.bundle.signature import TensorSpec
 from cluster.errors import DataError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.data import DataSpec
-from cluster.spec.resolve import DataFacts, resolve
+from cluster.spec.resolve import DataFacts, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.raw import RawData
@@ -79,12 +79,15 @@ def check_data(context: StageContext) -> StageResult:
         task=plan.task,
         layout=plan.raw.layout,
         num_rows=len(plan.raw),
-        num_rows_train=count_training_rows(spec.data, plan),
+        num_rows_train=len(plan.rows["train"]),
         num_classes=len(plan.classes),
         item_shape=plan.raw.item_shape,
         source_digest=plan.raw.digest,
     )
     resolved = resolve(spec, name=context.run.name, host=context.host, data=facts)
+    facts = facts.model_copy(update={"num_rows_train": count_training_rows(resolved.spec.data, plan)})
+    batch = batch_plan(resolved.spec, facts.num_rows_train)
+    resolved = resolved.model_copy(update={"data": facts, "batch": batch})
     return StageResult(
         facts={
             "data": facts.model_dump(mode="json"),

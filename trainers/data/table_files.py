@@ -219,6 +219,8 @@ def _join(tables: list[tuple[Path, pa.Table]]) -> pa.Table:
                 rule="all files of a source have the same columns",
                 remedy="Rename or remove these columns.",
             )
+    if len(tables) == 1:
+        return first
     try:
         return pa.concat_tables([table for _, table in tables], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -1,0 +1,159 @@
+"""Bad files and bad columns: one clear sentence each, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cluster.errors import DataError
+from tests.unit.data_tests.making import check, run_spec, write_table
+
+ROWS = "".join(f"{index},{index % 7},{'no' if index % 2 else 'yes'}\n" for index in range(60))
+
+
+def missing(folder: Path) -> None:
+    write_table(folder / "tabel.csv")
+
+
+def folder_there(folder: Path) -> None:
+    (folder / "table.csv").mkdir()
+
+
+def text(content: str | bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "table.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return write
+
+
+CASES: dict[str, tuple[Callable[[Path], None], dict, str]] = {
+    "missing file, nearest name": (missing, {}, "Did you mean"),
+    "a folder": (folder_there, {}, "it is a directory"),
+    "empty": (text(""), {}, "the file is empty"),
+    "binary": (text(b"a,y\x00\x01\n1,2\n"), {}, "NUL bytes: the file is binary"),
+    "header only": (text("a,b,y\n"), {}, "a header and zero rows"),
+    "ragged": (text("a,b,y\n1,2,yes\n1,2\n"), {}, "Expected 3 columns, got 2"),
+    "wrong delimiter": (text("a;b;y\n1;2;yes\n"), {}, "it has one column: 'a;b;y'"),
+    "mixed encodings": (text("a,b,y\n1,é,yes\n".encode() + "2,é,no\n".encode("latin-1")), {}, "line 3 holds the byte"),
+    "header repeated": (text("a,b,y\n" + ROWS + "a,b,y\n" + ROWS), {}, "data row 61 repeats the header"),
+    "numbers with commas": (
+        text("a,b,y\n" + "".join(f'"{i + 1},000",{i},{i % 2}\n' for i in range(60))), {}, "separators of thousands"),
+    "numbers mixed with words": (text("a,b,y\n" + ROWS + "n/k,3,yes\n"), {}, "are numbers, but not 'n/k'"),
+    "infinite value": (text("a,b,y\n" + ROWS + "inf,3,yes\n"), {}, "is infinite"),
+    "column twice": (text("a,a,y\n1,2,yes\n"), {}, "column 'a' is there twice"),
+    "target not there": (text("a,b,label\n" + ROWS), {"target": "labell"}, "Did you mean 'label'?"),
+    "spec names an absent column": (
+        text("a,b,y\n" + ROWS), {"drop_columns": ["bb"]}, "no column 'bb', which data.drop_columns names"),
+    "constant target": (text("a,b,y\n" + "1,2,yes\n2,3,yes\n"), {}, "all 2 rows have the value 'yes'"),
+    "target is an identifier": (
+        text("a,b,y\n" + "".join(f"{i},{i % 3},id{i}\n" for i in range(60))), {}, "60 different values in 60 rows"),
+    "class with one row": (text("a,b,y\n" + ROWS + "5,5,rare\n"), {}, "class 'rare' has 1 row"),
+    "one class in a split": (
+        text("a,b,s,y\n" + "".join(f"{i},{i % 7},{'train' if i < 40 else 'test'},{i % 2 if i < 40 else 1}\n"
+                                   for i in range(60))),
+        {"split": {"column": "s"}}, "all 20 rows of test are of class '1'"),
+    "zero rows after cleaning": (text("a,b,y\n1,2,?\n3,4,\n"), {}, "zero rows are left of 2"),
+    "no feature left": (text("a,y\n,yes\n,no\n"), {}, "no feature column is left"),
+    "split column with other words": (
+        text("a,s,y\n1,learn,yes\n2,test,no\n"), {"split": {"column": "s"}}, "it holds 'learn'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_csv_is_one_clear_sentence(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, values, words = CASES[case]
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "run", run_spec({"kind": "csv", "path": "table.csv"}, **{"target": "y", **values}))
+    assert words in caught.value.message
+    assert caught.value.exit_code == 2
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_an_all_missing_column_is_left_out_and_said(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,y\n" + "".join(f"{i},?,{i % 2}\n" for i in range(60)))
+    from trainers.data.sources import read_source
+
+    raw = read_source(run_spec({"kind": "csv", "path": str(tmp_path / "t.csv")}, target="y").data)
+    assert raw.table is not None
+    assert list(raw.table.values) == ["a"]
+    assert "column 'b' is left out: every value is missing" in raw.notes
+
+
+def test_a_corrupt_parquet_page_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"a": np.random.default_rng(0).normal(size=5000), "y": np.arange(5000) % 2})
+    pq.write_table(table, path, write_page_checksum=True, compression="none", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    data[2000] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="as Parquet"):
+        check(tmp_path / "run", run_spec({"kind": "parquet", "path": str(path)}, target="y"))
+
+
+def test_json_lines_name_the_bad_line(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"a": 1, "y": "no"}\n{"a": "x"\n')
+    with pytest.raises(DataError, match="as JSON Lines"):
+        check(tmp_path / "run", run_spec({"kind": "jsonl", "path": str(tmp_path / "t.jsonl")}, target="y"))
+
+
+def test_images_of_two_sizes_are_refused_unless_resized(tmp_path: Path) -> None:
+    for index in range(20):
+        folder = tmp_path / "images" / ("cat" if index % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (8, 8 if index else 9, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    source = {"kind": "image_folder", "path": str(tmp_path / "images")}
+    with pytest.raises(DataError, match=r"0\.png has 8×9|has 8×9 pixels"):
+        check(tmp_path / "run", run_spec(source))
+    shares = {"validation": 2, "calibration": 0, "gate": 0, "test": 4}
+    result = check(tmp_path / "run", run_spec({**source, "size": [6, 6], "channels": 1}, split=shares))
+    assert result.resolved.data.item_shape == (1, 6, 6)
+    assert result.resolved.spec.model.family == "cnn"
+
+
+@pytest.mark.parametrize("damage", ["short", "magic", "gzip"])
+def test_a_damaged_idx_file_is_refused(damage: str, tmp_path: Path) -> None:
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (10, 4, 4))
+    data = header + bytes(160)
+    path, words = tmp_path / "i.gz", "the header promises shape [10, 4, 4]"
+    path.write_bytes(gzip.compress(data[:-1]))
+    if damage == "magic":
+        path.write_bytes(b"\x01" + data[1:])
+        words = "it starts with the bytes 01 00 08 03"
+    if damage == "gzip":
+        path.write_bytes(gzip.compress(data)[:-9])
+        words = "Cannot unpack"
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "run", run_spec({"kind": "idx", "images": str(path), "labels": str(path)}))
+    assert words in caught.value.message
+
+
+def test_arrays_with_nan_objects_or_other_lengths_are_refused(tmp_path: Path) -> None:
+    good, bad = np.ones((60, 3)), np.ones((60, 3))
+    bad[7, 1] = np.nan
+    np.savez(tmp_path / "a.npz", good=good, bad=bad, y=np.arange(60) % 2, short=np.arange(59))
+    np.save(tmp_path / "o.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    npz = f"{tmp_path}/a.npz"
+
+    def run(inputs: str, targets: str) -> None:
+        check(tmp_path / "run", run_spec({"kind": "numpy", "inputs": inputs, "targets": targets}))
+
+    run(f"{npz}:good", f"{npz}:y")
+    for inputs, targets, words in (
+        (f"{npz}:bad", f"{npz}:y", "1 of 60 rows hold NaN or infinity, the first is row 7"),
+        (f"{npz}:good", f"{npz}:short", "60 inputs and 59 targets"),
+        (f"{npz}:goood", f"{npz}:y", "no array 'goood'"),
+        (f"{tmp_path}/o.npy", f"{npz}:y", "pickles and are never loaded"),
+    ):
+        with pytest.raises(DataError) as caught:
+            run(inputs, targets)
+        assert words in caught.value.message

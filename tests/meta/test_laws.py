@@ -28,6 +28,11 @@ BROAD_EXCEPTS = {
     "cluster/pipeline/driver.py": "any stage may raise anything",
     "cluster/pipeline/ray_thread.py": "handed to the thread that waits",
     "cluster/runtime/session.py": "handed to the thread that waits",
+    "serve/asgi.py": "the edge of an HTTP request",
+    "serve/rpc.py": "the edge of a gRPC request",
+    "serve/batching.py": "whatever an engine raises is the answer of its own request",
+    "serve/engines/process.py": "a worker's main",
+    "serve/engines/onnxruntime.py": "the classes of a C extension, raised again as one of ours",
     "trainers/search/trial.py": "an error is an outcome of the trial",
 }
 """Files that may catch everything, with the reason."""

@@ -8,6 +8,8 @@ Covered: by value, adaptive (AGC), by global norm, in this order. Not covered: p
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from cluster.spec.train import TrainSpec
@@ -17,10 +19,15 @@ EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ has the same
 
 
 @torch.no_grad()
-def clip_gradient(gradient: torch.Tensor, parameters: list[torch.nn.Parameter], spec: TrainSpec) -> torch.Tensor:
-    """Clip in place and return the global norm, a 0-d tensor. `gradient` is the flat one behind all `.grad`."""
-    norm = torch.linalg.vector_norm(gradient)
-    clipped = norm
+def clip_gradient(gradient: torch.Tensor, parameters: list[torch.nn.Parameter], spec: TrainSpec) -> float:
+    """Clip in place and return the global norm. `gradient` is the flat one behind all `.grad`.
+
+    A gradient that is not finite is left as it is: scaling it would spread one infinity over all layers and hide
+    where it came from.
+    """
+    norm = clipped = float(torch.linalg.vector_norm(gradient))
+    if not math.isfinite(norm):
+        return norm
     if spec.clip_value is not None:
         gradient.clamp_(-spec.clip_value, spec.clip_value)
     if spec.clip_agc is not None:
@@ -28,9 +35,9 @@ def clip_gradient(gradient: torch.Tensor, parameters: list[torch.nn.Parameter], 
             adaptive_clip(parameter, spec.clip_agc)
     if spec.clip_norm is not None:
         if spec.clip_value is not None or spec.clip_agc is not None:
-            clipped = torch.linalg.vector_norm(gradient)
-        share = (spec.clip_norm / (clipped + EPSILON)).clamp_max(1.0)
-        gradient.mul_(torch.where(torch.isfinite(clipped), share, 1.0))  # else one inf would hide where it came from
+            clipped = float(torch.linalg.vector_norm(gradient))
+        if clipped > spec.clip_norm:
+            gradient.mul_(spec.clip_norm / (clipped + EPSILON))
     return norm
 
 

@@ -159,9 +159,11 @@ def collector_paused() -> Iterator[None]:
     """Python's garbage collector runs between epochs, not inside updates, where it would make a worker a straggler."""
     was_on = gc.isenabled()
     gc.disable()
+    gc.freeze()  # what is there now stays: collecting between epochs need not look at every imported module
     try:
         yield
     finally:
+        gc.unfreeze()
         if was_on:
             gc.enable()
 

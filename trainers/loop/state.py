@@ -6,6 +6,7 @@ Invariant: between two windows, `Job` (fixed by the request) and `State` determi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -74,6 +75,11 @@ class State:
     rollbacks: int = 0
     stopped_early: bool = False
 
+    @cached_property
+    def buffers(self) -> list[torch.Tensor]:
+        """Of the model: walking through its modules at every update would cost more than copying them."""
+        return list(self.model.buffers())
+
 
 @dataclass(frozen=True)
 class Job:
@@ -97,11 +103,11 @@ class Job:
         """Global batch of an epoch."""
         return batch_size_of_epoch(self.request.train, self.request.batch.batch_size_global, epoch)
 
-    @property
+    @cached_property
     def updates_total(self) -> int:
         """Windows of the whole run: the schedule's length."""
         return sum(updates_of_epochs(self.request.train, self.request.batch.batch_size_global, self.train.num_rows))
 
-    @property
+    @cached_property
     def peak_learning_rate(self) -> float:
         return peak_learning_rate(self.request.train.optimizer, self.request.batch.batch_size_global)

@@ -14,6 +14,7 @@ windows (loop.py).
 
 from __future__ import annotations
 
+import math
 import traceback
 from dataclasses import dataclass
 
@@ -58,16 +59,16 @@ def update(
     riders = _gradient_of_window(job, state, window, weight, want_stop)
     if learning_rate is None:
         learning_rate = learning_rate_now(job, state)
-    norm = _step(job, state, learning_rate) if weight > 0 else torch.zeros(())
-    norm_value = float(norm)
-    made = weight > 0 and norm_value == norm_value and norm_value != float("inf")
+    norm = _step(job, state, learning_rate) if weight > 0 else 0.0
+    made = weight > 0 and math.isfinite(norm)
+    loss_sum = float(riders.loss_sum)
     cursor = state.cursor
     cursor.window += 1
     if made:
         if state.ema:
             state.ema.update(cursor.update)
         cursor.update += 1
-        cursor.loss_sum += float(riders.loss_sum)
+        cursor.loss_sum += loss_sum
         cursor.weight_sum += weight
         cursor.skipped_in_a_row = 0
     else:
@@ -75,7 +76,7 @@ def update(
         cursor.skipped_in_a_row += weight > 0 and state.scaler is None
         if state.scaler:
             check_scale(state.scaler)
-    return UpdateReport(made, float(riders.loss_sum), weight, norm_value, learning_rate, bool(riders.stop))
+    return UpdateReport(made, loss_sum, weight, norm, learning_rate, bool(riders.stop))
 
 
 def learning_rate_now(job: Job, state: State) -> float:
@@ -132,21 +133,22 @@ def _in_memory_format(job: Job, inputs: tuple[torch.Tensor, ...]) -> tuple[torch
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
 
 
-def _step(job: Job, state: State, learning_rate: float) -> torch.Tensor:
+def _step(job: Job, state: State, learning_rate: float) -> float:
     """Unscale, clip, step, update the scale. Returns the norm; not finite means that nothing moved."""
     optimizer, scaler, exchange = state.optimizer, state.scaler, state.exchange
     set_learning_rate(optimizer, learning_rate)
     if scaler is None:
         norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
-        if torch.isfinite(norm):
+        if math.isfinite(norm):
             optimizer.step()
         return norm
     scaler.unscale_(optimizer)
     norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
-    overflow = found_inf(scaler, optimizer)
-    scaler.step(optimizer)
+    overflow = float(found_inf(scaler, optimizer)) > 0
+    if overflow or math.isfinite(norm):  # finite gradients whose norm is not would be stepped by the scaler
+        scaler.step(optimizer)
     scaler.update()
-    return torch.where(overflow > 0, torch.inf, norm)
+    return math.inf if overflow else norm
 
 
 class _Snapshot:
@@ -154,12 +156,12 @@ class _Snapshot:
 
     def __init__(self, state: State) -> None:
         self.random = rng.quick_snapshot()
-        self.buffers = [buffer.clone() for buffer in state.model.buffers()]
+        self.buffers = [buffer.clone() for buffer in state.buffers]
 
     def restore(self, state: State) -> None:
         rng.quick_restore(self.random)
         with torch.no_grad():
-            for buffer, old in zip(state.model.buffers(), self.buffers, strict=True):
+            for buffer, old in zip(state.buffers, self.buffers, strict=True):
                 buffer.copy_(old)
 
 

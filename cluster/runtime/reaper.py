@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -32,6 +33,7 @@ MARKER_VARIABLE = "MANTA_PRIVATE_RAY"
 PARENT_POLL_S = 0.5  # a forked child of the driver could hold the pipe open: the parent's id tells too
 GRACE_S = 1.0  # Ray's workers end by themselves when their raylet is gone; measured 0.1 to 0.6 s
 KILL_DEADLINE_S = 10.0
+FINISH_WAIT_S = 30.0
 LOG_BYTES_MAX = 50 << 20  # a runaway log stays readable: the newest part is kept
 
 
@@ -67,19 +69,22 @@ class Reaper:
         )
 
     def finish(self) -> None:
-        """Let it do its work and wait for it."""
+        """Let it do its work and wait for it; on a crowded machine it may finish after the driver has gone."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=2 * KILL_DEADLINE_S)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=FINISH_WAIT_S)
 
 
 def reap(place: PrivatePlace, *, grace_s: float = GRACE_S) -> list[int]:
     """End the processes of a private Ray, keep its logs, remove its folders; returns the killed process ids."""
     killed = end_processes(place, grace_s=grace_s)
-    if place.logs is not None:
-        keep_logs(place.sessions, place.logs)
-    for folder in place.folders:
-        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if place.logs is not None:
+            keep_logs(place.sessions, place.logs)
+    finally:  # logs that cannot be kept (a full disk, a run's folder that is gone) must not keep the folders
+        for folder in place.folders:
+            shutil.rmtree(folder, ignore_errors=True)
     return killed
 
 
@@ -120,10 +125,11 @@ def keep_logs(sessions: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     for folder in sources:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink() and path.stat().st_size:
-                copy = target / path.relative_to(folder)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                _copy_tail(path, copy)
+            with suppress(FileNotFoundError):  # Ray rotates its logs
+                if path.is_file() and not path.is_symlink() and path.stat().st_size:
+                    copy = target / path.relative_to(folder)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    _copy_tail(path, copy)
 
 
 def wait_for_end_of_parent(pipe: IO[bytes], parent: int) -> None:

@@ -87,6 +87,15 @@ def test_logs_that_hold_something_are_kept(tmp_path: Path) -> None:
     assert kept == {"raylet.out", "old", "old/gcs.out"}
 
 
+def test_logs_that_cannot_be_kept_do_not_keep_the_folders(tmp_path: Path) -> None:
+    where = place(tmp_path)
+    (where.sessions / "session_1" / "logs" / "raylet.out").write_text("line", encoding="utf-8")
+    (tmp_path / "ray-logs").write_text("a file is in the way", encoding="utf-8")
+    with pytest.raises(OSError):
+        reap(where, grace_s=0.0)
+    assert not where.folders[0].exists()
+
+
 def test_it_works_when_its_driver_is_killed(tmp_path: Path, stack: ExitStack) -> None:
     where = place(tmp_path)
     code = (

@@ -33,7 +33,7 @@ def write_data(folder: Path) -> None:
     one("cnn", CNN_ROWS, (3, 32, 32))
 
 
-def _fit(folder: Path, model: dict, batch: int, micro: int, workers: int, **train: object) -> float:
+def _fit(folder: Path, model: dict, batch: int, micro: int, workers: int, **train: object) -> tuple[float, float]:
     from pydantic import TypeAdapter
 
     from cluster.spec.model import ModelSpec
@@ -59,12 +59,13 @@ def _fit(folder: Path, model: dict, batch: int, micro: int, workers: int, **trai
         stage="train",
         checkpoints=None,
     )
-    return fit(request, sink=ListSink()).details["seconds"]
+    details = fit(request, sink=ListSink()).details
+    return details["seconds"], details["cpu_seconds"]
 
 
 MLP = {"family": "mlp", "hidden": [128, 128]}
 CNN = {"family": "cnn", "width": 16, "dropout": 0.0}
-RUNNERS: dict[str, Callable[[Path], float]] = {
+RUNNERS: dict[str, Callable[[Path], tuple[float, float]]] = {
     "mlp": lambda folder: _fit(folder / "mlp", MLP, MLP_BATCH, MLP_BATCH, 1),
     "mlp_looked_at": lambda folder: _fit(folder / "mlp", MLP, MLP_BATCH, MLP_BATCH, 1, diagnostics_every_updates=200),
     "cnn": lambda folder: _fit(folder / "cnn", CNN, CNN_BATCH, CNN_BATCH // 2, 2),

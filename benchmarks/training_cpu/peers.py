@@ -16,6 +16,15 @@ from torch.nn import functional as F
 from benchmarks.training_cpu.ours import CNN, CNN_BATCH, MLP_BATCH
 
 
+def _now() -> tuple[float, float]:
+    """Wall clock and CPU seconds of this process."""
+    return time.monotonic(), time.process_time()
+
+
+def _since(started: tuple[float, float]) -> tuple[float, float]:
+    return time.monotonic() - started[0], time.process_time() - started[1]
+
+
 def _tensors(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return (
         torch.from_numpy(np.load(folder / "train" / "inputs.x.npy")),
@@ -28,14 +37,14 @@ def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(100, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def mlp_raw(folder: Path) -> float:
+def mlp_raw(folder: Path) -> tuple[float, float]:
     """Tensors in memory, one gather a batch, fused AdamW, cosine."""
     x, y = _tensors(folder / "mlp")
     model = _mlp()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     steps = -(-len(x) // MLP_BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    started = time.monotonic()
+    started = _now()
     order = torch.randperm(len(x))
     for at in range(0, len(x), MLP_BATCH):
         rows = order[at : at + MLP_BATCH]
@@ -43,10 +52,10 @@ def mlp_raw(folder: Path) -> float:
         F.cross_entropy(model(x[rows]), y[rows]).backward()
         optimizer.step()
         schedule.step()
-    return time.monotonic() - started
+    return _since(started)
 
 
-def mlp_accelerate(folder: Path) -> float:
+def mlp_accelerate(folder: Path) -> tuple[float, float]:
     """As its documentation shows: DataLoader, prepare, accelerator.backward."""
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, TensorDataset
@@ -58,16 +67,16 @@ def mlp_accelerate(folder: Path) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(loader))
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
-    started = time.monotonic()
+    started = _now()
     for inputs, targets in loader:
         optimizer.zero_grad()
         accelerator.backward(F.cross_entropy(model(inputs), targets))
         optimizer.step()
         schedule.step()
-    return time.monotonic() - started
+    return _since(started)
 
 
-def mlp_lightning(folder: Path) -> float:
+def mlp_lightning(folder: Path) -> tuple[float, float]:
     """Trainer without logger, checkpoints, bar and summary: its fastest documented form."""
     import lightning
     from torch.utils.data import DataLoader, TensorDataset
@@ -84,10 +93,10 @@ def mlp_lightning(folder: Path) -> float:
             return torch.optim.AdamW(self.parameters(), lr=3e-3, fused=True)
 
         def on_train_epoch_start(self) -> None:
-            self.started = time.monotonic()
+            self.started = _now()
 
         def on_train_epoch_end(self) -> None:
-            self.seconds = time.monotonic() - self.started
+            self.seconds = _since(self.started)
 
     x, y = _tensors(folder / "mlp")
     loader = DataLoader(TensorDataset(x, y), batch_size=MLP_BATCH, shuffle=True)
@@ -104,7 +113,7 @@ def mlp_lightning(folder: Path) -> float:
     return module.seconds
 
 
-def _cnn_ddp(folder: Path, accumulate: int) -> float:
+def _cnn_ddp(folder: Path, accumulate: int) -> tuple[float, float]:
     """DDP with `no_sync` for all but the last micro-batch, DistributedSampler's order, loss / K (all are equal)."""
     from torch.nn.parallel import DistributedDataParallel
 
@@ -119,7 +128,7 @@ def _cnn_ddp(folder: Path, accumulate: int) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     micro = CNN_BATCH // world // accumulate
     dist.barrier()
-    started = time.monotonic()
+    started = _now()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[rank::world]
     for step in range(len(order) // (micro * accumulate)):
         optimizer.zero_grad(set_to_none=True)
@@ -129,10 +138,10 @@ def _cnn_ddp(folder: Path, accumulate: int) -> float:
             with nullcontext() if k == accumulate - 1 else model.no_sync():
                 (F.cross_entropy(model(x[rows]), y[rows]) / accumulate).backward()
         optimizer.step()
-    return time.monotonic() - started
+    return _since(started)
 
 
-RUNNERS: dict[str, Callable[[Path], float]] = {
+RUNNERS: dict[str, Callable[[Path], tuple[float, float]]] = {
     "mlp_raw": mlp_raw,
     "mlp_accelerate": mlp_accelerate,
     "mlp_lightning": mlp_lightning,

@@ -54,7 +54,7 @@ def fit(
     keeper = Keeper(job, state)
     keeper.resume()
     watchdog = Watchdog(job.world)
-    started, first_update = time.monotonic(), state.cursor.update
+    started, cpu, first_update = time.monotonic(), time.process_time(), state.cursor.update
     try:
         with collector_paused():
             run_epochs(job, state, keeper, on_epoch, interrupt)
@@ -64,8 +64,8 @@ def fit(
         watchdog.close()
         job.train.close()
         job.validation.close()
-    seconds = time.monotonic() - started
-    return _result(job, state, seconds, state.cursor.update - first_update)
+    spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    return _result(job, state, spent, state.cursor.update - first_update)
 
 
 def run_epochs(
@@ -190,7 +190,7 @@ def current_weights(state: State) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
 
 
-def _result(job: Job, state: State, seconds: float, updates: int) -> FitResult:
+def _result(job: Job, state: State, spent: dict[str, float], updates: int) -> FitResult:
     best = state.best
     if not best.weights:  # no epoch had a finite metric
         raise DivergedError(
@@ -209,7 +209,7 @@ def _result(job: Job, state: State, seconds: float, updates: int) -> FitResult:
         skipped_updates=state.cursor.skipped,
         num_parameters=sum(parameter.numel() for parameter in state.exchange.parameters),
         stopped_early=state.stopped_early,
-        details={"seconds": seconds, "samples_per_s": samples / seconds if seconds > 0 else 0.0},
+        details={**spent, "samples_per_s": samples / max(spent["seconds"], 1e-9)},
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -29,6 +30,10 @@ from cluster.runtime.token import TOKEN_REMEDY
 _MESSAGES: Any = gcs_service_pb2  # generated code without types
 _RECORDS: Any = gcs_pb2
 CALL_TIMEOUT_S = 4.0  # a head that is alive answers in milliseconds; a swapped-out one in a second or two
+
+
+FIRST_NODE_WAIT_S = 5.0  # the head's own node registers seconds after its GCS answers
+FIRST_NODE_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,26 @@ def check_cluster(address: str, *, token: str | None, timeout_s: float = CALL_TI
             alive = nodes.CheckAlive(_MESSAGES.CheckAliveRequest(), **call)
             request = _MESSAGES.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
             written = store.InternalKVGet(request, **call).value
-            listed = nodes.GetAllNodeInfo(_MESSAGES.GetAllNodeInfoRequest(), **call).node_info_list
+            living = _living_nodes(nodes, call)
         except grpc.RpcError as error:
             _refused(attempted, error, token)
     python = json.loads(written).get("python_version") if written else None
-    living = [node.node_id.hex() for node in listed if node.state == _RECORDS.GcsNodeInfo.GcsNodeState.ALIVE]
     facts = ClusterFacts(address, alive.ray_version, python, len(living))
     _check_version(attempted, facts)
     _check_nodes(attempted, living)
     return facts
+
+
+def _living_nodes(stub: Any, call: dict[str, Any]) -> list[str]:
+    """Ids of the live nodes; a head that has just started has none for a moment."""
+    deadline = time.monotonic() + FIRST_NODE_WAIT_S
+    while True:
+        listed = stub.GetAllNodeInfo(_MESSAGES.GetAllNodeInfoRequest(), **call).node_info_list
+        alive = _RECORDS.GcsNodeInfo.GcsNodeState.ALIVE
+        living = [node.node_id.hex() for node in listed if node.state == alive]
+        if living or time.monotonic() > deadline:
+            return living
+        time.sleep(FIRST_NODE_POLL_S)
 
 
 def _check_form(attempted: str, address: str) -> None:

@@ -28,7 +28,7 @@ apart="unshare -m -p -f --kill-child --mount-proc"
 common=(--block --num-cpus=1 --object-store-memory=100000000 --disable-usage-stats)
 host 1 $apart ray start --head --node-ip-address=10.9.0.1 --port=6379 --dashboard-host=10.9.0.1 \
   --temp-dir="$RAY_FOLDER" "${common[@]}" >"$folder/head.log" 2>&1 &
-until host 1 ray health-check --address 10.9.0.1:6379 >/dev/null 2>&1; do
+until [[ $(host 1 ray status --address 10.9.0.1:6379 2>/dev/null) == *node_* ]]; do # not only the GCS: the node too
   kill -0 $! || { cat "$folder/head.log" >&2; exit 9; }
   sleep 0.5
 done

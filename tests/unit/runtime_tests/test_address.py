@@ -17,6 +17,7 @@ import ray
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
 from cluster.errors import ClusterUnreachableError
+from cluster.runtime import address as address_module
 from cluster.runtime.address import check_cluster
 
 MESSAGES: Any = gcs_service_pb2
@@ -49,6 +50,16 @@ class FakeHead(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer, gcs_service_pb2_
         nodes = [RECORDS.GcsNodeInfo(node_id=each, state=state.ALIVE) for each in self.alive]
         dead = RECORDS.GcsNodeInfo(node_id=b"d" * 28, state=state.DEAD)
         return MESSAGES.GetAllNodeInfoReply(node_info_list=[*nodes, dead])
+
+
+class LateNodes:
+    """Another answer each time it is looked at."""
+
+    def __init__(self, answers: list[list[bytes]]) -> None:
+        self._answers = iter(answers)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(next(self._answers))
 
 
 @contextmanager
@@ -104,9 +115,18 @@ def test_another_version_names_both() -> None:
         assert "Python 3.9.2" in refusal(address)
 
 
-def test_a_head_without_live_nodes_is_stale() -> None:
+def test_a_head_without_live_nodes_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address_module, "FIRST_NODE_WAIT_S", 0.3)
     with head(alive=[]) as address:
         assert "no node of it is alive" in refusal(address)
+
+
+@pytest.mark.usefixtures("node_is_here")
+def test_a_head_that_has_just_started_is_given_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address_module, "FIRST_NODE_POLL_S", 0.0)
+    late = LateNodes([[], [], [b"n" * 28]])
+    with head(alive=late) as address:
+        assert check_cluster(address, token=TOKEN).num_nodes_alive == 1
 
 
 def test_a_cluster_without_a_node_on_this_host_is_foreign() -> None:

@@ -1,0 +1,120 @@
+"""`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH]`: `manta data check` starts it.
+
+Invariant: exit code 0 when no finding is an error, 2 for errors and for a file that cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.atomic import write_text
+from cluster.errors import DataError, MantaError
+from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
+from trainers.data.quality import QualityReport, check_table
+from trainers.data.table_files import find_files, read_file
+
+STYLE = "body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .7em;text-align:left}" \
+    ".error{color:#b00}.warning{color:#960}.info{color:#456}svg{vertical-align:middle}"  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, check, print. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="manta data check")
+    parser.add_argument("file")
+    parser.add_argument("--target")
+    parser.add_argument("--test", help="a second file: overlap and drift against it")
+    parser.add_argument("--delimiter", help="of a text file; `,`, or a tab for .tsv, when absent")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--html", type=Path)
+    arguments = parser.parse_args(argv)
+    try:
+        table = read_any(arguments.file, arguments.delimiter)
+        test = read_any(arguments.test, arguments.delimiter) if arguments.test else None
+        _check_target(arguments.target, table, arguments.file)
+        report = check_table(table, arguments.target, test=test)
+        if arguments.html:
+            write_text(arguments.html, to_html(report, arguments.file))
+    except MantaError as error:
+        sys.stderr.write(error.message + "\n")
+        return error.exit_code
+    text = json.dumps(report.to_json(), indent=2) if arguments.json else to_lines(report)
+    sys.stdout.write(text + "\n")
+    return 2 if any(finding.severity == "error" for finding in report.findings) else 0
+
+
+def read_any(path: str, delimiter: str | None = None) -> pa.Table:
+    """A CSV, TSV, JSON Lines or Parquet file by its name; text formats with every value as it stands."""
+    name = path.lower().removesuffix(".gz")
+    source: CsvSource | JsonlSource | ParquetSource
+    if name.endswith((".parquet", ".pq")):
+        source = ParquetSource(kind="parquet", path=path)
+    elif name.endswith((".jsonl", ".ndjson")):
+        source = JsonlSource(kind="jsonl", path=path)
+    else:
+        tab = name.endswith(".tsv")
+        source = CsvSource(
+            kind="csv", path=path, delimiter=delimiter or ("\t" if tab else ","), quote=None if tab else '"', missing=()
+        )
+    return pa.concat_tables([read_file(source, file) for file in find_files(path)], promote_options="permissive")
+
+
+def to_lines(report: QualityReport) -> str:
+    """The report for a terminal."""
+    lines = [f"{report.rows:,} rows, {len(report.columns)} columns, {len(report.findings)} findings"]
+    for finding in report.findings:
+        where = f" '{finding.column}'" if finding.column else ""
+        lines.append(f"{finding.severity:<8} {finding.rule}{where}: {finding.text}  ->  {finding.fix}")
+    return "\n".join(lines)
+
+
+def to_html(report: QualityReport, name: str) -> str:
+    """One self-contained page: findings, then each column with its histogram and its missing share."""
+    found = "".join(
+        f"<tr class={item.severity}><td>{item.severity}<td>{item.rule}<td>{html.escape(item.column)}"
+        f"<td>{html.escape(item.text)}<td><code>{html.escape(item.fix)}</code>"
+        for item in report.findings
+    )
+    columns = "".join(_html_column(column, facts) for column, facts in report.columns.items())
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title><style>{STYLE}</style>"
+        f"<h1>{html.escape(Path(name).name)}</h1><p>{report.rows:,} rows, {len(report.columns)} columns</p>"
+        f"<h2>Findings</h2><table><tr><th>severity<th>rule<th>column<th>what<th>mend it with{found}</table>"
+        f"<h2>Columns</h2><table><tr><th>column<th>kind<th>different<th>missing<th>values{columns}</table>\n"
+    )
+
+
+def _html_column(name: str, facts: dict[str, Any]) -> str:
+    counts = facts.get("histogram", {}).get("counts") or list(facts.get("most_frequent", {}).values())
+    top = max(counts, default=0) or 1
+    bars = "".join(
+        f'<rect x="{index * 8}" y="{30 - 30 * count / top:.1f}" width="7" height="{30 * count / top:.1f}"/>'
+        for index, count in enumerate(counts)
+    )
+    share = facts["missing_share"]
+    return (
+        f"<tr><td>{html.escape(name)}<td>{facts['kind']}<td>{facts['different']}"
+        f'<td><svg width=100 height=10><rect width=100 height=10 fill="#ddd"/>'
+        f'<rect width="{100 * share:.1f}" height=10 fill="#b00"/></svg> {share:.1%}'
+        f'<td><svg width={8 * len(counts) or 8} height=30 fill="#468">{bars}</svg>'
+    )
+
+
+def _check_target(target: str | None, table: pa.Table, name: str) -> None:
+    if target is not None and target not in table.column_names:
+        raise DataError(
+            f"Cannot check {name}",
+            found=f"it has no column '{target}'",
+            rule="its columns are " + ", ".join(table.column_names[:20]),
+            remedy="Mend --target.",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

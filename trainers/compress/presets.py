@@ -72,6 +72,5 @@ class StaticRecipe:
 
 def preset_of(spec: CompressSpec, *, per_channel: bool = True) -> StaticPreset:
     """The preset of the spec's target."""
-    return (
-        tensorrt_preset(per_channel=per_channel) if spec.target.device == "gpu" else cpu_preset(per_channel=per_channel)
-    )
+    make = tensorrt_preset if spec.target.device == "gpu" else cpu_preset
+    return make(per_channel=per_channel)

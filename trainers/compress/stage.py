@@ -7,20 +7,26 @@ finished trial, so that an interrupted stage goes on where it was.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from cluster.bundle.manifest import Variant
+import numpy as np
+
+from cluster.bundle.files import WEIGHTS
 from cluster.pipeline.stage import StageContext, StageResult
-from trainers.compress.judge import Baseline, Judgment, make_baseline, objective
+from trainers.compress.gate import gate_outputs
+from trainers.compress.judge import Judgment, make_baseline, predict_graph
 from trainers.compress.ladder import BASELINE, Ladder, Parent
+from trainers.compress.outcome import accepted_of, best_of, compression_facts, headline
 from trainers.compress.rows import rows_of
 from trainers.data.shards import PreparedData, open_prepared
+from trainers.evaluate.stage import evaluate_predictions
 from trainers.export.float_graph import FLOAT_GRAPH, write_float_graph
 
 TRIALS = "trials"
 MODELS = "models"
 TRAINING = frozenset({"prune", "distill", "sparse"})
-WITHIN = 1.1  # of the best: candidates this near are equal in cost, and the more accurate one wins
 
 
 def run_compression(context: StageContext) -> StageResult:
@@ -50,8 +56,41 @@ def run_compression(context: StageContext) -> StageResult:
     for judgment in accepted_of(ladder):
         assert judgment.path is not None, "an accepted candidate has a file"
         shutil.copyfile(judgment.path, context.folder / judgment.variant().file)
-    facts = compression_facts(ladder, chosen, exported)
-    return StageResult(facts=facts, headline=headline(baseline, chosen, ladder))
+    keep_origin(chosen, ladder, context.folder)
+    facts = {
+        **compression_facts(ladder, chosen),
+        "parity": exported["parity"],
+        "test": confirm(ladder, chosen, prepared),
+    }
+    return StageResult(facts=facts, headline=headline(ladder, chosen))
+
+
+def keep_origin(chosen: Judgment | None, ladder: Ladder, folder: Path) -> None:
+    """Put weights, plan and model section of the chosen variant's network beside the graphs: they rebuild it."""
+    if chosen is None:
+        return
+    network = chosen.name if chosen.parent == BASELINE else chosen.parent
+    made = next((one.path for one in ladder.judgments if one.name == network and one.path), None)
+    for name in (WEIGHTS, "plan.json", "network.json"):
+        if made is not None and (made.parent / name).exists():
+            stem, _, suffix = name.partition(".")
+            shutil.copyfile(made.parent / name, folder / f"{stem}.{network}.{suffix}")
+
+
+def confirm(ladder: Ladder, chosen: Judgment | None, prepared: PreparedData) -> dict[str, Any] | None:
+    """The chosen variant on the test split, once: many candidates on one gate split make passes too easy.
+
+    Nothing is chosen anew by it. None when the float graph stays.
+    """
+    if chosen is None or chosen.path is None:
+        return None
+    split = prepared.splits["test"]
+    targets = np.asarray(split.targets)
+    rows = replace(ladder.rows, gate=dict(split.inputs), gate_targets=targets)
+    outputs = predict_graph(chosen.path, rows.gate)
+    before = predict_graph(ladder.baseline.path, rows.gate)
+    gate = gate_outputs(before, outputs, rows, ladder.spec.budget.max_drop)
+    return {"gate": gate.to_dict(), "metrics": evaluate_predictions(outputs, targets, prepared)["metrics"]}
 
 
 def _run_training_recipes(ladder: Ladder, context: StageContext, prepared: PreparedData) -> None:
@@ -68,52 +107,3 @@ def _run_training_recipes(ladder: Ladder, context: StageContext, prepared: Prepa
         stage=context.stage,
     )
     run_model_steps(ladder, workshop)
-
-
-def accepted_of(ladder: Ladder) -> list[Judgment]:
-    return [judgment for judgment in ladder.judgments if judgment.accepted]
-
-
-def best_of(ladder: Ladder) -> Judgment | None:
-    """The accepted candidate with least of what the target minimizes, or None; of equal ones the most accurate."""
-    accepted = {id(one): objective(one, ladder.spec) for one in accepted_of(ladder)}
-    if not accepted:
-        return None
-    least = min(accepted.values())
-    near = [one for one in accepted_of(ladder) if accepted[id(one)] <= WITHIN * least]
-    return max(near, key=lambda one: (one.gate.candidate if one.gate else 0.0, -accepted[id(one)]))
-
-
-def compression_facts(ladder: Ladder, chosen: Judgment | None, exported: dict[str, Any]) -> dict[str, Any]:
-    """Facts of the stage: the contract with export, report and `manta show`."""
-    measured = next((one for one in ladder.judgments if one.gate and one.baseline_cost), None)
-    metrics: dict[str, float] = {}
-    if measured and measured.gate and measured.baseline_cost:
-        metrics = {
-            f"gate.{measured.gate.metric}": measured.gate.baseline,
-            **{name: float(value) for name, value in measured.baseline_cost.to_dict().items()},
-        }
-    float_variant = Variant(name=BASELINE, file=FLOAT_GRAPH, precision="fp32", metrics=metrics)
-    variants = [float_variant, *(judgment.variant() for judgment in accepted_of(ladder))]
-    return {
-        "chosen": chosen.name if chosen else BASELINE,
-        "variants": [variant.model_dump(mode="json") for variant in variants],
-        "candidates": [judgment.to_dict() for judgment in ladder.judgments],
-        "skipped": ladder.skipped,
-        "baseline": {"size_bytes": ladder.baseline.size_bytes, **metrics},
-        "parity": exported["parity"],
-    }
-
-
-def headline(baseline: Baseline, chosen: Judgment | None, ladder: Ladder) -> str:
-    """One line for the display."""
-    if chosen is None:
-        first = next(iter(ladder.judgments), None)
-        return f"the float model stays: {first.name} {first.reason}" if first else "the float model stays"
-    assert chosen.gate is not None, "a chosen candidate was judged"
-    assert chosen.cost is not None, "a chosen candidate was timed"
-    assert chosen.size_bytes is not None, "a chosen candidate has a file"
-    return (
-        f"{chosen.name}: {baseline.size_bytes / chosen.size_bytes:.1f}× smaller, {chosen.cost.speedup:.1f}× faster, "
-        f"{chosen.gate.metric} {chosen.gate.baseline:.4f} -> {chosen.gate.candidate:.4f} ({chosen.gate.verdict})"
-    )

@@ -10,6 +10,7 @@ trained (model_steps.py).
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from trainers.export.parity import check_parity
 from trainers.loop import FitRequest, FitResult, fit
 
 PLAN = "plan.json"
+NETWORK = "network.json"
 GRAPH = "model.onnx"
 FACTS = "facts.json"
 FACTORY = "trainers.compress.students:build_student"
@@ -106,8 +108,10 @@ class Workshop:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
             if plan is not None:
                 write_json(folder / PLAN, plan)
+            write_json(folder / NETWORK, {"model": work.arguments["model"]})
             facts = self.export(module, folder / GRAPH)
             write_json(folder / FACTS, facts)
+        shutil.rmtree(target.with_name(f"{target.name}.fit"), ignore_errors=True)
         return Made(work.name, target, facts)
 
     def export(self, module: nn.Module, path: Path) -> dict[str, Any]:

@@ -77,15 +77,12 @@ def open_engine(folder: Path, key: EngineKey) -> tuple[Path, dict[str, Any]]:
         record = json.loads((folder / KEY).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(attempted, found=f"it has no {KEY}", remedy="Build it on this node.") from None
-    differs = {
-        name: (record["key"].get(name), value)
-        for name, value in asdict(key).items()
-        if record["key"].get(name) != value
-    }
+    had = record["key"]
+    differs = {name: (had.get(name), need) for name, need in asdict(key).items() if had.get(name) != need}
     if differs:
         raise BundleError(
             attempted,
-            found="; ".join(f"{name} is {had!r}, this node needs {need!r}" for name, (had, need) in differs.items()),
+            found="; ".join(f"{name} is {old!r}, this node needs {need!r}" for name, (old, need) in differs.items()),
             rule="an engine works on the GPU, the version and the graph that it was built for",
             remedy="Build it on this node, or serve the ONNX variant.",
         )

@@ -24,10 +24,10 @@ from cluster.errors import ModelError
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ELEMENT_OF = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-ENGINE_TYPE_OF = {
-    "fp32": ("FP32", "Float"),
-    "fp16": ("FP16", "Half"),
+ENGINE_TYPE_OF = {  # "BFloat16" holds "Float": the longer names come first
     "bf16": ("BF16", "BFloat16"),
+    "fp16": ("FP16", "Half"),
+    "fp32": ("FP32", "Float"),
     "int8": ("Int8", "INT8"),
 }
 SHARE_MIN = 0.5  # of layers with weights: fewer means that the request did not arrive

@@ -5,29 +5,24 @@ Files of the stage: none of its own; the bundle goes to the run's `bundle/`, as 
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-import torch
-
 from cluster.atomic import write_json
-from cluster.bundle.files import SAMPLE, TRANSFORMS, WEIGHTS, finish_bundle, open_bundle, write_bundle
+from cluster.bundle.files import TRANSFORMS, WEIGHTS, finish_bundle, open_bundle, write_bundle
 from cluster.bundle.manifest import BundleManifest, FileRecord, Variant
 from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.pipeline.stage import StageContext, StageResult
 from trainers.data.shards import PreparedData, open_prepared
+from trainers.export.bundle import copy_graph, versions, write_sample
 from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, write_float_graph
-from trainers.export.graph_file import external_files, file_bytes
-from trainers.export.session import open_session, run_batches
+from trainers.export.graph_file import file_bytes
 
 EVIDENCE = "evidence"
 OUTPUT = "logits"
+ORIGINS = ("weights.*.safetensors", "plan.*.json", "network.*.json")
 
 
 def run_export(context: StageContext) -> StageResult:
@@ -64,47 +59,23 @@ def _pack(context: StageContext, prepared: PreparedData, compressed: dict[str, A
         for variant in variants:
             copy_graph(graphs / variant.file, folder)
         shutil.copyfile(context.files("train") / WEIGHTS, folder / WEIGHTS)
+        for origin in (path for pattern in ORIGINS for path in graphs.glob(pattern)):
+            shutil.copyfile(origin, folder / origin.name)
         transforms = context.files("prepare") / TRANSFORMS
         if transforms.exists():
             shutil.copyfile(transforms, folder / TRANSFORMS)
         write_sample(folder, variants, real_rows(prepared))
         _write_evidence(folder / EVIDENCE, context, compressed)
-        return finish_bundle(folder, _manifest(context, prepared, variants, compressed["chosen"]))
-
-
-def copy_graph(source: Path, folder: Path) -> None:
-    """Copy an ONNX file with its external data into a folder."""
-    for name in external_files(onnx.load(str(source), load_external_data=False)):
-        shutil.copyfile(source.parent / name, folder / name)
-    shutil.copyfile(source, folder / source.name)
-
-
-def write_sample(folder: Path, variants: tuple[Variant, ...], rows: dict[str, np.ndarray]) -> None:
-    """`sample.npz`: real rows and what each variant answers, for the check when a bundle is loaded."""
-    arrays = {f"inputs/{name}": array for name, array in rows.items()}
-    for variant in variants:
-        for output, values in run_batches(open_session(folder / variant.file), rows).items():
-            arrays[f"outputs/{variant.name}/{output}"] = values
-    np.savez(folder / SAMPLE, **arrays)  # type: ignore[arg-type]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what made the bundle."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": ort.__version__,
-        "numpy": np.__version__,
-    }
+        return finish_bundle(folder, _manifest(context, prepared, variants, compressed))
 
 
 def _manifest(
-    context: StageContext, prepared: PreparedData, variants: tuple[Variant, ...], chosen: str
+    context: StageContext, prepared: PreparedData, variants: tuple[Variant, ...], compressed: dict[str, Any]
 ) -> BundleManifest:
     run = context.run_resolved
     outputs = (TensorSpec(name=OUTPUT, datatype="FP32", shape=(-1, prepared.num_outputs)),)
-    metrics = {f"test.{name}": value for name, value in context.facts("evaluate")["metrics"].items()}
+    tested = compressed.get("test") or context.facts("evaluate")
+    metrics = {f"test.{name}": value for name, value in tested["metrics"].items()}
     return BundleManifest(
         name=run.name,
         created_unix_s=time.time(),
@@ -112,7 +83,7 @@ def _manifest(
         classes=prepared.classes,
         signature=TensorSignature(inputs=prepared.inputs, outputs=outputs),
         variants=variants,
-        default_variant=chosen,
+        default_variant=compressed["chosen"],
         model=run.spec.model.model_dump(mode="json"),
         metrics=metrics,
         source={"run": run.name, "data_digest": run.data.source_digest, "versions": versions()},

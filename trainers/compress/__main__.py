@@ -1,0 +1,113 @@
+"""`python -m trainers.compress SOURCE …`: what `manta compress` starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from cluster.errors import MantaError, RequestError
+from cluster.spec.compress import CompressSpec, GraphRecipe
+from cluster.telemetry.events import Record, TrialUpdated
+
+RECIPES = "int8_static,int8_static_per_tensor,int8_dynamic,int8_static_percentile,int8_static_excluded"
+TEMPORARY = ".compressed"
+
+
+class LineSink:
+    """Shows each judged candidate as a line on stderr."""
+
+    def emit(self, event: Record) -> None:
+        if isinstance(event, TrialUpdated) and event.state != "running":
+            sys.stderr.write(f"{event.trial}: {event.state}: {event.note}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parse(arguments)
+    try:
+        facts = run(options)
+    except MantaError as error:
+        if options.json:
+            sys.stdout.write(json.dumps({"ok": False, "error": error.to_dict()}) + "\n")
+        sys.stderr.write(f"Error: {error.message}\n")
+        return error.exit_code
+    if options.json:
+        sys.stdout.write(json.dumps({"ok": True, **facts}) + "\n")
+    else:
+        sys.stderr.write(f"{facts['headline']}\nbundle: {facts['bundle']}\n")
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Compress as the options say. Raises MantaError."""
+    from trainers.compress.command import compress_source
+
+    spec = spec_of(options)
+    source: Path = options.source
+    out = options.out or source.parent / f"{source.stem}{TEMPORARY}"
+    with _session(spec.concurrency):
+        return compress_source(source, options.data, out, spec, LineSink())
+
+
+def spec_of(options: argparse.Namespace) -> CompressSpec:
+    """The `compress` section that the options mean. Raises RequestError."""
+    given = {
+        "recipes": options.recipes.split(","),
+        "budget": {"max_drop": options.max_drop},
+        "target": {
+            "device": options.target,
+            "threads": options.threads,
+            "batch_size": options.batch_size,
+            "minimize": options.minimize,
+        },
+        "on_inconclusive": options.on_inconclusive,
+        "concurrency": options.workers,
+    }
+    try:
+        return CompressSpec.model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise RequestError(
+            "Cannot compress with these options",
+            found=f"{'.'.join(map(str, first['loc']))} is {first['input']!r}",
+            rule=str(first["msg"]).removeprefix("Value error, "),
+            remedy=f"Recipes are {', '.join(get_args(GraphRecipe))}.",
+        ) from None
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="manta compress", description="Compress a bundle or an ONNX file.")
+    parser.add_argument("source", type=Path, help="folder of a bundle, or an ONNX file")
+    parser.add_argument("--data", type=Path, help="prepared folder, or .npz with the inputs and 'targets'")
+    parser.add_argument("--out", type=Path, help="folder of the new bundle")
+    parser.add_argument("--max-drop", type=float, default=0.01, help="largest accepted loss, 0.01 is one point")
+    parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--minimize", choices=("latency", "size", "cost"), default="latency")
+    parser.add_argument("--recipes", default=RECIPES, help="comma-separated")
+    parser.add_argument(
+        "--on-inconclusive", choices=("keep_baseline", "accept_point_estimate"), default="keep_baseline"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time; above 1 they run as Ray tasks")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser.parse_args(arguments)
+
+
+def _session(workers: int) -> AbstractContextManager[Any]:
+    if workers == 1:
+        return nullcontext()
+    from cluster.runtime.session import ray_session
+
+    return ray_session()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

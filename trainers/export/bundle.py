@@ -1,0 +1,44 @@
+"""Parts of a bundle that export and `manta compress` both write. Never imports torch."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from cluster.bundle.files import SAMPLE
+from cluster.bundle.manifest import Variant
+from trainers.export.graph_file import external_files
+from trainers.export.session import open_session, run_batches
+
+
+def copy_graph(source: Path, folder: Path) -> None:
+    """Copy an ONNX file with its external data into a folder."""
+    for name in external_files(onnx.load(str(source), load_external_data=False)):
+        shutil.copyfile(source.parent / name, folder / name)
+    shutil.copyfile(source, folder / source.name)
+
+
+def write_sample(folder: Path, variants: tuple[Variant, ...], rows: dict[str, np.ndarray]) -> None:
+    """`sample.npz`: real rows and what each variant answers, for the check when a bundle is loaded."""
+    arrays = {f"inputs/{name}": array for name, array in rows.items()}
+    for variant in variants:
+        for output, values in run_batches(open_session(folder / variant.file), rows).items():
+            arrays[f"outputs/{variant.name}/{output}"] = values
+    np.savez(folder / SAMPLE, **arrays)  # type: ignore[arg-type]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made the bundle."""
+    return {
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "onnx": onnx.__version__,
+        "onnxruntime": ort.__version__,
+        "numpy": np.__version__,
+    }

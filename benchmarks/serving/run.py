@@ -14,13 +14,14 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,8 @@ CLASSES = 10
 def server(command: list[str], url: str, body: bytes, headers: dict[str, str]) -> Iterator[str]:
     """Start a server and wait until it answers the case's own request; yields the URL."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
             while not answers(url, body, headers):
@@ -56,10 +56,10 @@ def server(command: list[str], url: str, body: bytes, headers: dict[str, str]) -
             yield url
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
 
 
 def answers(url: str, body: bytes, headers: dict[str, str]) -> bool:

@@ -1,0 +1,157 @@
+"""Prepare mixed rows, and read shuffled batches, against scikit-learn with joblib and torch's DataLoader.
+
+    python -m benchmarks.data.run [--rows 1000000] [--pairs 3]
+
+Pairs alternate in one process; the ratio of medians is what to read. Both sides of `prepare` start from the same typed
+columns in memory and end with float32 features of all rows on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import sklearn
+import torch
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from cluster.bundle.transforms import Texts
+from cluster.spec.data import DataSpec
+from trainers.data.fit import fit_transforms, take_rows
+from trainers.data.infer import infer_role
+from trainers.data.raw import Table
+from trainers.data.shards import Split, write_prepared
+from trainers.data.tables import make_column, to_numbers, to_texts
+
+NUMBERS, CATEGORIES, BATCH = 20, 10, 1024
+
+
+def make_frame(rows: int) -> pd.DataFrame:
+    rng = np.random.default_rng(7)
+    columns: dict[str, np.ndarray] = {}
+    for index in range(NUMBERS):
+        values = rng.normal(size=rows)
+        values[rng.random(rows) < 0.02] = np.nan
+        columns[f"n{index}"] = values
+    for index in range(CATEGORIES):
+        words = np.array([f"word{code}" for code in range(4 + 2 * index)], dtype=object)
+        columns[f"c{index}"] = words[rng.integers(0, len(words), rows)]
+    return pd.DataFrame(columns)
+
+
+def prepare_ours(frame: pd.DataFrame, train: np.ndarray, targets: np.ndarray, folder: Path) -> None:
+    import pyarrow as pa
+
+    spec = DataSpec.model_validate_json(
+        json.dumps(
+            {
+                "source": {"kind": "parquet", "path": "x"},
+                "encode": {"number": "standard"},
+                "clean": {"missing_indicators": False},
+            }
+        )
+    )
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    columns, values, roles = [], {}, {}
+    for name in table.column_names:
+        role = infer_role(spec, name, table.column(name))
+        column = make_column(spec, name, "text" if role == "category" else role)
+        columns.append(column)
+        roles[name] = role
+        values[name] = (to_texts if column.kind == "text" else to_numbers)(column, table.column(name))
+    typed = Table(tuple(columns), values, roles)
+    transforms, _ = fit_transforms(spec, typed, take_rows(values, train), targets[train], ("0", "1"))
+    split = Split(transforms.apply(values), targets)
+    write_prepared(folder, {"train": split}, task="classification", classes=("0", "1"), inputs=transforms.signature())
+    assert isinstance(values["c0"], Texts)
+
+
+def prepare_sklearn(frame: pd.DataFrame, train: np.ndarray, targets: np.ndarray, folder: Path) -> None:
+    numbers = [name for name in frame if name.startswith("n")]
+    words = [name for name in frame if name.startswith("c")]
+    transformer = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), numbers),
+            ("words", OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32), words),
+        ]
+    )
+    transformer.fit(frame.iloc[train])
+    folder.mkdir(parents=True, exist_ok=True)
+    joblib.dump((transformer.transform(frame).astype(np.float32), targets), folder / "data.joblib")
+
+
+def read_ours(folder: Path) -> int:
+    from trainers.data.shards import open_prepared
+
+    split = open_prepared(folder).splits["train"]
+    order = np.random.default_rng(0).permutation(len(split))
+    total = 0
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        batch = torch.from_numpy(split.inputs["features"][rows]), torch.from_numpy(split.targets[rows])
+        total += len(batch[0])
+    return total
+
+
+def read_loader(dataset: torch.utils.data.TensorDataset) -> int:
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True)
+    return sum(len(batch[0]) for batch in loader)
+
+
+def alternate(first: Callable[[], object], second: Callable[[], object], pairs: int) -> dict[str, object]:
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(pairs):
+        for place, action in enumerate((first, second)):
+            started = time.perf_counter()
+            action()
+            times[place].append(time.perf_counter() - started)
+    ours, theirs = (statistics.median(series) for series in times)
+    return {"ours_s": ours, "theirs_s": theirs, "ratio": theirs / ours, "all_s": times}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--pairs", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    frame = make_frame(arguments.rows)
+    rng = np.random.default_rng(1)
+    targets = rng.integers(0, 2, arguments.rows)
+    train = np.sort(rng.permutation(arguments.rows)[: arguments.rows * 7 // 10])
+    with tempfile.TemporaryDirectory() as temporary:
+        ours, theirs = Path(temporary) / "ours", Path(temporary) / "theirs"
+        prepare = alternate(
+            lambda: prepare_ours(frame, train, targets, ours),
+            lambda: prepare_sklearn(frame, train, targets, theirs),
+            arguments.pairs,
+        )
+        features = np.load(ours / "train" / "inputs.features.npy")
+        dataset = torch.utils.data.TensorDataset(torch.from_numpy(features), torch.from_numpy(targets))
+        read = alternate(lambda: read_ours(ours), lambda: read_loader(dataset), arguments.pairs)
+    result = {
+        "rows": arguments.rows,
+        "features": int(features.shape[1]),
+        "prepare": prepare,
+        "read": read,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scikit-learn": sklearn.__version__,
+                     "torch": torch.__version__, "machine": platform.machine()},
+    }  # fmt: skip
+    (Path(__file__).parent / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "versions"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -67,9 +67,10 @@ class MantaError(Exception):
 
     @property
     def message(self) -> str:
-        """The four parts as sentences, in one line."""
-        head = f"{self.attempted}: {self.found}"
-        return " ".join(_sentence(part) for part in (head, self.rule, self.remedy) if part)
+        """The four parts as two sentences: what was attempted and found, and the rule; then the remedy."""
+        found = self.found.strip().removesuffix(".") if self.rule else self.found
+        head = f"{self.attempted}: {found}" + (f"; {self.rule}" if self.rule else "")
+        return " ".join(_sentence(part) for part in (head, self.remedy) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form for `--json` and the event stream."""

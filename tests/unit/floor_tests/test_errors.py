@@ -15,7 +15,7 @@ def test_every_class_survives_pickle(cls: type[MantaError]) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is cls
     assert again.to_dict() == error.to_dict()
-    assert str(again) == "Cannot read x: it is 3. must be 4. Make it 4."
+    assert str(again) == "Cannot read x: it is 3; must be 4. Make it 4."
 
 
 def test_codes_are_unique_and_exit_codes_follow_the_tree() -> None:

@@ -49,7 +49,7 @@ def _parameter_row(parameter: click.Parameter) -> str | None:
         return None
     text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
     if parameter.param_type_name == "argument":
-        return f"| `{parameter.human_readable_name}` | {text} |"
+        return f"| `{parameter.metavar or parameter.name}` | {text} |"
     names = ", ".join(f"`{name}`" for name in parameter.opts)
     default = parameter.default if isinstance(parameter.default, int | float | str | Path) else None
     shown = f" Default: `{default}`." if default not in (None, False, "") else ""

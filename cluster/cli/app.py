@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import typer
 
-from cluster.cli import bundle_verbs, cluster_verbs, compress_verb, endpoints, probe, run_verbs, runs_verbs, spec_verbs
+from cluster.cli import (
+    bundle_verbs,
+    cluster_verbs,
+    compress_verb,
+    data_verbs,
+    endpoints,
+    probe,
+    run_verbs,
+    runs_verbs,
+    spec_verbs,
+)
 from cluster.cli.seam import run_app
 
 app = typer.Typer(
@@ -18,7 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verbs in (spec_verbs, run_verbs, runs_verbs, bundle_verbs, compress_verb, endpoints, cluster_verbs, probe):
+VERBS = (spec_verbs, data_verbs, run_verbs, runs_verbs, bundle_verbs, compress_verb, endpoints, cluster_verbs, probe)
+for verbs in VERBS:
     verbs.register(app)
 
 

@@ -1,0 +1,44 @@
+"""`manta data check`: the quality report of a file, before there is a spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.cli.children import run_module
+from cluster.cli.options import AsJson
+from cluster.entrypoints import COMMAND_MODULES
+
+DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, TSV or Parquet file.")]
+Target = Annotated[str | None, typer.Option("--target", help="Target column: adds balance, leakage and label noise.")]
+Test = Annotated[Path | None, typer.Option("--test", help="A second file: overlap and drift against it.")]
+Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of a text file; a comma, or a tab for .tsv.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write the report as a self-contained page.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(help="Look at data.", no_args_is_help=True)
+    group.callback()(_group)
+    group.command()(check)
+    app.add_typer(group, name="data")
+
+
+def _group() -> None:
+    """Look at data."""
+
+
+def check(
+    file: DataFile,
+    target: Target = None,
+    test: Test = None,
+    delimiter: Delimiter = None,
+    html: Html = None,
+    as_json: AsJson = False,
+) -> int:
+    """Report the quality of a file: types, missing values, duplicates, outliers, balance, leakage, drift."""
+    options = {"--target": target, "--test": test, "--delimiter": delimiter, "--html": html}
+    given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    return run_module(COMMAND_MODULES["data-check"], [str(file), *given, *(["--json"] if as_json else [])])

@@ -154,7 +154,7 @@ def test_every_dependency_is_pinned_and_names_a_file() -> None:
         if "==" in line
     }
     for requirement in project["dependencies"]:
-        name = requirement.split(">")[0].split("[")[0].split("=")[0].lower()
+        name = requirement.split(">")[0].split("[")[0].split("=")[0].lower().replace("_", "-")
         assert name in pins, f"{name} is not pinned in constraints.txt"
         line = next(line for line in text.splitlines() if f'"{requirement}"' in line)
         where = line.split("#", 1)[1].strip().split(",")[0].split(" (")[0].strip()

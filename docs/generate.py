@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from cluster import errors
@@ -35,7 +34,7 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
-def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     children = getattr(command, "commands", None)
     if children is None:
         yield path, command
@@ -44,7 +43,7 @@ def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Co
         yield from _commands(children[name], f"{path} {name}")
 
 
-def _parameter_row(parameter: click.Parameter) -> str | None:
+def _parameter_row(parameter: Any) -> str | None:
     if parameter.name == "help":
         return None
     text = (getattr(parameter, "help", None) or "").replace("|", "\\|")

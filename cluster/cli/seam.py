@@ -11,8 +11,8 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from cluster.errors import MantaError
 from cluster.telemetry.log import setup_logging
@@ -37,10 +37,11 @@ def call(app: typer.Typer, arguments: list[str], *, debug: bool = False) -> int:
     except MantaError as error:
         print_error(error, as_json=JSON_FLAG in arguments, debug=debug)
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        if message := error.format_message():  # empty: no arguments at all, and the help has been printed
+            _say(f"Error: {message} 'manta --help' lists the verbs, 'manta VERB --help' its options.")
         return 2
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _say("Stopped.")
         return 1
     except BrokenPipeError:

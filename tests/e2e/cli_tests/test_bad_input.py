@@ -62,10 +62,10 @@ def test_missing_spec(manta: Manta) -> None:
 @pytest.mark.parametrize(
     ("content", "target", "words"),
     [
-        (rows(), "z", ["'z'", "no such column", "a, b, y"]),
-        ("a,b,y\n" + "1,2,0\n" * 50, "y", ["constant"]),
+        (rows(), "z", ["no column 'z'", "a, b, y"]),
+        ("a,b,y\n" + "".join(f"{i},{i * i},0\n" for i in range(50)), "y", ["all 50 rows have the value"]),
         ("a,y\n" + "".join(f"{i},c{i}\n" for i in range(50)), "y", ["50"]),
-        ("a,y\n", "y", ["no rows"]),
+        ("a,y\n", "y", ["zero rows"]),
         ("", "y", ["empty"]),
         (b"\x00\xff\x00\x01" * 50, "y", ["binary"]),
         (rows().replace("7,14", "7,inf"), "y", ["infinite"]),
@@ -92,7 +92,7 @@ def test_source_without_permission(manta: Manta, tmp_path: Path) -> None:
     fails(manta("run", "spec.yaml"), 2, "permission")
 
 
-def test_images_of_different_sizes(manta: Manta, tmp_path: Path) -> None:
+def test_images_and_labels_of_different_counts(manta: Manta, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8), labels=np.arange(19) % 2)
     write(
         tmp_path,
@@ -121,5 +121,7 @@ def test_json_errors_are_one_object_on_stdout(manta: Manta) -> None:
 
 def test_unknown_run_and_unknown_option(manta: Manta) -> None:
     fails(manta("show", "none"), 2, "no such run")
-    fails(manta("run", "--nope"), 2, "--nope")
+    fails(manta("run", "--nope"), 2, "--nope", "--help")
+    fails(manta("run"), 2, "SPEC")
+    fails(manta("nope"), 2, "nope")
     fails(manta("run", "x.yaml", "--until", "lunch"), 2, "lunch", "prepare")

@@ -60,6 +60,7 @@ def _endpoint(run: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
     relative = shlex.quote(_relative(request))
     return {
         **facts,
+        "serve": f"manta deploy {shlex.quote(_relative(run.bundle))} --name {name}",
         "curl": f"curl -s {url}/v2/models/{name}/infer -d @{relative}",
     }
 

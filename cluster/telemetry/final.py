@@ -30,11 +30,10 @@ def final_rows(summary: Mapping[str, Any], duration_s: float | None = None) -> l
 def final_commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(purpose, command line) pairs to try next."""
     endpoint = summary.get("endpoint") or {}
-    if not endpoint.get("kept"):
-        return [("serve it", f"manta run … --keep  (the endpoint of '{summary.get('run', '')}' was stopped)")] * bool(
-            endpoint
-        )
-    return [(what, str(endpoint[key])) for what, key in (("ask it", "curl"), ("stop it", "stop")) if endpoint.get(key)]
+    steps = [("ask it", "curl"), ("stop it", "stop")]
+    if endpoint and not endpoint.get("kept"):  # it was stopped at the end of the run
+        steps = [("serve it again", "serve"), ("ask it", "curl")]
+    return [(what, str(endpoint[key])) for what, key in steps if endpoint.get(key)]
 
 
 def final_lines(summary: Mapping[str, Any], duration_s: float | None = None) -> list[str]:

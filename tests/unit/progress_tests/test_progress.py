@@ -153,11 +153,12 @@ def test_records_in_any_order_do_not_raise() -> None:
     draw_run(view, now_s=START_S, width=80)
 
 
-def test_an_endpoint_that_was_stopped_is_not_offered() -> None:
-    stopped = {**SUMMARY, "endpoint": {**SUMMARY["endpoint"], "kept": False}}
+def test_an_endpoint_that_was_stopped_is_offered_again_before_it_is_asked() -> None:
+    serve = "manta deploy runs/digits/bundle --name digits"
+    stopped = {**SUMMARY, "endpoint": {**SUMMARY["endpoint"], "kept": False, "serve": serve}}
     text = "\n".join(final_lines(stopped))
-    assert "curl" not in text
-    assert "--keep" in text
+    assert text.index(serve) < text.index("curl")
+    assert "manta stop" not in text
 
 
 @pytest.mark.parametrize(

@@ -4,42 +4,31 @@ Invariant: looks only, changes nothing; the same file gives the same report. Eng
 every figure exact (drift and leakage on at most `ROWS_MAX` rows, drawn by content).
 
 Covered: missing values and their suspicious words, white space, duplicates, constant and identifier columns, mixed
-types, label variants, outliers (1.5 IQR), class balance, leakage of one column, overlap and drift between splits.
-Not covered: tables past memory, label noise, near-duplicate columns.
+types, label variants, outliers (1.5 IQR), class balance, leakage of one column, overlap and drift between splits;
+quality_columns.py: hidden missing values, dates, near-duplicate columns; label_noise.py: labels that look wrong.
+Not covered: tables past memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.bundle.transforms import Column, Texts
-from trainers.data.hashing import table_keys
+from trainers.data import label_noise, quality_columns
+from trainers.data.findings import SEVERITIES, Finding, Severity
+from trainers.data.hashing import seeded, table_keys
 from trainers.data.tables import to_numbers, to_texts
 
-SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "-999", "9999", "unknown")
+SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
 OUTLIER_FENCE_IQR = 1.5  # Tukey 1977
 LEAK_SCORE = 0.999  # a column that orders or groups the classes this well is the target under another name
 RARE_SHARE = 0.05  # below it plain accuracy says little
 PSI_SHIFTED = 0.2  # usual reading of the population stability index: above it the population has moved
 ROWS_MAX = 200_000
-
-Severity = Literal["info", "warning", "error"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to know about the data."""
-
-    rule: str
-    severity: Severity
-    column: str
-    text: str
-    fix: str
-    evidence: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,15 +58,22 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
     if spaced:
         text = f"{len(spaced)} columns have values with outer white space: {', '.join(spaced[:5])}"
         findings.append(Finding("white_space", "info", "", text, "none needed: it is always stripped"))
-    findings += _duplicate_rows(table_keys(values, table.num_rows))
+    keys = table_keys(values, table.num_rows)
+    drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
+    features = {name: column for name, column in values.items() if name != target}
+    findings += _duplicate_rows(keys)
+    findings += quality_columns.near_duplicates(features, drawn)
     if target is not None:
         labels = to_texts(Column(name=target, kind="text", missing=SUSPICIOUS), table.column(target))
         findings += _target_findings(target, labels)
         findings += _leaks(target, labels, values)
+        names = {finding.column for finding in findings if finding.rule == "identifier"}
+        useful = {name: column for name, column in features.items() if name not in names}
+        findings += label_noise.label_noise(target, labels, useful, drawn)
     if test is not None:
         findings += _split_findings(target, test, values)
-    order = {"error": 0, "warning": 1, "info": 2}
-    return QualityReport(table.num_rows, facts, tuple(sorted(findings, key=lambda f: (order[f.severity], f.rule))))
+    ordered = sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
+    return QualityReport(table.num_rows, facts, tuple(ordered))
 
 
 def _numbers(texts: Texts) -> np.ndarray | None:
@@ -147,6 +143,10 @@ def _column_findings(
             mapped = ", ".join(f'"{group[1]}": "{group[0]}"' for group in variants[:5])
             add("label_variants", "error" if is_target else "warning", f"{len(variants)} differ in case or marks",
                 f"data.clean.map_values: {{{name}: {{{mapped}}}}}", variants=variants[:5])  # fmt: skip
+    if numbers is not None and not is_target:
+        found += quality_columns.hidden_missing(name, numbers, in_text=pa.types.is_string(raw.type))
+    if not is_target:
+        found += quality_columns.date_like(name, texts.words, numbers)
     if facts.get("infinite"):
         add("infinite", "error", f"{facts['infinite']} values are infinite", "data.clean.infinite: missing")
     if facts.get("outliers", 0) > 0 and not is_target:

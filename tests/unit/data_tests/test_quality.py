@@ -38,6 +38,7 @@ RULES = {
     ("outliers", "value"): "data.clean.clip_iqr: 1.5",
     ("white_space", ""): "none needed: it is always stripped",
     ("class_balance", "y"): "data.balance: {method: class_weights}",
+    ("near_duplicate", "spelt"): "data.drop_columns: [spelt]",
     ("leakage", "copy"): "data.drop_columns: [copy]",
 }
 

@@ -1,0 +1,122 @@
+"""Findings of the quality report that need a closer look at columns: hidden missing values, dates, near-duplicates.
+
+Invariant: looks only; a finding follows from the values alone, never from a column's name.
+
+Covered: numbers such as -999 that stand for "no value", dates in text and in whole numbers (20260131), columns that
+repeat another one. Not covered: sentinels inside the range of the real values (0, -1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import date
+
+import numpy as np
+
+from cluster.bundle.transforms import Texts, Values
+from trainers.data.findings import Finding
+
+SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
+SENTINEL_ROWS_MIN = 2  # one such value is an outlier, not a habit
+SENTINEL_GAP = 1.0  # a sentinel lies at least this many ranges of all other values away from them
+DATE_SHARE = 0.95
+NEAR_SHARE = 0.999  # rows in which two category columns must agree, and |correlation| of two number columns
+PAIR_COLUMNS_MAX = 300  # pairs grow with the square
+DATES = (
+    re.compile(r"^\d{4}-\d{2}-\d{2}([T ].*)?$"),
+    re.compile(r"^\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})( .*)?$"),
+    re.compile(r"^\d{4}[./]\d{1,2}[./]\d{1,2}( .*)?$"),
+    re.compile(r"^\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{4}$"),
+)
+
+
+def hidden_missing(name: str, numbers: np.ndarray, *, in_text: bool) -> list[Finding]:
+    """Sentinel numbers that repeat and lie far from every other value. `in_text`: the source holds words."""
+    values, counts = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
+    found: list[Finding] = []
+    for place in (0, len(values) - 1) if len(values) > 2 else ():
+        rest = np.delete(values, place)
+        gap = float(rest[0] - values[0] if place == 0 else values[-1] - rest[-1])
+        spread = float(rest[-1] - rest[0])
+        if values[place] in SENTINELS and counts[place] >= SENTINEL_ROWS_MIN and gap >= SENTINEL_GAP * spread:
+            word = f"{values[place]:g}" if abs(values[place]) < 1e5 else str(int(values[place]))
+            text = f"{counts[place]} values are {word}, far from all others ({rest[0]:g} to {rest[-1]:g})"
+            evidence = {"value": float(values[place]), "count": int(counts[place])}
+            mapped = f'data.clean.map_values: {{{name}: {{"{word}": ""}}}}'
+            fix = mapped if in_text else "write null in their place: reading rules apply to text alone"
+            found.append(Finding("hidden_missing", "warning", name, text, fix, evidence))
+    return found
+
+
+def date_like(name: str, words: tuple[str, ...], numbers: np.ndarray | None) -> list[Finding]:
+    """A column of dates that would be read as categories, text or numbers."""
+    if numbers is not None:
+        values = np.unique(numbers[np.isfinite(numbers)])
+        if len(values) < 3 or np.mean([_is_whole_date(value) for value in values[:1000]]) < DATE_SHARE:
+            return []
+        examples = [str(int(value)) for value in values[:3]]
+    else:
+        dates = [word for word in words if any(form.match(word) for form in DATES)]
+        iso = [word for word in words if DATES[0].match(word)]
+        if not words or len(dates) < DATE_SHARE * len(words) or len(iso) == len(words):
+            return []  # whole columns of ISO dates are read as dates anyway
+        examples = dates[:3]
+    text = f"its values look like dates ({', '.join(examples)}), and are not read as such"
+    fix = f"write them as 2026-01-31 and set data.columns.{name}: date, or drop it: data.drop_columns: [{name}]"
+    return [Finding("date_like", "warning", name, text, fix, {"examples": examples})]
+
+
+def near_duplicates(columns: Mapping[str, Values], rows: np.ndarray) -> list[Finding]:
+    """Columns that say the same as an earlier one in the given rows: numbers up to scale, texts up to names."""
+    found: list[Finding] = []
+    numbers = {name: column[rows] for name, column in columns.items() if isinstance(column, np.ndarray)}
+    texts = {name: _renumbered(column.codes[rows]) for name, column in columns.items() if isinstance(column, Texts)}
+    names = [name for name, values in numbers.items() if np.isfinite(values).any() and np.nanstd(values) > 0]
+    names = names[:PAIR_COLUMNS_MAX]
+    if len(names) > 1:
+        table = np.stack([_standardized(numbers[name]) for name in names])
+        correlation = np.abs(table @ table.T) / max(len(rows), 1)
+        for index, name in enumerate(names):
+            twins = [other for other in range(index) if correlation[index, other] >= NEAR_SHARE]
+            if twins:
+                score = float(min(correlation[index, twins[0]], 1.0))
+                found.append(_twin(name, names[twins[0]], f"correlation {score:.4f}", score))
+    kept = [name for name, codes in texts.items() if len(np.unique(codes)) > 1][:PAIR_COLUMNS_MAX]
+    for index, name in enumerate(kept):
+        for other in kept[:index]:
+            share = float((texts[name] == texts[other]).mean())
+            if share >= NEAR_SHARE:
+                found.append(_twin(name, other, f"{share:.2%} of the rows agree", share))
+                break
+    return found
+
+
+def _twin(name: str, other: str, how: str, score: float) -> Finding:
+    text = f"it says the same as '{other}' ({how})"
+    return Finding("near_duplicate", "warning", name, text, f"data.drop_columns: [{name}]",
+                   {"column": other, "score": score})  # fmt: skip
+
+
+def _standardized(values: np.ndarray) -> np.ndarray:
+    """Mean 0 and deviation 1; missing values at the mean."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    centered = np.nan_to_num(values - np.nanmean(values))
+    deviation = float(centered.std())
+    return centered / deviation if deviation > 0 else centered
+
+
+def _renumbered(codes: np.ndarray) -> np.ndarray:
+    """Codes in the order of first appearance, so that two columns that differ in names alone are equal."""
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
+
+
+def _is_whole_date(value: float) -> bool:
+    if not (float(value).is_integer() and 19000101 <= value <= 21001231):
+        return False
+    try:
+        date(int(value) // 10000, int(value) // 100 % 100, int(value) % 100)
+    except ValueError:
+        return False
+    return True

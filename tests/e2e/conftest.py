@@ -58,9 +58,9 @@ class KeptRun:
         return Path(self.summary["folder"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptRun]:
-    """The quickstart, once a test session, in a folder of its own with `--keep`; stopped at the end."""
+    """The quickstart, once for a module, in a folder of its own with `--keep`; stopped at the end."""
     cwd = tmp_path_factory.mktemp("quickstart")
     shutil.copytree(ROOT / "configs", cwd / "configs")
     arguments = ("run", "configs/quickstart.yaml", "--keep", "--json", "--set", "serve.port=0")

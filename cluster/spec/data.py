@@ -215,6 +215,21 @@ class BalanceSpec(StrictSpec):
     seed: int = 7
 
 
+Rule = Literal[
+    "class_balance", "constant", "date_like", "drift", "duplicate_rows", "hidden_missing", "identifier", "infinite",
+    "label_noise", "label_variants", "leakage", "missing", "mixed_types", "near_duplicate", "outliers", "overlap",
+    "target", "white_space",
+]  # fmt: skip
+
+
+class QualitySpec(StrictSpec):
+    """What the quality report (`manta data check`) may find without stopping the run."""
+
+    fail_on: Literal["error", "warning", "info"] | tuple[Rule, ...] = ()
+    """A severity (it and worse ones), or kinds of findings: any of them ends the check stage with an error that names
+    them. Findings whose remedy the spec follows do not count. Empty: no report is made."""
+
+
 class DataSpec(StrictSpec):
     """Where the rows come from and how they become shards."""
 
@@ -234,3 +249,4 @@ class DataSpec(StrictSpec):
     """null keeps all features."""
     balance: BalanceSpec | None = None
     """null trains on the classes as they are."""
+    quality: QualitySpec = QualitySpec()

@@ -5,6 +5,7 @@ Invariant: images are (N, C, H, W) float32, arrays (N, …) float32, all finite;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from trainers.data.hashing import array_keys, text_key
 from trainers.data.idx import read_idx
 from trainers.data.raw import Layout, RawData
 
+Inspect = Callable[[Any, np.ndarray | None], Any]
+"""Is shown a table source as it was read (a pyarrow Table) and the splits that files give."""
 
-def read_source(spec: DataSpec) -> RawData:
+
+def read_source(spec: DataSpec, inspect: Inspect | None = None) -> RawData:
     """Read all rows of the source. Raises DataError."""
     source = spec.source
     if isinstance(source, SklearnSource):
-        return _read_sklearn(spec, source)
+        return _read_sklearn(spec, source, inspect)
     if isinstance(source, NumpySource):
         return _read_numpy(source)
     if isinstance(source, IdxSource):
@@ -43,10 +47,10 @@ def read_source(spec: DataSpec) -> RawData:
             return _arrays(inputs, targets, _digest(inputs, targets), spec.target)
     from trainers.data.tables import read_table
 
-    return read_table(spec)
+    return read_table(spec, inspect)
 
 
-def _read_sklearn(spec: DataSpec, source: SklearnSource) -> RawData:
+def _read_sklearn(spec: DataSpec, source: SklearnSource, inspect: Inspect | None) -> RawData:
     from sklearn import datasets
 
     loaded = getattr(datasets, f"load_{source.dataset}")()
@@ -60,6 +64,8 @@ def _read_sklearn(spec: DataSpec, source: SklearnSource) -> RawData:
     columns: dict[str, Any] = {name: loaded.data[:, index] for index, name in enumerate(names)}
     target = spec.target if spec.target not in columns else "target"
     columns[target] = np.array([str(loaded.target_names[index]) for index in loaded.target])
+    if inspect:
+        inspect(pa.table(columns), None)
     return table_data(spec, pa.table(columns), digest=_digest(loaded.data, loaded.target), origin=source.dataset)
 
 

@@ -25,7 +25,7 @@ from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.raw import RawData
 from trainers.data.shards import Split, write_prepared
-from trainers.data.sources import read_source
+from trainers.data.sources import Inspect, read_source
 from trainers.data.splits import assign_splits, split_rows
 
 
@@ -42,9 +42,9 @@ class Plan:
     """Row indices of each split."""
 
 
-def make_plan(spec: DataSpec) -> Plan:
+def make_plan(spec: DataSpec, inspect: Inspect | None = None) -> Plan:
     """Read the source, check the target and split. Raises DataError."""
-    raw = read_source(spec)
+    raw = read_source(spec, inspect)
     classes: tuple[str, ...] = ()
     task = target_rules.infer_task(raw.targets, spec.task)
     if task == "regression":
@@ -72,7 +72,7 @@ def make_plan(spec: DataSpec) -> Plan:
 def check_data(context: StageContext) -> StageResult:
     """The check stage: facts about the data, and a run without `auto`."""
     spec = context.spec
-    plan = make_plan(spec.data)
+    plan = _inspected_plan(context) if spec.data.quality.fail_on else make_plan(spec.data)
     for note in plan.raw.notes:
         context.events.emit(Message(stage=context.stage, text=note))
     facts = DataFacts(
@@ -97,6 +97,23 @@ def check_data(context: StageContext) -> StageResult:
         headline=_describe(plan),
         resolved=resolved,
     )
+
+
+def _inspected_plan(context: StageContext) -> Plan:
+    """`make_plan` behind the quality report. Raises DataError for findings that data.quality.fail_on names."""
+    from trainers.data.quality_gate import check_quality, refuse_arrays
+
+    spec = context.spec.data
+
+    def inspect(table: Any, fixed: np.ndarray | None) -> None:
+        for finding in check_quality(spec, table, fixed).findings:
+            where = f" '{finding.column}'" if finding.column else ""
+            context.events.emit(Message(stage=context.stage, text=f"{finding.rule}{where}: {finding.text}"))
+
+    plan = make_plan(spec, inspect)
+    if plan.raw.table is None:
+        refuse_arrays(spec.source.kind)
+    return plan
 
 
 def count_training_rows(spec: DataSpec, plan: Plan) -> int:

@@ -7,7 +7,7 @@ and what was left out is said in `RawData.notes`. Nothing is fitted here: the ru
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -23,11 +23,13 @@ from trainers.data.infer import infer_role
 from trainers.data.raw import FREE, Layout, RawData, Role, Table
 
 
-def read_table(spec: DataSpec) -> RawData:
-    """Read the spec's table source. Raises DataError."""
+def read_table(spec: DataSpec, inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None) -> RawData:
+    """Read the spec's table source; `inspect` is shown it as it was read. Raises DataError."""
     from trainers.data.table_files import load_tables
 
     table, fixed, digest = load_tables(spec.source)
+    if inspect:
+        inspect(table, fixed)
     return table_data(spec, table, digest=digest, origin=str(getattr(spec.source, "path", "the source")), fixed=fixed)
 
 

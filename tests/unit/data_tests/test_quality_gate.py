@@ -1,0 +1,76 @@
+"""`data.quality.fail_on` stops the check stage, and following the remedy lets it pass."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+import trainers.data
+from cluster.errors import DataError, SpecError
+from cluster.spec.data import Rule
+from tests.unit.data_tests.making import check, context, run_spec
+from trainers.data.stages import check_data
+
+
+def write(path: Path) -> dict:
+    rng = np.random.default_rng(0)
+    y = rng.choice(["no", "yes"], 200)
+    rows = [
+        f"{value:.3f},{value * 2:.3f},{'A' if i % 2 else 'a.'},{label}"
+        for i, (value, label) in enumerate(zip(rng.uniform(size=200), y, strict=True))
+    ]
+    path.write_text("\n".join(["v,twice,spelt,y", *rows, rows[0]]) + "\n")
+    return {"kind": "csv", "path": str(path)}
+
+
+def test_named_findings_stop_the_check_stage_and_their_remedies_let_it_pass(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.csv")
+    asked = {"fail_on": ["near_duplicate", "label_variants", "duplicate_rows"]}
+    assert check(tmp_path / "without", run_spec(source, target="y")).resolved is not None
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "run", run_spec(source, target="y", quality=asked))
+    rules = {finding["rule"] for finding in caught.value.details["findings"]}
+    assert rules == {"near_duplicate", "label_variants", "duplicate_rows"}
+    assert "near_duplicate 'twice': it says the same as 'v'" in caught.value.message
+    assert "data.drop_columns: [twice]" in caught.value.message
+    assert caught.value.exit_code == 2
+    mended = {"map_values": {"spelt": {"a.": "A"}}, "drop_duplicates": True}
+    passed = run_spec(source, target="y", quality=asked, clean=mended, drop_columns=["twice"])
+    assert check(tmp_path / "mended", passed).resolved is not None
+
+
+def test_a_severity_takes_it_and_worse_ones_and_the_rest_is_said(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.csv")
+    stage = context(tmp_path / "run", run_spec(source, target="y", quality={"fail_on": "error"}))
+    check_data(stage)
+    assert any("near_duplicate 'twice'" in event.text for event in stage.events.events if hasattr(event, "text"))
+    with pytest.raises(DataError, match="fail_on is warning"):
+        check(tmp_path / "two", run_spec(source, target="y", quality={"fail_on": "warning"}))
+
+
+def test_the_given_test_file_is_compared(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.csv")
+    both = {**source, "test_path": source["path"]}
+    with pytest.raises(DataError, match="overlap: 201 of 201 test rows"):
+        check(tmp_path / "run", run_spec(both, target="y", quality={"fail_on": ["overlap"]}))
+
+
+def test_arrays_have_no_report_and_an_unknown_kind_is_refused_by_the_spec(tmp_path: Path) -> None:
+    digits = {"kind": "sklearn", "dataset": "digits"}
+    with pytest.raises(DataError, match="the quality report looks at tables"):
+        check(tmp_path / "run", run_spec(digits, quality={"fail_on": "error"}))
+    iris = {"kind": "sklearn", "dataset": "iris"}
+    with pytest.raises(DataError, match="duplicate_rows"):
+        check(tmp_path / "run", run_spec(iris, quality={"fail_on": ["duplicate_rows"]}))
+    with pytest.raises(SpecError):
+        run_spec(iris, quality={"fail_on": ["nonsense"]})
+
+
+def test_the_spec_knows_every_kind_of_finding_that_the_code_makes() -> None:
+    code = "".join(path.read_text() for path in Path(trainers.data.__path__[0]).glob("*.py"))
+    made = set(re.findall(r'(?:Finding|\badd)\(\s*"(\w+)"', code))
+    assert made == set(get_args(Rule))

@@ -1,0 +1,104 @@
+"""`data.quality.fail_on`: findings of the quality report that stop a run in its check stage.
+
+Invariant: a finding whose remedy the spec already follows does not stop the run, so that following the report's advice
+always mends it.
+
+Covered: table sources, with the test file as the test table. Not covered: images and arrays (an error says so).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.errors import DataError
+from cluster.spec.data import SPLITS, CsvSource, DataSpec
+from trainers.data.findings import SEVERITIES, Finding
+from trainers.data.quality import QualityReport, check_table
+from trainers.data.tables import check_columns, make_column, to_texts
+
+SHOWN_MAX = 5
+
+
+def check_quality(spec: DataSpec, table: pa.Table, fixed: np.ndarray | None) -> QualityReport:
+    """The report of the columns that the spec uses. Raises DataError with the findings that `fail_on` names."""
+    check_columns(spec, table.column_names, "the source")
+    table = _as_read(spec, table)
+    test = None
+    if fixed is not None and (fixed == SPLITS.index("test")).any():
+        given = fixed == SPLITS.index("test")
+        table, test = table.filter(pa.array(~given)), table.filter(pa.array(given))
+    report = check_table(table, spec.target, test=test)
+    stopping = [finding for finding in report.findings if _stops(spec, finding)]
+    if stopping:
+        raise DataError(
+            f"Cannot use {getattr(spec.source, 'path', 'the source')}",
+            found="; ".join(_sentence(finding) for finding in stopping[:SHOWN_MAX])
+            + (f" (and {len(stopping) - SHOWN_MAX} more)" if len(stopping) > SHOWN_MAX else ""),
+            rule=f"data.quality.fail_on is {_words(spec.quality.fail_on)}",
+            remedy="; ".join(dict.fromkeys(finding.fix for finding in stopping[:SHOWN_MAX])),
+            details={"findings": [vars(finding) for finding in stopping]},
+        )
+    return report
+
+
+def refuse_arrays(origin: str) -> None:
+    """Raise DataError: there is no report of images and arrays."""
+    raise DataError(
+        f"Cannot check the quality of the {origin} source",
+        found="data.quality.fail_on is set and the source yields arrays",
+        rule="the quality report looks at tables",
+        remedy="Remove data.quality.fail_on.",
+    )
+
+
+def _as_read(spec: DataSpec, table: pa.Table) -> pa.Table:
+    """Without dropped columns, with mapped values and the spec's missing words in place."""
+    gone = {*spec.drop_columns, *(name for name, kind in spec.columns.items() if kind == "drop")}
+    special = {spec.split.group, spec.split.time, spec.split.column}
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        if name in gone or name in special:
+            continue
+        values = table.column(name)
+        if name in spec.clean.map_values or (isinstance(spec.source, CsvSource) and pa.types.is_string(values.type)):
+            texts = to_texts(make_column(spec, name), values)
+            words = pa.array([*texts.words, None], pa.string())
+            columns[name] = words.take(pa.array(np.where(texts.codes < 0, len(texts.words), texts.codes)))
+        else:
+            columns[name] = values
+    return pa.table(columns)
+
+
+def _stops(spec: DataSpec, finding: Finding) -> bool:
+    asked = spec.quality.fail_on
+    if isinstance(asked, str):
+        named = SEVERITIES.index(finding.severity) <= SEVERITIES.index(asked)
+    else:
+        named = finding.rule in asked
+    return named and not _followed(spec, finding)
+
+
+def _followed(spec: DataSpec, finding: Finding) -> bool:
+    """Whether the spec already says what the finding's remedy says, in a way the report cannot see."""
+    clean, declared = spec.clean, finding.column in spec.columns
+    return {
+        "duplicate_rows": clean.drop_duplicates,
+        "outliers": clean.clip_iqr is not None,
+        "infinite": clean.infinite == "missing",
+        "class_balance": spec.balance is not None,
+        "mixed_types": declared,
+        "date_like": declared,
+        "white_space": True,
+    }.get(finding.rule, False)
+
+
+def _sentence(finding: Finding) -> str:
+    where = f" '{finding.column}'" if finding.column else ""
+    return f"{finding.rule}{where}: {finding.text}"
+
+
+def _words(asked: str | tuple[str, ...]) -> str:
+    return asked if isinstance(asked, str) else f"[{', '.join(asked)}]"

@@ -91,6 +91,8 @@ class PythonSource(StrictSpec):
     function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """Takes no argument and returns a pandas DataFrame, a pyarrow Table, a Ray Dataset, or a pair of arrays
     (inputs, targets)."""
+    needs_ray: bool = False
+    """Call the function only when the run's Ray session stands: for functions that make a Ray Dataset."""
 
 
 Source = Annotated[
@@ -112,8 +114,8 @@ class SplitSpec(StrictSpec):
     Rows of equal content are always in the same split, and the order of the file has no effect.
     """
 
-    train: Auto | float | int = "auto"
-    """`auto`: whatever the other splits leave."""
+    train: Literal["rest"] | float | int = "rest"
+    """`rest`: whatever the other splits leave."""
     validation: float | int = 0.1
     calibration: float | int = 0.05
     gate: float | int = 0.1

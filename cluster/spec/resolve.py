@@ -150,6 +150,10 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     if spec.compress is not None:
         metric = "accuracy" if data.task == "classification" else "r2"
         decide("compress.budget.metric", spec.compress.budget.metric, metric, f"the task is {data.task}")
+    if spec.search is not None:
+        decide("search.epochs", spec.search.epochs, spec.train.epochs, "a trial may train as long as train.epochs")
+        at_once, why = _concurrency(host, spec.search.trials)
+        decide("search.concurrency", spec.search.concurrency, at_once, why)
     from cluster.spec.load import override_spec
 
     complete = override_spec(spec, values) if values else spec
@@ -205,6 +209,12 @@ def _workers(host: HostFacts) -> tuple[int, str]:
         return len(host.gpus), f"the cluster has {len(host.gpus)} GPUs, one worker each"
     workers = max(1, min(2, host.cpu_cores))
     return workers, f"no GPU; {host.cpu_cores} CPU cores feed {workers} workers"
+
+
+def _concurrency(host: HostFacts, trials: int) -> tuple[int, str]:
+    if host.gpus:
+        return min(trials, len(host.gpus)), f"one trial a GPU, {len(host.gpus)} GPUs"
+    return max(1, min(trials, host.cpu_cores)), f"one trial a core, {host.cpu_cores} cores: more would wait"
 
 
 def _precision(host: HostFacts) -> tuple[str, str]:

@@ -31,7 +31,7 @@ def split_counts(spec: SplitSpec, num_rows: int, *, given: Mapping[str, int] | N
     for name in SPLITS[1:]:
         counts[name] = 0 if name in fixed else _rows(name, getattr(spec, name), num_rows)
     rest = num_rows - sum(counts.values())
-    train = rest if spec.train == "auto" or "train" in fixed else _rows("train", spec.train, num_rows)
+    train = rest if spec.train == "rest" or "train" in fixed else _rows("train", spec.train, num_rows)
     if rest < train or (train <= 0 and "train" not in fixed):
         raise DataError(
             ATTEMPTED,
@@ -84,12 +84,12 @@ def assign_splits(
 def _by_hash(spec: SplitSpec, keys: np.ndarray, given: Mapping[str, int]) -> np.ndarray:
     """Each row's place in [0, 1) by its own key; the shares cut it into splits, train last."""
     shares = [0.0 if given[name] else float(getattr(spec, name)) for name in SPLITS[1:]]
-    if any(share > 1 for share in shares) or spec.train != "auto":
+    if any(share > 1 for share in shares) or spec.train != "rest":
         raise DataError(
             ATTEMPTED,
             found="data.split.by_hash is set and a share is a number of rows, or train is not auto",
             rule="a row's split then follows from its own content, so only fractions can be met",
-            remedy="Write fractions, and leave data.split.train: auto.",
+            remedy="Write fractions, and leave data.split.train: rest.",
         )
     places = seeded(keys, spec.seed).astype(np.float64) / 2.0**64
     found = np.searchsorted(np.cumsum(shares), places, side="right") + 1

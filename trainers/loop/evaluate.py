@@ -66,4 +66,4 @@ def count_hits(batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:
     hits = (outputs.argmax(dim=-1) == batch.targets) & (batch.targets != IGNORE_INDEX)
     if batch.weights is None:
         return hits.sum()
-    return (hits.reshape(len(hits), -1).sum(dim=1) * batch.weights).sum()
+    return (hits.unsqueeze(-1).flatten(1).sum(dim=1) * batch.weights).sum()

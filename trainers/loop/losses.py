@@ -78,7 +78,7 @@ class Objective:
         if self.item_losses is not None:
             return self.item_losses(batch.inputs, outputs, batch.targets)
         if self.task == "regression":
-            return (outputs.reshape(len(outputs), -1)[:, 0] - batch.targets) ** 2
+            return (outputs.unsqueeze(-1).flatten(1)[:, 0] - batch.targets) ** 2
         return classification_losses(outputs, batch.targets, self.spec)
 
 
@@ -93,7 +93,8 @@ def classification_losses(outputs: torch.Tensor, targets: torch.Tensor, spec: Lo
         label_smoothing=spec.label_smoothing,
         ignore_index=IGNORE_INDEX,
     )
-    return _focal(losses, spec).reshape(len(targets), -1).sum(dim=1)
+    per_item = _focal(losses, spec).reshape(targets.shape)  # not (n, -1): n may be 0 where all targets are ignored
+    return per_item.flatten(1).sum(dim=1) if per_item.ndim > 1 else per_item
 
 
 def _focal(losses: torch.Tensor, spec: LossSpec) -> torch.Tensor:

@@ -19,7 +19,7 @@ from cluster.bundle.files import TRANSFORMS
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import DataError
 from cluster.pipeline.stage import StageContext, StageResult
-from cluster.spec.data import DataSpec
+from cluster.spec.data import DataSpec, PythonSource
 from cluster.spec.resolve import DataFacts, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
@@ -72,6 +72,7 @@ def make_plan(spec: DataSpec, inspect: Inspect | None = None) -> Plan:
 def check_data(context: StageContext) -> StageResult:
     """The check stage: facts about the data, and a run without `auto`."""
     spec = context.spec
+    _wait_for_ray(context, spec.data)
     plan = _inspected_plan(context) if spec.data.quality.fail_on else make_plan(spec.data)
     for note in plan.raw.notes:
         context.events.emit(Message(stage=context.stage, text=note))
@@ -97,6 +98,12 @@ def check_data(context: StageContext) -> StageResult:
         headline=_describe(plan),
         resolved=resolved,
     )
+
+
+def _wait_for_ray(context: StageContext, spec: DataSpec) -> None:
+    """A function that makes a Ray Dataset would start a Ray of its own where none stands."""
+    if isinstance(spec.source, PythonSource) and spec.source.needs_ray:
+        context.ensure_ray()
 
 
 def _inspected_plan(context: StageContext) -> Plan:
@@ -136,6 +143,7 @@ def count_training_rows(spec: DataSpec, plan: Plan) -> int:
 def prepare_data(context: StageContext) -> StageResult:
     """The prepare stage: split, fit on the training rows, write shards and transforms.json."""
     spec = context.run_resolved.spec.data
+    _wait_for_ray(context, spec)
     plan = make_plan(spec)
     if plan.raw.table is not None:
         from trainers.data.fit import prepare_table

@@ -144,8 +144,8 @@ def call_function(name: str) -> pa.Table | tuple[Any, Any]:
         return value
     if isinstance(value, tuple) and len(value) == 2:
         return value
-    if hasattr(value, "to_arrow_refs"):  # a Ray Dataset
-        value = value.to_pandas()
+    if hasattr(value, "to_arrow_refs"):
+        return _ray_rows(value)
     if type(value).__module__.startswith("pandas"):
         return pa.Table.from_pandas(value, preserve_index=False)
     raise DataError(
@@ -154,6 +154,15 @@ def call_function(name: str) -> pa.Table | tuple[Any, Any]:
         rule="it returns a pandas DataFrame, a pyarrow Table, a Ray Dataset or a pair of arrays (inputs, targets)",
         remedy="Convert it in the function.",
     )
+
+
+def _ray_rows(dataset: Any) -> pa.Table:
+    """All rows of a Ray Dataset, in the dataset's order: the digest of the source depends on it. Raises DataError."""
+    dataset.context.execution_options.preserve_order = True
+    batches = list(dataset.iter_batches(batch_format="pyarrow", batch_size=None))
+    if not batches:
+        raise DataError("Cannot use the Ray Dataset", found="it has zero rows", remedy="Give a source that has rows.")
+    return pa.concat_tables(batches, promote_options="permissive")
 
 
 def _decoded(path: Path, encoding: str) -> bytes:
@@ -231,10 +240,16 @@ def _fetch(url: str) -> list[Path]:
     """Copies of a URL's files on local disk, through fsspec's cache. Raises DataError."""
     import fsspec
 
+    remedy = "Look at the address and its rights."
     try:
-        files = fsspec.open_local(f"filecache::{url}", mode="rb")
+        if glob.has_magic(url) and not fsspec.core.url_to_fs(url)[0].glob(url):
+            raise DataError(f"Cannot read {url}", found="no file fits the pattern", remedy=remedy)
+        # check_files: a copy of an earlier run of this process is fetched again when the file has changed
+        files = fsspec.open_local(f"filecache::{url}", mode="rb", filecache={"check_files": True})
+    except FileNotFoundError:
+        raise DataError(f"Cannot read {url}", found="there is no such file", remedy=remedy) from None
     except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"Cannot read {url}", found=str(error), remedy="Look at the address and its rights.") from None
+        raise DataError(f"Cannot read {url}", found=str(error), remedy=remedy) from None
     found = [files] if isinstance(files, str) else list(files)
     return [readable_file(path) for path in found]
 

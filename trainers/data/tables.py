@@ -53,7 +53,9 @@ def table_data(
     keys = table_keys(features.values, len(raw))
     times = None
     if spec.split.group:
-        keys = column_keys(_values(Column(name=spec.split.group, kind="text"), table.column(spec.split.group)))
+        groups = to_texts(make_column(spec, spec.split.group), table.column(spec.split.group))
+        notes += _check_groups(spec.split.group, groups, fixed)
+        raw, keys = replace(raw, notes=tuple(notes)), column_keys(groups)
     if spec.split.time:
         times = _times(spec.split.time, table.column(spec.split.time))
     if spec.split.column:
@@ -215,6 +217,19 @@ def _why_useless(spec: DataSpec, values: Values, role: Role) -> str:
     if role == "category" and num_different > 100 and num_different == int((~missing).sum()):
         return "each row has a value of its own: an identifier"
     return ""
+
+
+def _check_groups(name: str, groups: Texts, fixed: np.ndarray | None) -> list[str]:
+    """Raise DataError for rows without a group; say which groups a given test file tears apart."""
+    if gone := int((groups.codes < 0).sum()):
+        raise DataError(
+            "Cannot split the data by group", found=f"{gone} rows have no '{name}'", rule="each row needs a group",
+            remedy=f"Add '{name}' to data.clean.drop_missing_rows.",
+        )  # fmt: skip
+    if fixed is None:
+        return []
+    torn = np.intersect1d(groups.codes[fixed == FREE], groups.codes[fixed != FREE])
+    return [f"{len(torn)} groups of '{name}' have rows in the test file and in the other one"] if len(torn) else []
 
 
 def _times(name: str, values: pa.ChunkedArray) -> np.ndarray:

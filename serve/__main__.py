@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("--name", help="endpoint name (default: the bundle's)")
     parser.add_argument("--host", default="127.0.0.1")

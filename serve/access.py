@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from cluster.errors import RequestError
 from serve.problems import bad_request
 
+TOKEN_VARIABLE = "MANTA_TOKEN"
 TOKEN_CHARACTERS_MIN = 16  # shorter ones can be guessed over the network
 
 
@@ -55,6 +57,24 @@ def load_access(token_file: str | None, admin_token_file: str | None) -> Access:
 def first_token(path: str | None) -> str:
     """The first token of a file, for clients on the same host; empty without a file."""
     return next(iter(_lines(path)), "") if path else ""
+
+
+def client_token(token_file: str | None) -> str:
+    """The token that a command sends: of a file, else of MANTA_TOKEN; empty without both. Raises RequestError.
+
+    Never an argument of its own: every user of a host may read the arguments of every process.
+    """
+    if token_file is not None:
+        return first_token(token_file)
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise RequestError(f"Cannot use the token in {TOKEN_VARIABLE}", found="it has characters no header can carry")
+    return token
+
+
+def absolute(path: str | None) -> str | None:
+    """A token file's path as replicas find it: they run in another folder than the command that names it."""
+    return str(Path(path).resolve()) if path else None
 
 
 def _read(path: str | None) -> tuple[bytes, ...]:

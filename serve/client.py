@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 
 from cluster.errors import EndpointError
+from serve.access import TOKEN_VARIABLE
 from serve.codec import InferAnswer, InferRequest, decode_answer, encode_request
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -68,11 +69,13 @@ class EndpointClient:
             return False
 
     def serves(self, version: str) -> bool:
-        """The version is among those that the endpoint has loaded."""
+        """The version is among those that the endpoint has loaded. Raises EndpointError for a token it refuses."""
         try:
             response = self._http.get(f"{self.url}/v2/models/{self.model}/versions/{version}/ready")
         except httpx.TransportError:
             return False
+        if response.status_code == 401:
+            raise self._refusal(response, f"Cannot ask endpoint '{self.model}' at {self.url}", response.url.path)
         return response.status_code == 200
 
     def index(self) -> list[dict[str, str]]:
@@ -102,12 +105,17 @@ class EndpointClient:
                 remedy="See which endpoints there are with 'manta endpoints'.",
             ) from None
         if response.status_code != 200:
-            raise EndpointError(
-                attempted,
-                found=f"{method} {path} answered {response.status_code}: {_reason(response)}",
-                details={"status": response.status_code},
-            )
+            raise self._refusal(response, attempted, f"{method} {path}")
         return response
+
+    @staticmethod
+    def _refusal(response: httpx.Response, attempted: str, what: str) -> EndpointError:
+        return EndpointError(
+            attempted,
+            found=f"{what} answered {response.status_code}: {_reason(response)}",
+            remedy=f"Give a token with --token-file or {TOKEN_VARIABLE}." if response.status_code == 401 else "",
+            details={"status": response.status_code},
+        )
 
 
 def _reason(response: httpx.Response) -> str:

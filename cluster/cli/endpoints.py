@@ -27,6 +27,20 @@ Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 Variant = Annotated[str | None, typer.Option("--variant", help="fp32, int8_static, …; else the bundle's default.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on and show latency and throughput until Ctrl-C.")]
 Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="CSV, JSON or image file.")]
+TokenFile = Annotated[
+    str | None,
+    typer.Option("--token-file", help="One bearer token a line: the first is sent. Without it MANTA_TOKEN is sent."),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option("--token-file", envvar="MANTA_TOKEN_FILE", help="Tokens that may ask; without it anyone may."),
+]
+AdminTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--admin-token-file", envvar="MANTA_ADMIN_TOKEN_FILE", help="Tokens that may load and unload; else nobody may."
+    ),
+]
 Version = Annotated[str, typer.Option("--version", help="Version to ask; else the endpoint's default.")]
 
 
@@ -43,29 +57,44 @@ def deploy(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     variant: Variant = None,
+    token_file: Tokens = None,
+    admin_token_file: AdminTokens = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> int:
     """Serve a bundle. On a cluster it returns when the endpoint answers; else it serves until Ctrl-C."""
     low, high = replica_range(replicas)
     folder = bundle_folder(bundle)
+    options = {"--name": name, "--max-replicas": str(high), "--variant": variant, "--address": address}
     return _room(
         ["deploy", str(folder), "--host", host, "--port", str(port), "--min-replicas", str(low)],
-        {"--name": name, "--max-replicas": str(high), "--variant": variant, "--address": address},
+        {**options, "--token-file": token_file, "--admin-token-file": admin_token_file},
         as_json=as_json,
     )
 
 
-def endpoints(address: Address = None, watch: Watch = False, as_json: AsJson = False) -> int:
+def endpoints(
+    address: Address = None, watch: Watch = False, token_file: TokenFile = None, as_json: AsJson = False
+) -> int:
     """List endpoints with their versions, replicas and recent latency."""
-    return _room(["endpoints", *(["--watch"] if watch else [])], {"--address": address}, as_json=as_json)
+    return _room(
+        ["endpoints", *(["--watch"] if watch else [])],
+        {"--address": address, "--token-file": token_file},
+        as_json=as_json,
+    )
 
 
 def predict(
-    name: EndpointName, rows: Rows, version: Version = "", address: Address = None, as_json: AsJson = False
+    name: EndpointName,
+    rows: Rows,
+    version: Version = "",
+    address: Address = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
 ) -> int:
     """Ask an endpoint about the rows of a file."""
-    return _room(["predict", name, str(rows), "--version", version], {"--address": address}, as_json=as_json)
+    options = {"--address": address, "--token-file": token_file}
+    return _room(["predict", name, str(rows), "--version", version], options, as_json=as_json)
 
 
 def undeploy(name: EndpointName, address: Address = None, as_json: AsJson = False) -> int:
@@ -73,9 +102,9 @@ def undeploy(name: EndpointName, address: Address = None, as_json: AsJson = Fals
     return _room(["undeploy", name], {"--address": address}, as_json=as_json)
 
 
-def rollback(name: EndpointName, address: Address = None, as_json: AsJson = False) -> int:
+def rollback(name: EndpointName, address: Address = None, token_file: TokenFile = None, as_json: AsJson = False) -> int:
     """Return an endpoint to the version before."""
-    return _room(["rollback", name], {"--address": address}, as_json=as_json)
+    return _room(["rollback", name], {"--address": address, "--token-file": token_file}, as_json=as_json)
 
 
 def replica_range(text: str) -> tuple[int, int]:

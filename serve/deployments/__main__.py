@@ -42,19 +42,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     deploy.add_argument("--port", type=int, default=8000)
     deploy.add_argument("--min-replicas", type=int, default=1)
     deploy.add_argument("--max-replicas", type=int, default=1)
+    deploy.add_argument("--token-file")
+    deploy.add_argument("--admin-token-file")
     listing = _command(commands, "endpoints")
     listing.add_argument("--watch", action="store_true")
     predict = _command(commands, "predict")
     predict.add_argument("name")
     predict.add_argument("rows", type=Path)
     predict.add_argument("--version", default="")
-    for name in ("undeploy", "rollback"):
-        _command(commands, name).add_argument("name")
+    rollback = _command(commands, "rollback")
+    rollback.add_argument("name")
+    _command(commands, "undeploy").add_argument("name")  # asks Ray, not the endpoint: it has no token to send
+    for command in (listing, predict, rollback):
+        command.add_argument("--token-file")
     return parser.parse_args(arguments)
 
 
 def _command(commands: argparse._SubParsersAction, name: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name)
+    command: argparse.ArgumentParser = commands.add_parser(name, allow_abbrev=False)  # --token is not --token-file
     command.add_argument("--address")
     command.add_argument("--json", action="store_true")
     return command

@@ -20,6 +20,7 @@ from typing import Any
 from cluster.bundle import open_bundle
 from cluster.errors import EndpointError, RequestError
 from cluster.spec.serve import ReplicaSpec
+from serve.access import absolute, client_token, load_access
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments.directory import EndpointRecord, forget, records, remember
@@ -34,6 +35,9 @@ def deploy(options: argparse.Namespace) -> int:
     bundle.variant(options.variant)
     name = options.name or endpoint_name(bundle.manifest.name)
     folder = str(options.bundle.resolve())
+    given = {"token_file": absolute(options.token_file), "admin_token_file": absolute(options.admin_token_file)}
+    tokens = {key: path for key, path in given.items() if path}
+    load_access(tokens.get("token_file"), tokens.get("admin_token_file"))
     with _ray(options, name, start=True) as private:
         from serve.deployments import endpoint as place
 
@@ -44,7 +48,7 @@ def deploy(options: argparse.Namespace) -> int:
         else:
             config = config.with_version(folder, options.variant)
         replicas = ReplicaSpec(min=options.min_replicas, max=options.max_replicas)
-        config = config.model_copy(update={"replicas": replicas})
+        config = config.model_copy(update={"replicas": replicas, **tokens})
         place_options = place.EndpointOptions(host=options.host, port=options.port)
         found = place.deploy(config, place_options, progress=_say)
         if options.json:
@@ -77,8 +81,9 @@ def endpoints(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Ask an endpoint about the rows of a file."""
+    token = client_token(options.token_file)
     url = _url(options, options.name)
-    with EndpointClient(url, options.name) as client:
+    with EndpointClient(url, options.name, token=token) as client:
         metadata = client.get(f"/v2/models/{options.name}")
         answer = client.predict(read_rows(options.rows, metadata), version=options.version)
     if options.json:
@@ -106,10 +111,11 @@ def undeploy(options: argparse.Namespace) -> int:
 
 def rollback(options: argparse.Namespace) -> int:
     """Return to the version before; the endpoint answers all the while."""
+    token = client_token(options.token_file)
     with _ray(options, options.name):
         from serve.deployments import endpoint as place
 
-        found = place.rollback(options.name)
+        found = place.rollback(options.name, token=token)
     _done(
         options,
         f"Endpoint '{options.name}' serves version {found.version} again",
@@ -153,6 +159,7 @@ def _url(options: argparse.Namespace, name: str) -> str:
 
 
 def _endpoint_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    token = client_token(options.token_file)
     urls = {record.name: record.url for record in records()}
     if _address(options):
         with _ray(options, ""):
@@ -161,11 +168,12 @@ def _endpoint_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             urls = {found.name: found.url for found in place.endpoints()}
     rows = []
     for name, url in sorted(urls.items()):
-        with EndpointClient(url, name, timeout_s=5.0) as client:
+        with EndpointClient(url, name, token=token, timeout_s=5.0) as client:
             try:
                 index, stats = client.post("/v2/repository/index"), client.get("/stats")
             except EndpointError as error:
-                rows.append({"name": name, "url": url, "state": "UNREACHABLE", "reason": error.found})
+                state = "NO TOKEN" if (error.details or {}).get("status") == 401 else "UNREACHABLE"
+                rows.append({"name": name, "url": url, "state": state, "reason": error.found})
                 continue
         rows.append({"name": name, "url": url, "state": _overall(index), "versions": index, "stats": stats})
     return rows

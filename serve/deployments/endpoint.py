@@ -14,7 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -58,6 +58,8 @@ class EndpointOptions:
     grpc_port: int | None = None
     """None keeps gRPC shut, 0 takes a free port. Only the first endpoint of a cluster chooses."""
     ready_timeout_s: float = 60.0
+    token: str = field(default="", repr=False)
+    """What to ask the endpoint with; the first of its token file when empty."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callab
     before = configuration(config.name)
     _run(config)
     try:
-        _wait(config, url, deadline_s, options.ready_timeout_s)
+        _wait(config, url, deadline_s, options)
     except EndpointError:
         if before is None:
             ray_serve.delete(config.name, _blocking=False)
@@ -159,7 +161,7 @@ def configuration(name: str) -> EndpointConfig | None:
     return EndpointConfig.from_json(raw) if raw else None
 
 
-def rollback(name: str, *, timeout_s: float = 60.0) -> Endpoint:
+def rollback(name: str, *, token: str = "", timeout_s: float = 60.0) -> Endpoint:
     """Return an endpoint to the version before the one it serves. Raises RequestError, EndpointError."""
     config = configuration(name)
     previous = config.rolled_back() if config else None
@@ -169,7 +171,7 @@ def rollback(name: str, *, timeout_s: float = 60.0) -> Endpoint:
             found="there is no such endpoint" if config is None else f"version {config.default_version} is its first",
             remedy="'manta endpoints' lists endpoints and their versions.",
         )
-    return deploy(previous, EndpointOptions(ready_timeout_s=timeout_s))
+    return deploy(previous, EndpointOptions(ready_timeout_s=timeout_s, token=token))
 
 
 def undeploy(name: str) -> None:
@@ -238,12 +240,12 @@ def _replica_options(replicas: ReplicaSpec) -> dict[str, Any]:
     return {"autoscaling_config": config}
 
 
-def _wait(config: EndpointConfig, url: str, deadline_s: float, timeout_s: float) -> None:
+def _wait(config: EndpointConfig, url: str, deadline_s: float, options: EndpointOptions) -> None:
     """Until every replica has the asked version and it answers through the public port. Raises EndpointError."""
     next_status_s = 0.0
     settled = False
     # short: while there is no replica, Ray Serve's fallback proxy holds a request instead of answering
-    token = first_token(config.token_file)
+    token = options.token or first_token(config.token_file)
     with EndpointClient(url, config.name, token=token, timeout_s=PROBE_TIMEOUT_S) as client:
         while True:
             now = time.monotonic()
@@ -258,7 +260,7 @@ def _wait(config: EndpointConfig, url: str, deadline_s: float, timeout_s: float)
             if now >= deadline_s:
                 raise EndpointError(
                     f"Cannot deploy endpoint '{config.name}'",
-                    found=f"it did not answer at {url} within {timeout_s:g} s; {_state(config.name)}",
+                    found=f"it did not answer at {url} within {options.ready_timeout_s:g} s; {_state(config.name)}",
                     remedy="Raise serve.ready_timeout_s, or look at the replica's log in the run's ray-logs.",
                 )
             time.sleep(POLL_S)

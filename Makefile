@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+WRK    ?= wrk
+# outside the repository: the peers' pins contradict ours
+BENCH_PEERS ?= $(HOME)/.cache/manta-bench/serving
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format docs clean
+.PHONY: help install quickstart test test-slow check format docs bench-serving clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +50,15 @@ format: $(VENV)/.installed-dev ## Format and fix what can be fixed
 
 docs: $(VENV)/.installed-dev ## Write the generated reference pages
 	$(BIN)/python -m docs.generate
+
+$(BENCH_PEERS)/.installed:
+	$(PYTHON) -m venv --clear $(BENCH_PEERS)
+	$(BENCH_PEERS)/bin/pip install --quiet mlserver==1.7.1 litserve==0.2.19 onnxruntime
+	@touch $@
+
+bench-serving: $(VENV)/.installed-dev $(BENCH_PEERS)/.installed ## Requests per second beside other servers; needs wrk
+	@command -v $(WRK) >/dev/null || { echo "wrk is not installed; set WRK=/path/to/wrk" >&2; exit 3; }
+	$(BIN)/python -m benchmarks.serving.run --wrk $(WRK) --peers $(BENCH_PEERS) $(ARGS)
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,5 @@
-"""`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH]`: `manta data check` starts it.
+"""`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH]
+[--memory-mb N]`: `manta data check` starts it.
 
 Invariant: exit code 0 when no finding is an error, 2 for errors and for a file that cannot be read.
 """
@@ -9,6 +10,7 @@ import argparse
 import html
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ import pyarrow as pa
 from cluster.atomic import write_text
 from cluster.errors import DataError, MantaError
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
+from trainers.data.batches import read_batches, whole_bytes
 from trainers.data.quality import QualityReport, check_table
+from trainers.data.quality_stream import check_stream
 from trainers.data.table_files import find_files, read_file
 
+FileSource = CsvSource | JsonlSource | ParquetSource
+MEMORY_MB = 1024
 STYLE = "body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .7em;text-align:left}" \
     ".error{color:#b00}.warning{color:#960}.info{color:#456}svg{vertical-align:middle}"  # fmt: skip
 
@@ -31,14 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--target")
     parser.add_argument("--test", help="a second file: overlap and drift against it")
     parser.add_argument("--delimiter", help="of a text file; `,`, or a tab for .tsv, when absent")
+    parser.add_argument("--memory-mb", type=int, default=MEMORY_MB,
+                        help="a table that would take more is read in one pass, with sketches")  # fmt: skip
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path)
     arguments = parser.parse_args(argv)
     try:
-        table = read_any(arguments.file, arguments.delimiter)
-        test = read_any(arguments.test, arguments.delimiter) if arguments.test else None
-        _check_target(arguments.target, table, arguments.file)
-        report = check_table(table, arguments.target, test=test)
+        report = make_report(
+            arguments.file, arguments.target, test=arguments.test, delimiter=arguments.delimiter,
+            memory_bytes=arguments.memory_mb << 20,
+        )  # fmt: skip
         if arguments.html:
             write_text(arguments.html, to_html(report, arguments.file))
     except MantaError as error:
@@ -49,20 +57,46 @@ def main(argv: list[str] | None = None) -> int:
     return 2 if any(finding.severity == "error" for finding in report.findings) else 0
 
 
-def read_any(path: str, delimiter: str | None = None) -> pa.Table:
-    """A CSV, TSV, JSON Lines or Parquet file by its name; text formats with every value as it stands."""
+def source_of(path: str, delimiter: str | None = None) -> FileSource:
+    """The source that reads a file, by its name; text formats with every value as it stands."""
     name = path.lower().removesuffix(".gz")
-    source: CsvSource | JsonlSource | ParquetSource
     if name.endswith((".parquet", ".pq")):
-        source = ParquetSource(kind="parquet", path=path)
-    elif name.endswith((".jsonl", ".ndjson")):
-        source = JsonlSource(kind="jsonl", path=path)
-    else:
-        tab = name.endswith(".tsv")
-        source = CsvSource(
-            kind="csv", path=path, delimiter=delimiter or ("\t" if tab else ","), quote=None if tab else '"', missing=()
-        )
+        return ParquetSource(kind="parquet", path=path)
+    if name.endswith((".jsonl", ".ndjson")):
+        return JsonlSource(kind="jsonl", path=path)
+    tab = name.endswith(".tsv")
+    return CsvSource(
+        kind="csv", path=path, delimiter=delimiter or ("\t" if tab else ","), quote=None if tab else '"', missing=()
+    )
+
+
+def read_any(path: str, delimiter: str | None = None) -> pa.Table:
+    """A CSV, TSV, JSON Lines or Parquet file by its name. Raises DataError."""
+    source = source_of(path, delimiter)
     return pa.concat_tables([read_file(source, file) for file in find_files(path)], promote_options="permissive")
+
+
+def make_report(
+    path: str, target: str | None, *, test: str | None, delimiter: str | None, memory_bytes: int
+) -> QualityReport:
+    """The report in memory, or in one pass over batches where the table would take more. Raises DataError.
+
+    A test file is compared in memory only, and so are JSON Lines.
+    """
+    source = source_of(path, delimiter)
+    if test is None and not isinstance(source, JsonlSource):
+        paths = find_files(path)
+        if whole_bytes(paths, source) > memory_bytes:
+            return check_stream(_with_target(read_batches(paths, source), target, path), target)
+    table = read_any(path, delimiter)
+    _check_target(target, table, path)
+    return check_table(table, target, test=read_any(test, delimiter) if test else None)
+
+
+def _with_target(batches: Iterable[pa.Table], target: str | None, name: str) -> Iterator[pa.Table]:
+    for batch in batches:
+        _check_target(target, batch, name)
+        yield batch
 
 
 def to_lines(report: QualityReport) -> str:

@@ -6,7 +6,7 @@ every figure exact (drift and leakage on at most `ROWS_MAX` rows, drawn by conte
 Covered: missing values and their suspicious words, white space, duplicates, constant and identifier columns, mixed
 types, label variants, outliers (1.5 IQR), class balance, leakage of one column, overlap and drift between splits;
 quality_columns.py: hidden missing values, dates, near-duplicate columns; label_noise.py: labels that look wrong.
-Not covered: tables past memory.
+Not covered: tables past memory (quality_stream.py).
 """
 
 from __future__ import annotations

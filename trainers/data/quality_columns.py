@@ -72,7 +72,7 @@ def near_duplicates(columns: Mapping[str, Values], rows: np.ndarray) -> list[Fin
     found: list[Finding] = []
     numbers = {name: column[rows] for name, column in columns.items() if isinstance(column, np.ndarray)}
     texts = {name: _renumbered(column.codes[rows]) for name, column in columns.items() if isinstance(column, Texts)}
-    names = [name for name, values in numbers.items() if np.isfinite(values).any() and np.nanstd(values) > 0]
+    names = [name for name, values in numbers.items() if len(np.unique(values[np.isfinite(values)])) > 1]
     names = names[:PAIR_COLUMNS_MAX]
     if len(names) > 1:
         table = np.stack([_standardized(numbers[name]) for name in names])

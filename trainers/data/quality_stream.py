@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column
+from cluster.errors import DataError
 from trainers.data.findings import SEVERITIES, Finding
 from trainers.data.hashing import MISSING, MIX_1, mix, seeded, text_key
 from trainers.data.quality import SUSPICIOUS, QualityReport, as_plain, check_table, missing_finding
 from trainers.data.tables import to_texts
 
-BATCH_ROWS = 65_536
 SAMPLE_ROWS = 32_768
 QUANTILE_RANK_ERROR = math.sqrt(math.log(2 / 1e-6) / (2 * SAMPLE_ROWS))  # 0.0149
 COLUMN_HASHES = 4_096
@@ -128,6 +128,8 @@ def check_stream(batches: Iterable[pa.Table], target: str | None = None) -> Qual
         fresh = seeded(np.arange(rows, rows + batch.num_rows, dtype=np.uint64), 1)
         sample, places = _draw(sample, places, batch, fresh)
         rows += batch.num_rows
+    if rows == 0:
+        raise DataError("Cannot check the table", found="it has zero rows", remedy="Give a file that has rows.")
     sampled = check_table(sample, target)
     share = rows / max(sample.num_rows, 1)
     facts = {name: column.merged(sampled.columns[name], rows, share) for name, column in columns.items()}

@@ -80,7 +80,7 @@ def read_file(source: CsvSource | JsonlSource | ParquetSource, path: Path) -> pa
 def read_csv(path: Path, source: CsvSource) -> pa.Table:
     """A delimited file with every column as text. Raises DataError."""
     data = _decoded(text_file(path, source.encoding), source.encoding)
-    names = _header(path, data, source)
+    names = csv_header(path, data, source)
     parse = pa_csv.ParseOptions(
         delimiter=source.delimiter, quote_char=source.quote or False, newlines_in_values=source.quote is not None
     )
@@ -183,7 +183,7 @@ def _decoded(path: Path, encoding: str) -> bytes:
     return text.encode()
 
 
-def _header(path: Path, data: bytes, source: CsvSource) -> list[str]:
+def csv_header(path: Path, data: bytes, source: CsvSource) -> list[str]:
     """Column names of the first line. Raises DataError when the delimiter is another one."""
     line = data.split(b"\n", 1)[0].decode().rstrip("\r")
     if source.quote:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import DataError
+from trainers.data import batches, check, quality_stream
 from trainers.data.quality import check_table
 from trainers.data.quality_stream import QUANTILE_RANK_ERROR, SAMPLE_ROWS, DistinctSketch, check_stream
 
@@ -86,3 +95,70 @@ def test_the_sketch_is_exact_below_its_size_and_within_its_error_above() -> None
     assert 0 < large.relative_error < 0.05
     assert abs(large.count() - 200_000) <= large.relative_error * 200_000
     assert len(large.smallest) == 4_096
+
+
+def _write(folder: Path, kind: str) -> str:
+    table = big().slice(0, 4_000)  # below the sketches' size all counts are exact
+    if kind == "parquet":
+        pq.write_table(table, folder / "t.parquet", row_group_size=700)
+    elif kind == "parts":
+        for part in range(2):
+            pq.write_table(table.slice(part * 2_000, 2_000), folder / f"part{part}.parquet")
+        return str(folder / "part*.parquet")
+    else:
+        text = pa.BufferOutputStream()
+        pa_csv.write_csv(table, text)
+        data = text.getvalue().to_pybytes()
+        (folder / f"t.{kind}").write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    return str(folder / f"t.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parts", "csv", "csv.gz"])
+def test_past_the_budget_the_same_file_is_read_in_one_pass(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path, kind)
+    monkeypatch.setattr(batches, "BLOCK_BYTES", 1 << 16)
+    asked = {"test": None, "delimiter": None}
+    exact = check.make_report(path, "y", memory_bytes=1 << 30, **asked)
+    monkeypatch.setattr(check, "read_file", lambda *_: pytest.fail("the whole file was read"))
+    streamed = check.make_report(path, "y", memory_bytes=1 << 10, **asked)
+    assert sorted((f.rule, f.column, f.text) for f in streamed.findings) == sorted(
+        (f.rule, f.column, f.text) for f in exact.findings
+    )
+    assert {name: facts["different"] for name, facts in streamed.columns.items()} == {
+        name: facts["different"] for name, facts in exact.columns.items()
+    }
+    with pytest.raises(DataError, match="no column 'z'"):
+        check.make_report(path, "z", memory_bytes=1 << 10, **asked)
+
+
+def test_the_stream_refuses_ragged_lines_and_cut_parquet_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n1\n")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 cut short")
+    for name, words in (("t.csv", "Expected 2 columns"), ("t.parquet", "as Parquet")):
+        with pytest.raises(DataError, match=words):
+            check.make_report(str(tmp_path / name), None, test=None, delimiter=None, memory_bytes=1)
+
+
+def test_memory_stays_bounded_while_the_table_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality_stream, "SAMPLE_ROWS", 1_000)
+    monkeypatch.setattr(quality_stream, "ROW_HASHES", 1_000)
+
+    def peak(num_batches: int) -> int:
+        made = (pa.table({"a": np.random.default_rng(i).normal(size=20_000)}) for i in range(num_batches))
+        tracemalloc.start()
+        before = pa.default_memory_pool().bytes_allocated()
+        largest = [0]
+
+        def watched() -> Iterator[pa.Table]:
+            for batch in made:
+                largest[0] = max(largest[0], pa.default_memory_pool().bytes_allocated() - before)
+                yield batch
+
+        check_stream(watched())
+        python = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return python + largest[0]
+
+    assert peak(40) < 1.5 * peak(8)

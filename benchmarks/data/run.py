@@ -29,11 +29,11 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from cluster.bundle.transforms import Texts
 from cluster.spec.data import DataSpec
+from trainers.data.columns import make_column, to_numbers, to_texts
 from trainers.data.fit import fit_transforms, take_rows
 from trainers.data.infer import infer_role
 from trainers.data.raw import Table
 from trainers.data.shards import Split, write_prepared
-from trainers.data.tables import make_column, to_numbers, to_texts
 
 NUMBERS, CATEGORIES, BATCH = 20, 10, 1024
 

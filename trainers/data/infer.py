@@ -13,6 +13,7 @@ import pyarrow as pa
 from cluster.bundle.transforms import Column
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec
+from trainers.data.columns import make_column, to_texts
 from trainers.data.raw import Role
 
 MOSTLY = 0.9  # a share of numbers from which the rest are taken for mistakes
@@ -39,8 +40,6 @@ def infer_role(spec: DataSpec, name: str, values: pa.ChunkedArray) -> Role:
             rule="a column holds numbers, texts, booleans or dates",
             remedy=f"Add it to data.drop_columns, or store it as another type. ({name})",
         )
-    from trainers.data.tables import make_column, to_texts
-
     column = make_column(spec, name)
     return role_of_words(column, to_texts(column, values).words)
 

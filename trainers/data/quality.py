@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from cluster.bundle.transforms import Column, Texts
 from trainers.data import label_noise, quality_columns
+from trainers.data.columns import to_numbers, to_texts
 from trainers.data.findings import SEVERITIES, Finding, Severity
 from trainers.data.hashing import seeded, table_keys
-from trainers.data.tables import to_numbers, to_texts
 
 SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
 OUTLIER_FENCE_IQR = 1.5  # Tukey 1977

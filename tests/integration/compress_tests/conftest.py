@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from cluster.bundle.signature import TensorSpec
+from cluster.bundle.files import finish_bundle, write_bundle
+from cluster.bundle.manifest import BundleManifest, Variant
+from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.pipeline.stage import StageContext
+from cluster.spec.compress import CompressSpec
 from cluster.spec.resolve import DataFacts, HostFacts, ResolvedRun, resolve
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.telemetry.events import ListSink
+from trainers.compress.judge import make_baseline
+from trainers.compress.ladder import Ladder
+from trainers.compress.rows import rows_of
 from trainers.data.shards import Split, open_prepared, write_prepared
+from trainers.export.bundle import copy_graph, write_sample
+from trainers.export.float_graph import real_rows, write_float_graph
 from trainers.models import build_model
 
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8))
@@ -118,3 +127,46 @@ def make_context(tmp_path: Path, trained_stages: Path) -> Any:
 @pytest.fixture
 def prepared_digits(trained_stages: Path) -> Any:
     return open_prepared(trained_stages / "prepare")
+
+
+@pytest.fixture(scope="session")
+def digits_graph(trained_stages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained network's float graph."""
+    folder = tmp_path_factory.mktemp("graph")
+    write_float_graph(digits_spec(), open_prepared(trained_stages / "prepare"), trained_stages / "train", folder)
+    return folder / "model.onnx"
+
+
+@pytest.fixture
+def make_ladder(tmp_path: Path, digits_graph: Path, trained_stages: Path) -> Any:
+    """`make(**compress section) -> Ladder` on the trained network, without a run around it."""
+
+    def make(**section: Any) -> Ladder:
+        spec = CompressSpec.model_validate_json(json.dumps(section))
+        prepared = open_prepared(trained_stages / "prepare")
+        rows = rows_of(prepared, calibration_rows=spec.calibration_rows)
+        baseline = make_baseline(digits_graph, rows)
+        return Ladder(spec, rows, prepared.folder, baseline, tmp_path / "trials", ListSink())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_run(trained_stages: Path, digits_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with prepared data and a float bundle, as `manta compress` finds it. Tests do not change it."""
+    run = tmp_path_factory.mktemp("runs") / "digits"
+    run.mkdir()
+    (run / "stages").symlink_to(trained_stages)
+    prepared = open_prepared(trained_stages / "prepare")
+    variants = (Variant(name="fp32", file="model.onnx", precision="fp32"),)
+    with write_bundle(run / "bundle") as folder:
+        copy_graph(digits_graph, folder)
+        write_sample(folder, variants, real_rows(prepared))
+        outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, 10)),)
+        manifest = BundleManifest(
+            name="digits", created_unix_s=0.0, task="classification", classes=prepared.classes,
+            signature=TensorSignature(inputs=prepared.inputs, outputs=outputs), variants=variants,
+            default_variant="fp32", model=digits_spec().model.model_dump(mode="json"), files={},
+        )  # fmt: skip
+        finish_bundle(folder, manifest)
+    return run

@@ -1,0 +1,96 @@
+"""Trials as Ray tasks: side by side in other processes, cached by (parent, recipe), unharmed by a worker that is killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.atomic import new_folder, sha256_file, write_json
+from cluster.spec.compress import CompressSpec
+from trainers.compress.graph_trial import OUTCOME, GraphTrial
+from trainers.compress.ladder import BASELINE, Parent
+from trainers.compress.trials import run_into, run_trials, trial_folder
+
+RECIPES = ("int8_dynamic", "int8_static", "int8_weight_only")
+
+
+@pytest.fixture
+def make_trials(digits_graph: Path, prepared_digits: Any) -> Callable[..., list[GraphTrial]]:
+    def make(parent: Path = digits_graph, **section: Any) -> list[GraphTrial]:
+        folder = prepared_digits.folder
+        data, digest = sha256_file(folder / "dataset.json"), sha256_file(parent)
+        spec = CompressSpec.model_validate(section)
+        return [GraphTrial(recipe, parent, digest, folder, data, spec) for recipe in RECIPES]
+
+    return make
+
+
+def die_once(trial: GraphTrial, cache: Path) -> None:
+    """The worker is killed in the middle of its first static trial, as the kernel does when memory is short."""
+    (mark := cache / "killed").parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(trial_folder(trial, cache)) as folder:
+        (folder / "model.onnx").write_bytes(b"half a file")
+        if trial.recipe == "int8_static" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(folder / OUTCOME, {"recipe": trial.recipe, "notes": {"pid": os.getpid()}, "stopped": "a test"})
+
+
+def die_always(trial: GraphTrial, cache: Path) -> None:
+    if trial.recipe == "int8_static":
+        os.kill(os.getpid(), signal.SIGKILL)
+    run_into(trial, cache)
+
+
+def test_a_trial_whose_worker_is_killed_is_tried_once_more(ray_local: str, make_trials: Any, tmp_path: Path) -> None:
+    outcomes = run_trials(make_trials(), tmp_path / "trials", concurrency=2, run=die_once)
+    assert [one.stopped for one in outcomes] == ["a test"] * 3
+    assert os.getpid() not in {one.facts["notes"]["pid"] for one in outcomes}
+    assert (tmp_path / "trials" / "killed").exists()
+
+
+def test_a_trial_that_kills_every_worker_is_reported_and_only_it_is_made_again(
+    ray_local: str, make_trials: Any, tmp_path: Path
+) -> None:
+    trials, cache = make_trials(), tmp_path / "trials"
+    dynamic, static, weights = run_trials(trials, cache, concurrency=2, run=die_always)
+    assert "worker died" in (static.stopped or "")
+    assert not static.folder.exists()
+    assert dynamic.model.exists()
+    assert weights.model.exists()
+    before = {one.folder.name: one.model.stat().st_mtime_ns for one in (dynamic, weights)}
+    again = run_trials(trials, cache, concurrency=2)
+    assert [one.cached for one in again] == [True, False, True]
+    assert again[1].stopped is None
+    assert {one.folder.name: one.model.stat().st_mtime_ns for one in (again[0], again[2])} == before
+
+
+def test_the_cache_knows_parent_recipe_and_what_of_the_spec_changes_the_file(
+    make_trials: Any, digits_graph: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    shutil.copyfile(digits_graph, other)
+    digests = {trial.digest for trial in make_trials()}
+    assert len(digests) == len(RECIPES)
+    assert {trial.digest for trial in make_trials(other)} == digests  # the bytes count, not the path
+    assert {trial.digest for trial in make_trials(target={"threads": 2}, concurrency=1)} == digests
+    assert not digests & {trial.digest for trial in make_trials(calibration_rows=50)}
+    other.write_bytes(digits_graph.read_bytes() + b"\x12\x00")
+    assert not digests & {trial.digest for trial in make_trials(other)}
+
+
+def test_a_ladder_that_was_killed_goes_on_from_its_finished_trials(make_ladder: Any, digits_graph: Path) -> None:
+    section = {"recipes": ["int8_static", "int8_weight_only"]}
+    make_ladder(recipes=["int8_weight_only"]).climb(Parent(BASELINE, digits_graph))
+    ladder = make_ladder(**section)
+    made = {path.name: path.stat().st_mtime_ns for path in ladder.cache.iterdir()}
+    found = ladder.climb(Parent(BASELINE, digits_graph))
+    assert [one.recipe for one in found] == ["int8_static", "int8_weight_only"]
+    assert len(made) == 1
+    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in ladder.cache.iterdir()}.items()

@@ -138,7 +138,10 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(run: RunFolde
     assert isinstance(read_events(run.events)[-1], RunFinished)
 
 
-@pytest.mark.parametrize("how", ["second Ctrl-C", "kill -9 of the driver"])
+@pytest.mark.parametrize(
+    # each case kills a Ray and so needs one of its own: 35 s; the first Ctrl-C and its sequel are tested above
+    "how", [pytest.param("second Ctrl-C", marks=pytest.mark.slow), "kill -9 of the driver"]
+)
 def test_killing_leaves_nothing_behind(run: RunFolder, how: str) -> None:
     with manta_run(run, "--set", "train.epochs=100000") as process:
         tree, folders = everything(run, process)
@@ -155,6 +158,7 @@ def test_killing_leaves_nothing_behind(run: RunFolder, how: str) -> None:
     assert not is_locked(run.lock)
 
 
+@pytest.mark.slow  # 45 s; the launcher's own tests kill a worker on the shared Ray
 def test_a_killed_worker_ends_in_a_finished_run_or_one_clear_sentence(run: RunFolder) -> None:
     with manta_run(run) as process:
         tree, _ = everything(run, process)

@@ -120,12 +120,12 @@ def test_a_killed_replica_costs_at_most_what_it_held(faults: Endpoint) -> None:
     assert all("error" in body and "try again" in body for body in clients.bodies)
 
 
-@pytest.mark.slow  # Ray Serve looks after its proxy every ten seconds
 def proxies() -> list[psutil.Process]:
     """HAProxy's processes of this test's Ray."""
     return [process for process in ours("haproxy.cfg") if "haproxy" in process.name()]
 
 
+@pytest.mark.slow  # Ray Serve looks after its proxy every ten seconds
 def test_a_killed_proxy_comes_back(faults: Endpoint) -> None:
     for proxy in proxies():  # two for a moment, while one is replaced after a reload
         proxy.kill()

@@ -1,4 +1,4 @@
-"""Trials as Ray tasks: side by side in other processes, cached by (parent, recipe), unharmed by a worker that is killed."""
+"""Trials as Ray tasks: in other processes, cached by (parent, recipe), unharmed by a worker that is killed."""
 
 from __future__ import annotations
 

@@ -2,29 +2,36 @@
 
     checkpoints/e0003-w000000/   model.safetensors  optimizer.safetensors  [ema.safetensors]  [best.safetensors]
                                  workers.safetensors  state.json  manifest.json
-    checkpoints/fence.json       which attempt may write here
+    checkpoints/fence.json       which attempt may write here; fence.lock is held while one does
 
 Invariant: a folder without `.partial` is complete or damaged, and its manifest tells which; the newest one whose
-every file hashes to what the manifest says wins; an attempt that was replaced can no longer write. Nothing in it is
-pickled.
+every file hashes to what the manifest says wins. An attempt that was replaced can no longer write: it fills a folder
+of its own name, and looks at the fence under the lock that a new attempt takes to move it. Nothing in it is pickled.
 
 Covered: write, verify, choose, retain. Not covered: what goes in (snapshot.py).
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
+import re
 import shutil
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cluster.atomic import PARTIAL, disk_errors, hash_tree, new_folder, write_json
+from cluster.atomic import PARTIAL, disk_errors, hash_tree, replace_folder, sync_tree, write_json
 from cluster.errors import CheckpointError
 from cluster.spec.train import BestSpec, CheckpointSpec
 
@@ -32,6 +39,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FENCE = "fence.json"
+LOCK = "fence.lock"
+LOCK_WAIT_S = 60.0  # renaming and removing a few folders takes far less; a holder that was stopped never ends
+LOCK_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -56,24 +66,35 @@ class CheckpointFolder:
     def take_over(self) -> None:
         """From now on only this attempt writes here; leftovers of a crash are removed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / FENCE, {"token": self.token})
+        with self._alone():
+            write_json(self.path / FENCE, {"token": self.token})
         for partial in self.path.glob(f"*{PARTIAL}"):
             shutil.rmtree(partial, ignore_errors=True)
 
     def write(self, name: str, snapshot: Snapshot, value: float | None) -> Path:
         """Write a checkpoint, then remove those that are no longer needed. `value`: the epoch's best-metric.
 
-        Raises DiskFullError (all earlier ones stay) or CheckpointError when another attempt has taken over.
+        Raises DiskFullError (all earlier ones stay) or CheckpointError when another attempt has taken over, or when
+        the disk fails.
         """
-        target = self.path / name
-        with new_folder(target) as folder, disk_errors(f"Cannot write checkpoint {target}", self.path):
-            for file, tensors in snapshot.tensors.items():
-                _save(tensors, folder / f"{file}.safetensors")
-            write_json(folder / STATE, encode_floats(snapshot.state))
-            manifest = {"format_version": FORMAT_VERSION, "files": hash_tree(folder), "value": value}
-            write_json(folder / MANIFEST, encode_floats(manifest))
-            self._check_fence(name)
-        self._retain()
+        target, partial = self.path / name, self.path / f"{name}.{self.token[:8]}{PARTIAL}"
+        try:
+            with disk_errors(f"Cannot write checkpoint {target}", self.path):
+                self._fill(partial, snapshot, value)
+                with self._alone():
+                    self._check_fence(name)
+                    replace_folder(partial, target)
+                    self._retain()
+        except OSError as error:
+            self._check_fence(name)  # whoever takes over removes what others have half done
+            raise CheckpointError(
+                f"Cannot write checkpoint {target}",
+                found=str(error),
+                rule="the checkpoints before it are whole",
+                remedy="Look at the disk, then run the same command again: it goes on from the last checkpoint.",
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         return target
 
     def names(self) -> list[str]:
@@ -103,6 +124,30 @@ class CheckpointFolder:
             )
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
         return Snapshot(tensors, decode_floats(json.loads((folder / STATE).read_text(encoding="utf-8"))))
+
+    def _fill(self, folder: Path, snapshot: Snapshot, value: float | None) -> None:
+        folder.mkdir(parents=True)
+        for file, tensors in snapshot.tensors.items():
+            _save(tensors, folder / f"{file}.safetensors")
+        write_json(folder / STATE, encode_floats(snapshot.state))
+        manifest = {"format_version": FORMAT_VERSION, "files": hash_tree(folder), "value": value}
+        write_json(folder / MANIFEST, encode_floats(manifest))
+        sync_tree(folder)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock. The kernel drops it when its holder dies. Raises CheckpointError after LOCK_WAIT_S."""
+        deadline = time.monotonic() + LOCK_WAIT_S
+        with (self.path / LOCK).open("a") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise _lock_held(self.path) from None
+                    time.sleep(LOCK_POLL_S)
+            yield
 
     def _check_fence(self, name: str) -> None:
         try:
@@ -167,8 +212,21 @@ def decode_floats(value: Any) -> Any:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """safetensors refuses shared storage and gaps: what is saved is a plain copy of each."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    """safetensors refuses shared storage and gaps: what is saved is a plain copy of each. Raises OSError."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # its way to say "no space left": "… I/O error: … (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number.group(1)) if number else errno.EIO, str(error)) from error
+
+
+def _lock_held(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"Cannot use the checkpoints in {folder}",
+        found=f"another process has held {LOCK} for {LOCK_WAIT_S:.0f} s",
+        rule="one attempt at a time moves checkpoints",
+        remedy="End the older process of this run (it may be stopped), then run the same command again.",
+    )
 
 
 def _value(folder: Path) -> float | None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+import trainers.loop.checkpoint as checkpoint_module
 from cluster.errors import CheckpointError, DiskFullError
 from cluster.spec.train import BestSpec, CheckpointSpec
-from cluster.telemetry.events import ListSink, Message
+from cluster.telemetry.events import EpochFinished, ListSink, Message
 from tests.unit.loop_tests.rig import request_for, write_data
 from trainers.loop import FitRequest, fit
 from trainers.loop.checkpoint import CheckpointFolder, Snapshot, damage, decode_floats, encode_floats
@@ -91,6 +93,61 @@ def test_replaced_attempt_can_no_longer_write(tmp_path: Path) -> None:
     new.write("e00000-w00000002", tiny(), None)
 
 
+def test_attempt_replaced_in_the_middle_of_a_write_neither_ends_it_nor_harms_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are at the same position: a shared temporary name would let the old one remove the new one's files."""
+    old, new = folder_at(tmp_path), CheckpointFolder(tmp_path, CheckpointSpec(), BestSpec())
+    plain = checkpoint_module.save_file
+
+    def replaced_meanwhile(tensors: dict, path: Path) -> None:
+        monkeypatch.setattr(checkpoint_module, "save_file", plain)
+        plain(tensors, path)
+        new.take_over()
+        new.write("e00000-w00000001", tiny(2.0), None)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", replaced_meanwhile)
+    with pytest.raises(CheckpointError, match="taken over"):
+        old.write("e00000-w00000001", tiny(1.0), None)
+    assert new.newest_valid() == ("e00000-w00000001", [])
+    assert torch.equal(new.read("e00000-w00000001").tensors["model"]["w"], torch.full((4,), 2.0))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_replaced_attempt_of_a_fit_ends_at_its_next_checkpoint(tmp_path: Path) -> None:
+    prepared = write_data(tmp_path / "data", 16, dtype="FP32")
+    request = request_for(
+        prepared, batch=8, micro=8, arguments={"double": False}, epochs=4, checkpoints=tmp_path / "ck"
+    )
+
+    def replace_after_two(event: EpochFinished) -> bool:
+        if event.epoch == 2:
+            folder_at(tmp_path / "ck")
+        return False
+
+    with pytest.raises(CheckpointError, match="taken over"):
+        fit(request, sink=ListSink(), device=CPU, on_epoch=replace_after_two)
+    assert folder_at(tmp_path / "ck").names() == ["e00001-w00000000"]
+
+
+def test_a_stopped_process_that_holds_the_lock_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_at(tmp_path)
+    monkeypatch.setattr(checkpoint_module, "LOCK_WAIT_S", 0.1)
+    with folder._alone(), pytest.raises(CheckpointError, match="may be stopped"):
+        folder_at(tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("min", (2, 4)), ("max", (3, 5))])
+def test_top_k_follows_the_mode(tmp_path: Path, mode: str, kept: tuple[int, int]) -> None:
+    folder = CheckpointFolder(
+        tmp_path, CheckpointSpec(keep_best=2), BestSpec.model_validate({"metric": "m", "mode": mode})
+    )
+    folder.take_over()
+    for epoch, value in enumerate([0.5, 0.2, 0.9, 0.3, 0.8, 0.6, 0.55], start=1):
+        folder.write(f"e{epoch:05d}-w00000000", tiny(), value)
+    assert sorted(folder.names()) == [f"e{epoch:05d}-w00000000" for epoch in sorted({*kept, 6, 7})]
+
+
 def test_last_and_best_are_kept_and_the_rest_is_removed(tmp_path: Path) -> None:
     folder = folder_at(tmp_path, keep_last=2, keep_best=2)
     for epoch, value in enumerate([0.5, 0.2, 0.9, 0.3, 0.8, float("nan")], start=1):
@@ -110,14 +167,15 @@ def test_leftovers_of_a_crash_are_neither_read_nor_kept(tmp_path: Path) -> None:
 def test_disk_full_stops_clearly_and_the_last_good_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same on a real full disk is an integration test; this one holds everywhere."""
-    import errno
+    """The same on a real full disk is an integration test (train_tests/test_disk.py); this one holds everywhere.
 
+    safetensors has an error of its own for it, which is no OSError: seen on a full tmpfs.
+    """
     folder = folder_at(tmp_path)
     folder.write("e00000-w00000001", tiny(), None)
 
     def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("trainers.loop.checkpoint.save_file", full)
     with pytest.raises(DiskFullError):

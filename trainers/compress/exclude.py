@@ -22,7 +22,7 @@ from cluster.errors import ModelError
 from trainers.compress.gate import gate_outputs
 from trainers.compress.presets import StaticPreset, StaticRecipe
 from trainers.compress.proxies import compare_outputs
-from trainers.compress.quantize import quantizable_nodes, quantize_int8_static
+from trainers.compress.quantize import quantizable_nodes, quantize_int8_static, thin_convolutions
 from trainers.compress.rows import CompressionRows, spread_rows
 from trainers.export.session import open_session, run_batches
 
@@ -36,7 +36,8 @@ def find_exclusion(
 
     Raises ModelError when the graph has no node to choose from, or float everywhere would not keep the budget.
     """
-    nodes = quantizable_nodes(prepared)
+    thin = set(thin_convolutions(prepared, preset.thin_channels_max))  # they stay in float in any case
+    nodes = [name for name in quantizable_nodes(prepared) if name not in thin]
     if not nodes:
         raise ModelError(
             "Cannot choose nodes", found="the graph has no Conv, Gemm or MatMul", rule="there is nothing to quantize"

@@ -32,12 +32,13 @@ from trainers.compress.quantize import (
     quantize_int8_dynamic,
     quantize_int8_static,
     quantize_weights_only,
+    thin_convolutions,
 )
 from trainers.compress.rows import CompressionRows, rows_of, spread_rows
 from trainers.data.shards import open_prepared
 from trainers.export.session import open_session, run_batches
 
-FORMAT = 1  # raise when a recipe's meaning changes: cached trials of the old meaning are then made again
+FORMAT = 2  # raise when a recipe's meaning changes: cached trials of the old meaning are then made again
 METHODS = {"int8_static_entropy": CalibrationMethod.Entropy, "int8_static_percentile": CalibrationMethod.Percentile}
 MODEL, GATE, OUTCOME = "model.onnx", "gate.npy", "outcome.json"
 
@@ -110,7 +111,11 @@ def _make(trial: GraphTrial, rows: CompressionRows, target: Path, scratch: Path)
         return {}
     preset = preset_of(spec, per_channel=recipe != "int8_static_per_tensor")
     ranges = scratch / "ranges.json"
-    notes = {"preset": preset.name, "calibration_rows": len(next(iter(rows.calibration.values())))}
+    notes = {
+        "preset": preset.name,
+        "calibration_rows": len(next(iter(rows.calibration.values()))),
+        "float_for_speed": thin_convolutions(prepared, preset.thin_channels_max),
+    }
     if recipe == "int8_static_excluded":
         return {**notes, **find_exclusion(prepared, target, rows, preset, spec.budget.max_drop, scratch=scratch)}
     static = StaticRecipe(preset, METHODS.get(recipe, CalibrationMethod.MinMax), spec.percentile)

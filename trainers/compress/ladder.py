@@ -33,6 +33,8 @@ REMEDIES = (("int8_static_percentile", "int8_static_entropy"), ("int8_static_exc
 """Tried rung by rung, only while no static INT8 keeps the budget."""
 STATIC = frozenset({"int8_static", "int8_static_per_tensor", *REMEDIES[0], *REMEDIES[1]})
 BASELINE = "fp32"
+DENSE = "dense"
+"""Recipe name of the rival: a smaller network that was trained as it stands."""
 
 
 @dataclass(frozen=True)

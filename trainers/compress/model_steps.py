@@ -19,7 +19,8 @@ from torch.nn.utils import prune as torch_prune
 
 from cluster.bundle.files import WEIGHTS
 from trainers.compress.judge import Candidate, Judgment, predict_graph
-from trainers.compress.ladder import BASELINE, Ladder, Parent
+from trainers.compress.ladder import BASELINE, DENSE, Ladder, Parent
+from trainers.compress.outcome import best_of
 from trainers.compress.prune.choose import plan_pruning, prune_module
 from trainers.compress.prune.cost import count_macs, count_parameters
 from trainers.compress.students import build_student, scaled_model, student_arguments
@@ -47,6 +48,8 @@ def run_model_steps(ladder: Ladder, workshop: Workshop) -> None:
 def prune_by_bisection(ladder: Ladder, workshop: Workshop) -> list[Made]:
     """The middle ratio first; stronger after a ratio that keeps the budget, weaker after one that does not."""
     ratios = sorted(ladder.spec.prune.ratios)
+    if ladder.exhaustive:
+        return [made for ratio in ratios if (made := prune_once(ladder, workshop, ratio)) is not None]
     kept: list[Made] = []
     reasons = dict.fromkeys(ratios, "")
     low, high = 0, len(ratios) - 1
@@ -102,7 +105,7 @@ def train_rival(ladder: Ladder, workshop: Workshop, made: list[Made]) -> None:
     """A smaller dense network of about the best result's arithmetic, trained without a teacher for as many epochs as
     the original and the result together had: pruning often loses to one."""
     run = workshop.resolved.spec
-    smallest = min(made, key=lambda one: one.facts["macs"])
+    smallest = _network_to_beat(ladder, made)
     models = {width: scaled_model(run.model, width) for width in RIVAL_WIDTHS}
     inputs, outputs = workshop.prepared.inputs, workshop.prepared.num_outputs
     macs = {
@@ -111,7 +114,7 @@ def train_rival(ladder: Ladder, workshop: Workshop, made: list[Made]) -> None:
     }
     width = min(macs, key=lambda one: abs(macs[one] - smallest.facts["macs"]))
     name = f"dense{round(100 * width)}"
-    ladder.announce(name, "dense", BASELINE)
+    ladder.announce(name, DENSE, BASELINE)
     retrained = {"prune": ladder.spec.prune.epochs, "distill": ladder.spec.distill.epochs}
     epochs = run.train.epochs + max(retrained[recipe] for recipe in retrained if recipe in ladder.spec.recipes)
     work = Work(
@@ -121,7 +124,14 @@ def train_rival(ladder: Ladder, workshop: Workshop, made: list[Made]) -> None:
         run.train.optimizer.learning_rate,
         distill=False,
     )
-    judge_made(ladder, workshop.make(work), "dense", {"rival_of": smallest.name, "width": width})
+    judge_made(ladder, workshop.make(work), DENSE, {"rival_of": smallest.name, "width": width})
+
+
+def _network_to_beat(ladder: Ladder, made: list[Made]) -> Made:
+    """The network behind the best accepted candidate, else the smallest one."""
+    best = best_of(ladder)
+    behind = {best.name, best.parent} if best else set()
+    return next((one for one in made if one.name in behind), min(made, key=lambda one: one.facts["macs"]))
 
 
 def mask_weights(ladder: Ladder, workshop: Workshop) -> None:

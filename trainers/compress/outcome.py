@@ -9,9 +9,10 @@ from typing import Any
 
 from cluster.bundle.manifest import Variant
 from trainers.compress.judge import Judgment, objective
-from trainers.compress.ladder import BASELINE, Ladder
+from trainers.compress.ladder import BASELINE, DENSE, Ladder
 
 FLOAT_GRAPH = "model.onnx"
+ABOUT_EQUAL = 0.05  # a ratio this near to 1 is within what two measurements of one graph differ by
 WITHIN = 1.1  # of the best: candidates this near are equal in cost, and the more accurate one wins
 
 
@@ -49,8 +50,47 @@ def compression_facts(ladder: Ladder, chosen: Judgment | None) -> dict[str, Any]
     }
 
 
+def rival_facts(ladder: Ladder, chosen: Judgment | None) -> dict[str, Any] | None:
+    """The best compressed network beside the smaller dense one of nearest cost; None when no rival was trained.
+
+    `recommended` is the more accurate of the two where their costs are within `WITHIN` of each other, else the chosen.
+    """
+    rivals = [one for one in ladder.judgments if is_rival(one, ladder) and one.gate and one.cost]
+    ours = [one for one in accepted_of(ladder) if not is_rival(one, ladder)]
+    if not rivals or not ours:
+        return None
+    best = chosen if chosen in ours else min(ours, key=lambda one: objective(one, ladder.spec))
+    assert best is not None, "there is at least one"
+    cost = objective(best, ladder.spec)
+    rival = min(rivals, key=lambda one: max(objective(one, ladder.spec) / cost, cost / objective(one, ladder.spec)))
+    ratio = objective(rival, ladder.spec) / cost
+    equal = 1 / WITHIN <= ratio <= WITHIN
+    better = equal and rival.accepted and _accuracy(rival) > _accuracy(best)
+    recommended = rival.name if better else (chosen or best).name
+    words = f"{'more' if better else 'not more'} accurate at equal cost" if equal else f"at {ratio:.2f} times the cost"
+    sentence = (
+        f"{best.name} {_accuracy(best):.4f}, the smaller dense network {rival.name} {_accuracy(rival):.4f}, trained "
+        f"as long: the rival is {words}; recommended is {recommended}"
+    )
+    return {"ours": best.name, "rival": rival.name, "cost_ratio": ratio, "recommended": recommended,
+            "sentence": sentence}  # fmt: skip
+
+
+def is_rival(judgment: Judgment, ladder: Ladder) -> bool:
+    """Whether it is the dense rival or made from it."""
+    dense = {one.name for one in ladder.judgments if one.recipe == DENSE}
+    return judgment.name in dense or judgment.parent in dense
+
+
+def _accuracy(judgment: Judgment) -> float:
+    assert judgment.gate is not None, "only judged candidates are compared"
+    return judgment.gate.candidate
+
+
 def speed_words(speedup: float) -> str:
-    """A ratio below 1 is slower, so it is never called faster."""
+    """A ratio below 1 is slower, so it is never called faster; one near 1 is called equal."""
+    if abs(speedup - 1.0) <= ABOUT_EQUAL:
+        return "about equally fast"
     return f"{speedup:.1f}× faster" if speedup > 1.0 else f"{speedup:.2f}× the speed"
 
 

@@ -10,7 +10,7 @@ Not covered: SmoothQuant (its dependency is gone upstream), 4-bit weights, FP8.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def quantize_int8_static(
             reduce_range=preset.reduce_range,
             activation_type=preset.activation,
             weight_type=preset.weight,
-            nodes_to_exclude=list(recipe.exclude),
+            nodes_to_exclude=[*recipe.exclude, *thin_convolutions(prepared, preset.thin_channels_max)],
             nodes_to_quantize=list(recipe.only),
             calibrate_method=recipe.method,
             extra_options=dict(preset.options),
@@ -117,6 +117,22 @@ def quantizable_nodes(prepared: Path) -> list[str]:
     """Names of the nodes that carry weights, in graph order: the ones whose exclusion can matter."""
     model = onnx.load(str(prepared), load_external_data=False)
     return [node.name for node in model.graph.node if node.op_type in WEIGHTED]
+
+
+def thin_convolutions(prepared: Path, channels_max: int) -> list[str]:
+    """Names of the convolutions over at most `channels_max` channels, which are not the grouped ones."""
+    model = onnx.load(str(prepared), load_external_data=False)
+    weights = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and _thin(node, weights.get(node.input[1]), channels_max)
+    ]
+
+
+def _thin(node: onnx.NodeProto, dims: Sequence[int] | None, channels_max: int) -> bool:
+    grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    return dims is not None and not grouped and dims[1] <= channels_max
 
 
 def _channel_axis(node: onnx.NodeProto) -> int:

@@ -18,7 +18,7 @@ from cluster.pipeline.stage import StageContext, StageResult
 from trainers.compress.gate import gate_outputs
 from trainers.compress.judge import Judgment, make_baseline, predict_graph
 from trainers.compress.ladder import BASELINE, Ladder, Parent
-from trainers.compress.outcome import accepted_of, best_of, compression_facts, headline
+from trainers.compress.outcome import accepted_of, best_of, compression_facts, headline, rival_facts
 from trainers.compress.rows import rows_of
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.evaluate.stage import evaluate_predictions
@@ -60,6 +60,7 @@ def run_compression(context: StageContext) -> StageResult:
     facts = {
         **compression_facts(ladder, chosen),
         "parity": exported["parity"],
+        "rival": rival_facts(ladder, chosen),
         "test": confirm(ladder, chosen, prepared),
     }
     return StageResult(facts=facts, headline=headline(ladder, chosen))

@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cluster.atomic import sha256_file
 from cluster.bundle import Bundle, TensorSignature, Variant, open_bundle
-from cluster.errors import EndpointError
+from cluster.bundle.manifest import MANIFEST
+from cluster.errors import BundleError, EndpointError
 from cluster.probe.gpus import NvmlSource
 from cluster.spec.serve import BatchingSpec
 from serve.batching import BatchPolicy
@@ -23,7 +25,7 @@ from serve.config import EndpointConfig, VersionConfig
 from serve.engines import Engine, EngineRequest, make_engine
 from serve.engines.process import ProcessEngine
 from serve.memory import check_room
-from serve.tuning import choose, measure
+from serve.tuning import ROWS_MAX, choose, measure
 
 LOG = logging.getLogger(__name__)
 # Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own
@@ -44,17 +46,20 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
     """Load one version and prove it. Blocks; raises BundleError, EndpointError, ResourceError."""
     started = time.perf_counter()
     bundle = open_bundle(Path(version.bundle))
+    check_manifest(version)
     variant = bundle.variant(version.variant)
     check_room(config.device, variant.footprint_bytes, NvmlSource())
     request = EngineRequest(
         path=bundle.path(variant.file),
         signature=bundle.manifest.signature,
-        max_rows=config.batching.max_rows if config.batching.max_rows != "auto" else 1,
+        max_rows=_rows_to_load_for(config),
         device=config.device,
         num_threads=config.num_threads,
         model=bundle.manifest.model,
+        precision=variant.precision,
+        tensorrt=config.tensorrt,
     )
-    isolated = config.engine_process if config.engine_process is not None else config.device != "cpu"
+    isolated = config.engine_process if config.engine_process is not None else _wants_process(config)
     engine: Engine = ProcessEngine(request, call_timeout_s=config.call_timeout_s) if isolated else make_engine(request)
     try:
         policy = batch_policy(engine, bundle.manifest.signature, config.batching)
@@ -67,6 +72,33 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
     return Loaded(bundle, variant, engine, policy)
 
 
+def _rows_to_load_for(config: EndpointConfig) -> int:
+    """The largest batch. `auto` measures after loading; a TensorRT profile must hold all that may be measured."""
+    if config.batching.max_rows != "auto":
+        return config.batching.max_rows
+    return 1 if config.tensorrt is None else ROWS_MAX
+
+
+def _wants_process(config: EndpointConfig) -> bool:
+    """On a GPU the engine has a process of its own, but for several streams: a process answers one call at a time."""
+    return config.device != "cpu" and (config.tensorrt is None or config.tensorrt.streams == 1)
+
+
+def check_manifest(version: VersionConfig) -> None:
+    """Raise BundleError when the folder holds another bundle than the one that became this version."""
+    if version.manifest_sha256 is None:
+        return
+    found = sha256_file(Path(version.bundle) / MANIFEST)
+    if found != version.manifest_sha256:
+        raise BundleError(
+            f"Cannot load version {version.version}",
+            found=f"{version.bundle} was written anew: its manifest hashes to {found[:8]}…, "
+            f"it was {version.manifest_sha256[:8]}…",
+            rule="a version is one bundle for ever",
+            remedy="Deploy the folder again: what it holds now becomes a new version.",
+        )
+
+
 def batch_policy(engine: Engine, signature: TensorSignature, batching: BatchingSpec) -> BatchPolicy:
     """The policy of a spec, each `auto` decided by measuring the engine."""
     rows, wait_ms = batching.max_rows, batching.max_wait_ms
@@ -76,7 +108,8 @@ def batch_policy(engine: Engine, signature: TensorSignature, batching: BatchingS
         rows = best_rows if rows == "auto" else rows
         wait_ms = best_wait_s * 1e3 if wait_ms == "auto" else wait_ms
         LOG.info("batches of %d rows, %.3f ms wait, from %s", rows, wait_ms, curve)
-    return BatchPolicy(max_rows=rows, max_wait_s=wait_ms / 1e3, preferred_rows=engine.preferred_rows)
+    workers: int = getattr(engine, "streams", 1)
+    return BatchPolicy(max_rows=rows, max_wait_s=wait_ms / 1e3, preferred_rows=engine.preferred_rows, workers=workers)
 
 
 def warm_up(engine: Engine, signature: TensorSignature, max_rows: int) -> None:

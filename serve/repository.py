@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import MantaError
@@ -19,9 +20,11 @@ from serve.config import EndpointConfig, VersionConfig
 from serve.limits import Limits
 from serve.loading import load_engine
 from serve.model import ServedModel
+from serve.peers import Peers
 from serve.problems import bad_request, not_found, overloaded
 
-ENGINE_FIELDS = ("batching", "device", "num_threads", "engine_process", "call_timeout_s")  # a change loads anew
+# a change of these loads a version anew
+ENGINE_FIELDS = ("batching", "queue", "device", "tensorrt", "num_threads", "engine_process", "call_timeout_s")
 LOADING = "loading"
 UNLOADED = "unloaded"
 NOT_KEPT = "not among the versions that are kept loaded"
@@ -37,6 +40,10 @@ class Repository:
         """What is served; None before the first `apply`."""
         self.limits = limits
         self.access = Access()
+        self.access_log = 0.0
+        """Share of the requests that are logged."""
+        self.peers = Peers()
+        """The other replicas of this endpoint."""
         self.models: dict[str, ServedModel] = {}
         self.reasons: dict[str, str] = {}
         """version -> why it is not ready."""
@@ -93,7 +100,7 @@ class Repository:
                     if version.version == config.default_version:
                         raise
             self.config, self._attempted = config, None
-            self.access = access
+            self.access, self.access_log = access, config.access_log
             self._switch(config.default_version)
             keep = {version.version for version in config.loaded}
             for name in [name for name in self.models if name not in keep]:
@@ -173,7 +180,8 @@ class Repository:
                 self.reasons[name] = error.message
             raise
         old = self.models.get(name)
-        self.models[name] = ServedModel(config, version, loaded, self.limits)
+        queue = {"queue_rows": config.queue.max_rows, "queue_bytes": config.queue.max_mib << 20}
+        self.models[name] = ServedModel(config, version, loaded, replace(self.limits, **queue))
         self.reasons.pop(name, None)
         if old is not None:
             if self._default is old:

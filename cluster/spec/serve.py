@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from cluster.spec.base import Auto, AutoPositiveInt, PositiveFloat, StrictSpec
 
 ENDPOINT_NAME = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+VersionPolicy = Literal["latest", "all"] | tuple[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], ...]
 
 
 class ReplicaSpec(StrictSpec):
@@ -41,6 +43,41 @@ class BatchingSpec(StrictSpec):
     """How long a request may wait for company. auto: half of what one row alone takes, at most 5 ms."""
 
 
+class TensorRtSpec(StrictSpec):
+    """Engines for `serve.engine: tensorrt`: built on the node that serves them, from the bundle's ONNX graph."""
+
+    opt_rows: AutoPositiveInt = "auto"
+    """Rows of the batch that kernels are tuned for. auto: batching.max_rows."""
+    streams: Annotated[int, Field(ge=1, le=16)] = 1
+    """Calls at the same time: each has a context, a profile, buffers and a CUDA stream of its own. More than one keeps
+    the engine in the replica's own process."""
+    workspace_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Most scratch memory that a kernel may ask for."""
+    optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
+    """How hard the builder searches: 0 builds in seconds, 5 may take an hour."""
+    cuda_graphs: bool = True
+    """Replay a recorded call when the same batch shape comes again and again."""
+    cache: str | None = None
+    """Folder of kept engines on every node; null: ~/.cache/manta/engines."""
+    axes: dict[str, tuple[int, int, int]] = {}
+    """Shortest, typical and longest length of axes that are free beside the batch: `{tokens.1: [1, 64, 256]}`."""
+
+    @model_validator(mode="after")
+    def _axes_ordered(self) -> TensorRtSpec:
+        for name, (least, typical, most) in self.axes.items():
+            if not 1 <= least <= typical <= most:
+                raise ValueError(f"axes.{name} must be shortest <= typical <= longest, got {least}, {typical}, {most}")
+        return self
+
+
+class QueueSpec(StrictSpec):
+    """What may wait for an engine, in each replica; past it requests are refused with 503 and Retry-After."""
+
+    max_rows: Annotated[int, Field(ge=1)] = 4096
+    max_mib: Annotated[int, Field(ge=1)] = 256
+    """Input tensors of the requests that wait, in MiB."""
+
+
 class ServeSpec(StrictSpec):
     """An Open Inference Protocol v2 endpoint on Ray Serve."""
 
@@ -51,10 +88,27 @@ class ServeSpec(StrictSpec):
     """0 takes a free port."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port of the gRPC door; null keeps it shut, 0 takes a free port."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: each replica gets a share of one GPU, by the model's measured footprint."""
     replicas: ReplicaSpec = ReplicaSpec()
     batching: BatchingSpec = BatchingSpec()
+    queue: QueueSpec = QueueSpec()
+    versions: VersionPolicy = "latest"
+    """Which versions answer side by side: latest, all that are remembered (16), or those of a list, beside the default.
+    """
+    access_log: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the requests that are logged, one JSON line each, without payloads: 0 none, 1 all."""
+    engine: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    """What runs the graph; `tensorrt` needs `device: cuda`."""
+    tensorrt: TensorRtSpec = TensorRtSpec()
     token_file: str | None = None
     """File with one bearer token a line, on every node; null lets anyone ask."""
     admin_token_file: str | None = None
     """Tokens that may load and unload; null refuses that to everyone."""
     ready_timeout_s: PositiveFloat = 60.0
+
+    @model_validator(mode="after")
+    def _engine_has_a_device(self) -> ServeSpec:
+        if self.engine == "tensorrt" and self.device != "cuda":
+            raise ValueError("engine tensorrt runs on NVIDIA GPUs only: set device to cuda, or engine to onnxruntime")
+        return self

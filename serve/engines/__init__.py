@@ -9,6 +9,7 @@ from serve.engines.protocol import Engine, EngineRequest
 
 ENGINES: dict[str, str] = {
     ".onnx": "serve.engines.onnxruntime:OnnxRuntimeEngine",
+    ".rehearsal": "serve.engines.rehearsal:RehearsalEngine",
     ".plan": "serve.engines.tensorrt:TensorRtEngine",
     ".safetensors": "serve.engines.torch:TorchEngine",
 }
@@ -19,8 +20,9 @@ __all__ = ["ENGINES", "Engine", "EngineRequest", "make_engine"]
 
 def make_engine(request: EngineRequest) -> Engine:
     """Load a variant's file. Raises BundleError, MissingDependencyError, MemoryShortError."""
+    kind = ".plan" if request.tensorrt is not None and request.path.suffix == ".onnx" else request.path.suffix
     try:
-        module, _, name = ENGINES[request.path.suffix].partition(":")
+        module, _, name = ENGINES[kind].partition(":")
     except KeyError:
         raise BundleError(
             f"Cannot load {request.path.name}",

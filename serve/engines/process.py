@@ -32,6 +32,7 @@ from serve.tensors import array_of_bytes, bytes_of_array
 
 RESTARTS_MAX = 3
 START_TIMEOUT_S = 120.0
+BUILD_TIMEOUT_S = 3600.0  # a TensorRT engine that this node does not keep yet is built first
 END_TIMEOUT_S = 10.0
 
 
@@ -92,7 +93,7 @@ class ProcessEngine:
         theirs.close()
         attempted = f"Cannot load {self._request.path.name} in a process of its own"
         try:
-            if not self._pipe.poll(START_TIMEOUT_S):
+            if not self._pipe.poll(START_TIMEOUT_S if self._request.tensorrt is None else BUILD_TIMEOUT_S):
                 raise TimeoutError
             head, _ = _receive(self._pipe)
         except (EOFError, OSError, TimeoutError):

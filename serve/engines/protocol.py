@@ -1,6 +1,7 @@
 """What an engine is: something that turns input arrays into output arrays. Read this before any engine.
 
-An engine is made for one file of a bundle, is used from one thread at a time, and frees everything in `close`.
+An engine is made for one file of a bundle, is used from one thread at a time (from as many as its `streams`, where
+it has that attribute), and frees everything in `close`.
 `run` takes arrays that fit the signature (the handler has checked them) and any number of rows from 1 to `max_rows`;
 it raises for what it cannot do, and never changes its inputs. Conformance: tests/contract/engine_conformance.py.
 """
@@ -10,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from cluster.bundle.signature import TensorSignature
+from cluster.spec.serve import TensorRtSpec
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class EngineRequest:
     """Threads of one call on a CPU; 0 leaves it to the engine."""
     model: dict[str, Any] | None = None
     """The manifest's `model` section, for engines that rebuild the torch module."""
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    """What the variant computes in; TensorRT proves it."""
+    tensorrt: TensorRtSpec | None = None
+    """Build (or find) a TensorRT engine for an ONNX graph; None runs the graph in ONNX Runtime."""
 
 
 class Engine(Protocol):

@@ -30,6 +30,8 @@ ENGINE_TYPE_OF = {  # "BFloat16" holds "Float": the longer names come first
     "fp32": ("FP32", "Float"),
     "int8": ("Int8", "INT8"),
 }
+ENGINE_PARAMETER_TYPES = ("Convolution", "Deconvolution", "FullyConnected", "MatrixMultiply")
+ENGINE_KERNEL_WORDS = ("conv", "gemm", "matmul", "fprop", "matrixmultiply")
 SHARE_MIN = 0.5  # of layers with weights: fewer means that the request did not arrive
 
 
@@ -86,37 +88,54 @@ def prove_graph(path: Path, precision: Precision) -> dict[str, Any]:
             attempted,
             found=f"{have} of {census['layers']} layers have {precision} weights (found {census['weights']})",
             rule="TensorRT 11 takes the precision from the graph; asking for it changes nothing",
-            remedy="Convert the graph first (recipe fp16).",
+            remedy="Convert the graph first: compress.recipes has fp16 and bf16.",
         )
     return census
 
 
-def prove_engine(inspector_json: str, precision: Precision) -> dict[str, int]:
-    """Layers by output type, if most layers that compute have the precision. Raises ModelError.
+def prove_engine(inspector_json: str, precision: Precision) -> dict[str, Any]:
+    """Types that the engine's layers read, if most layers that multiply read the precision. Raises ModelError.
 
     Args:
         inspector_json: `EngineInspector.get_engine_information(LayerInformationFormat.JSON)` of an engine that was
             built with `ProfilingVerbosity.DETAILED`.
     """
-    counts: Counter[str] = Counter()
-    for layer in json.loads(inspector_json).get("Layers", []):
-        if isinstance(layer, str):
-            raise ModelError(
-                "Cannot prove the engine's precision",
-                found="the inspector lists names only",
-                rule="layers list their types only in engines built with detailed profiling verbosity",
-            )
-        for tensor in layer.get("Inputs", []):
-            counts[_engine_type(str(tensor.get("Format/Datatype", tensor.get("Datatype", ""))))] += 1
-    wanted = counts[precision]
-    if not wanted:
+    layers = json.loads(inspector_json).get("Layers", [])
+    if not layers or any(isinstance(layer, str) for layer in layers):
+        raise ModelError(
+            "Cannot prove the engine's precision",
+            found="the inspector lists names only" if layers else "the inspector lists no layers",
+            rule="layers list their types only in engines built with detailed profiling verbosity",
+            remedy="Build the engine again with this program.",
+        )
+    multiplying = [layer for layer in layers if _multiplies(layer)] or layers
+    reads = Counter(kind for layer in multiplying for kind in _reads(layer))
+    wanted = sum(precision in _reads(layer) for layer in multiplying)
+    if wanted / len(multiplying) < SHARE_MIN:
         raise ModelError(
             f"Cannot use the engine as {precision}",
-            found=f"no layer reads {precision}: {dict(counts)}",
+            found=f"{wanted} of {len(multiplying)} layers with weights read {precision}: {dict(reads)}",
             rule="the precision that was asked for must be in the engine",
             remedy="Look at the builder's log: the graph's types were not kept.",
         )
-    return dict(counts)
+    return {"layers": len(layers), "multiplying": len(multiplying), "proved": wanted, "reads": dict(reads)}
+
+
+def _multiplies(layer: dict[str, Any]) -> bool:
+    """Whether a layer is a convolution or a matrix product: by its parameters, or by the kernel that was chosen."""
+    if layer.get("ParameterType") in ENGINE_PARAMETER_TYPES:
+        return True
+    words = f"{layer.get('LayerType', '')} {layer.get('TacticName', '')}".lower()
+    return any(word in words for word in ENGINE_KERNEL_WORDS)
+
+
+def _reads(layer: dict[str, Any]) -> set[str]:
+    """Types of a layer's inputs and weights."""
+    texts = [str(one.get("Format/Datatype", one.get("Datatype", ""))) for one in layer.get("Inputs", [])]
+    weights = layer.get("Weights")
+    if isinstance(weights, dict):
+        texts.append(str(weights.get("Type", "")))
+    return {_engine_type(text) for text in texts if text}
 
 
 def _weight_type(name: str, tensors: dict[str, onnx.TensorProto], made_by: dict[str, onnx.NodeProto]) -> str:

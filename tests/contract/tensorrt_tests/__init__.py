@@ -1,0 +1,1 @@
+"""TensorRT without a GPU, by the levels of docs/tensorrt.md."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.bundle import read_manifest
 from cluster.errors import MantaError
-from cluster.spec.serve import BatchingSpec
+from cluster.spec.serve import BatchingSpec, QueueSpec
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.process import listen, run_endpoint
 
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             num_threads=options.threads,
             token_file=options.token_file,
             admin_token_file=options.admin_token_file,
+            access_log=options.access_log,
+            queue=QueueSpec(max_rows=options.queue_rows),
         )
         run_endpoint(config, listener, options.grpc_port)
     except MantaError as error:
@@ -52,6 +54,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", help="fp32, int8_static, … (default: the bundle's default)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call; 0 lets the engine choose")
+    parser.add_argument("--access-log", type=float, default=0.0, help="share of the requests to log, 0 to 1")
+    parser.add_argument("--queue-rows", type=int, default=QueueSpec().max_rows, help="rows that may wait")
     parser.add_argument("--max-rows", type=auto_or(int), default=64, help="rows of one engine call, or auto")
     parser.add_argument("--max-wait-ms", type=auto_or(float), default=1.0, help="wait for other requests, or auto")
     return parser.parse_args(arguments)

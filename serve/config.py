@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from cluster.atomic import sha256_file
+from cluster.bundle.manifest import MANIFEST
 from cluster.spec.base import PositiveFloat, StrictSpec
-from cluster.spec.serve import ENDPOINT_NAME, BatchingSpec, ReplicaSpec
+from cluster.spec.serve import (
+    ENDPOINT_NAME,
+    BatchingSpec,
+    QueueSpec,
+    ReplicaSpec,
+    ServeSpec,
+    TensorRtSpec,
+    VersionPolicy,
+)
+from serve.access import absolute
 
 VERSION = r"^[1-9][0-9]{0,8}$"
 HISTORY_MAX = 16  # versions that an endpoint remembers for rollback
@@ -25,6 +37,8 @@ class VersionConfig(StrictSpec):
     bundle: str
     variant: str | None = None
     """The bundle's default variant when null."""
+    manifest_sha256: str | None = None
+    """The manifest that this version means: a folder that was written anew is another version, and is not loaded."""
 
 
 class EndpointConfig(StrictSpec):
@@ -34,13 +48,18 @@ class EndpointConfig(StrictSpec):
     versions: Annotated[tuple[VersionConfig, ...], Field(min_length=1)]
     default_version: str
     """The version that answers requests which name none."""
-    policy: Literal["latest", "all"] | tuple[str, ...] = "latest"
+    policy: VersionPolicy = "latest"
     """Which versions are loaded beside the default one: none, all, or these."""
     batching: BatchingSpec = BatchingSpec()
+    queue: QueueSpec = QueueSpec()
+    access_log: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the requests that are logged."""
     replicas: ReplicaSpec = ReplicaSpec()
     token_file: str | None = None
     admin_token_file: str | None = None
     device: str = "cpu"
+    tensorrt: TensorRtSpec | None = None
+    """Serve ONNX graphs by TensorRT engines that are built on the replica's node; null: by ONNX Runtime."""
     engine_process: bool | None = None
     """Run the engine in a process of its own; null: on a GPU yes, on a CPU no."""
     call_timeout_s: PositiveFloat = 60.0
@@ -55,18 +74,50 @@ class EndpointConfig(StrictSpec):
         chosen = [v for v in self.versions if v.version == self.default_version]
         return (*chosen, *(v for v in self.versions if v.version in wanted and v not in chosen))
 
-    def with_version(self, bundle: str, variant: str | None = None) -> EndpointConfig:
-        """The endpoint with a new version, which becomes the default one. Old history beyond the limit is dropped."""
+    def with_version(
+        self, bundle: str, variant: str | None = None, manifest_sha256: str | None = None
+    ) -> EndpointConfig:
+        """The endpoint with a new version, which becomes the default one. Old history beyond the limit is dropped.
+
+        A policy's list forgets versions that history has dropped.
+        """
         number = max(int(version.version) for version in self.versions) + 1
-        new = VersionConfig(version=str(number), bundle=bundle, variant=variant)
-        kept = self.versions[-(HISTORY_MAX - 1) :]
-        return self.model_copy(update={"versions": (*kept, new), "default_version": new.version})
+        new = VersionConfig(version=str(number), bundle=bundle, variant=variant, manifest_sha256=manifest_sha256)
+        versions = (*self.versions[-(HISTORY_MAX - 1) :], new)
+        names = {version.version for version in versions}
+        policy = self.policy if isinstance(self.policy, str) else tuple(v for v in self.policy if v in names)
+        return self.model_copy(update={"versions": versions, "default_version": new.version, "policy": policy})
 
     def rolled_back(self) -> EndpointConfig | None:
         """The endpoint with the version before the default one as default, or None when there is none."""
         names = [version.version for version in self.versions]
         place = names.index(self.default_version)
         return self.model_copy(update={"default_version": names[place - 1]}) if place else None
+
+    @classmethod
+    def of_spec(cls, spec: ServeSpec, name: str, bundle: Path, before: EndpointConfig | None = None) -> EndpointConfig:
+        """What a YAML asks for. An endpoint that is there gets a new version, unless it serves this very bundle."""
+        digest = sha256_file(bundle / MANIFEST)
+        first = VersionConfig(version="1", bundle=str(bundle), manifest_sha256=digest)
+        same = next((v for v in before.versions if v.manifest_sha256 == digest), None) if before else None
+        if before is None:
+            history = cls(name=name, versions=(first,), default_version="1")
+        elif same is not None:
+            history = before.model_copy(update={"default_version": same.version})
+        else:
+            history = before.with_version(str(bundle), manifest_sha256=digest)
+        asked = {
+            "policy": spec.versions,
+            "batching": spec.batching,
+            "queue": spec.queue,
+            "access_log": spec.access_log,
+            "replicas": spec.replicas,
+            "device": spec.device,
+            "tensorrt": spec.tensorrt if spec.engine == "tensorrt" else None,
+            "token_file": absolute(spec.token_file),
+            "admin_token_file": absolute(spec.admin_token_file),
+        }
+        return cls.from_json(history.model_copy(update=asked).to_json())
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, for Ray Serve's user_config."""

@@ -1,21 +1,22 @@
 """Prometheus metrics of one process, made from its statistics when they are asked for: counting costs nothing extra.
 
-Names start with `manta_serve_`; labels are `model` and `version`. A replica answers for itself: Prometheus scrapes
-every replica (docs/serving.md says how), and sums.
+Names start with `manta_serve_`; labels are `model`, `version` and `replica`. One scrape of any replica has the lines of
+all (`merge`): Prometheus sums over `replica`. A GPU that several replicas share comes once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.probe.gpus import GpuSource, NvmlSource
 from serve.repository import Repository
 
-LABELS = ("model", "version")
+LABELS = ("model", "version", "replica")
 GPU_GAUGES = {
     "memory_used_bytes": "memory in use on the GPU",
     "memory_total_bytes": "memory of the GPU",
@@ -44,8 +45,9 @@ class EndpointMetrics:
         )
         queued = GaugeMetricFamily("manta_serve_queued_rows", "rows that wait for the engine", labels=LABELS)
         oldest = GaugeMetricFamily("manta_serve_oldest_wait_seconds", "wait of the oldest request", labels=LABELS)
+        replica = self._repository.peers.replica
         for model in models:
-            labels, statistics = (model.name, model.version), model.statistics
+            labels, statistics = (model.name, model.version, replica), model.statistics
             for outcome, count in sorted(statistics.outcomes.items()):
                 requests.add_metric((*labels, outcome), count)
             rows.add_metric(labels, statistics.inference_count)
@@ -59,8 +61,13 @@ class EndpointMetrics:
             family = HistogramMetricFamily(f"manta_serve_{phase}_seconds", f"{phase} time of a request", labels=LABELS)
             for model in models:
                 histogram = model.statistics.histograms[phase]
-                family.add_metric((model.name, model.version), histogram.cumulative(), sum_value=histogram.sum_s)
+                family.add_metric(
+                    (model.name, model.version, replica), histogram.cumulative(), sum_value=histogram.sum_s
+                )
             yield family
+        up = GaugeMetricFamily("manta_serve_replica_up", "1 for a replica that answered", labels=("model", "replica"))
+        up.add_metric((self._repository.name, replica), 1)
+        yield up
         yield from self._gpu_families()
 
     def _gpu_families(self) -> Iterator[Any]:
@@ -79,3 +86,33 @@ def render(repository: Repository) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EndpointMetrics(repository))
     return generate_latest(registry)
+
+
+def merge(own: bytes, others: Mapping[str, bytes | None], repository: Repository) -> bytes:
+    """One text over all replicas: `own` and what the others answered; None marks one that did not. Blocks."""
+    families: dict[str, Metric] = {}
+    seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+    for text in (own, *(text for text in others.values() if text is not None)):
+        for family in text_string_to_metric_families(text.decode()):
+            kept = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                key = (sample.name, tuple(sorted(sample.labels.items())))
+                if key not in seen:  # a GPU that two replicas share
+                    seen.add(key)
+                    kept.samples.append(sample)
+    for replica in (name for name, text in others.items() if text is None):
+        labels = {"model": repository.name, "replica": replica}
+        families["manta_serve_replica_up"].add_sample("manta_serve_replica_up", labels, 0)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Fixed(list(families.values())))
+    return generate_latest(registry)
+
+
+class _Fixed:
+    """A collector of families that are there."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families)

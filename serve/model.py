@@ -34,9 +34,11 @@ class ServedModel:
     ) -> None:
         self.bundle, self.variant, self.engine, policy = loaded
         self.name, self.version = config.name, version.version
+        self._version_policy = version_policy(config)
         self.manifest = self.bundle.manifest
         self.signature = self.manifest.signature
         self.statistics = ModelStatistics(self.name, self.version)
+        self.statistics.memory_bytes = {config.device: self.engine.footprint_bytes()}
         self.limits = limits
         self.transforms = _transforms(self.bundle)
         self.batcher = Batcher(self.engine.run, self.signature, policy, limits, self.statistics)
@@ -97,7 +99,7 @@ class ServedModel:
             "name": self.name,
             "platform": self.engine.platform,
             "backend": self.engine.platform.partition("_")[0],
-            "version_policy": {"latest": {"num_versions": 1}},
+            "version_policy": self._version_policy,
             "max_batch_size": policy.max_rows,
             "input": [_config_tensor(tensor, is_input=True) for tensor in self.signature.inputs],
             "output": [_config_tensor(tensor, is_input=False) for tensor in self.signature.outputs],
@@ -123,6 +125,15 @@ class ServedModel:
             else outputs[output.name]
             for output in wanted
         }
+
+
+def version_policy(config: EndpointConfig) -> dict[str, Any]:
+    """The policy in the words of Triton's ModelConfig."""
+    if config.policy == "all":
+        return {"all": {}}
+    if config.policy == "latest":
+        return {"latest": {"num_versions": 1}}
+    return {"specific": {"versions": [int(version.version) for version in config.loaded]}}
 
 
 def _transforms(bundle: Bundle) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from cluster.errors import EndpointError, PortInUseError
+from serve.access_log import AccessLog, open_access_log
 from serve.asgi import AsgiDoor
 from serve.config import EndpointConfig
 from serve.handler import Handler
@@ -38,8 +39,9 @@ async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_p
     """Serve until SIGINT or SIGTERM; over gRPC as well where a port is given (0 takes a free one)."""
     door = await open_door(config)
     rpc_server = await open_rpc(door, listener.getsockname()[0], grpc_port) if grpc_port is not None else None
+    open_access_log(sys.stderr)
     settings = uvicorn.Config(
-        door, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(GRACE_S)
+        logged(door), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(GRACE_S)
     )
     server = uvicorn.Server(settings)
     host, port = listener.getsockname()[:2]
@@ -51,6 +53,12 @@ async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_p
     await door.handler.repository.close()
     if not server.started:
         raise EndpointError(f"Cannot start endpoint '{config.name}'", found="the HTTP server did not start")
+
+
+def logged(door: AsgiDoor, replica: str = "0") -> AccessLog:
+    """The door behind its access log; the sampled share is the configuration's."""
+    repository = door.handler.repository
+    return AccessLog(door, lambda: repository.access_log, repository.name, replica)
 
 
 async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:

@@ -12,6 +12,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,8 @@ class ModelStatistics:
         self.execution_count = 0
         self.last_inference_ms = 0
         self.outcomes: Counter[str] = Counter()
+        self.memory_bytes: dict[str, int | None] = {}
+        """device -> what the engine says that it holds there."""
         self.histograms = {phase: Histogram() for phase in ("queue", "compute", "total")}
         self._window: deque[tuple[float, int, int]] = deque(maxlen=WINDOW_REQUESTS)
         self._lock = threading.Lock()
@@ -139,26 +142,46 @@ class ModelStatistics:
                     }
                     for rows, size in sorted(self.batches.items())
                 ],
-                "memory_usage": [],
+                "memory_usage": [
+                    _memory(device, size) for device, size in self.memory_bytes.items() if size is not None
+                ],
                 "response_stats": {},
             }
 
-    def window(self) -> dict[str, float]:
-        """Latency of the most recent requests inside the server (queue and compute), and their rate."""
+    def samples(self) -> list[tuple[float, float, int]]:
+        """Age in seconds, milliseconds inside the server (queue and compute) and rows of the most recent requests."""
         with self._lock:
             entries = list(self._window)
-        if not entries:
-            return {"requests": 0}
-        latency_ms = np.array([ns for _, ns, _ in entries]) / 1e6
-        span_s = max(time.monotonic() - entries[0][0], 1e-9)
-        p50, p95, p99 = np.percentile(latency_ms, (50, 95, 99))
-        return {
-            "requests": len(entries),
-            "span_s": round(span_s, 3),
-            "requests_per_s": round(len(entries) / span_s, 3),
-            "rows_per_s": round(sum(rows for _, _, rows in entries) / span_s, 3),
-            "latency_ms_mean": round(float(latency_ms.mean()), 4),
-            "latency_ms_p50": round(float(p50), 4),
-            "latency_ms_p95": round(float(p95), 4),
-            "latency_ms_p99": round(float(p99), 4),
-        }
+        now_s = time.monotonic()
+        return [(round(now_s - at_s, 4), ns / 1e6, rows) for at_s, ns, rows in entries]
+
+    def window(self) -> dict[str, float]:
+        """Latency and rate of the most recent requests of this process."""
+        return window_of(self.samples())
+
+
+def window_of(samples: Sequence[Sequence[float]]) -> dict[str, float]:
+    """`ModelStatistics.samples` of one or several replicas as mean, percentiles and rates.
+
+    A rate counts over the time since the oldest sample that all of them still remember.
+    """
+    if not samples:
+        return {"requests": 0}
+    ages_s, latency_ms, rows = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
+    span_s = max(float(ages_s.max()), 1e-9)
+    p50, p95, p99 = np.percentile(latency_ms, (50, 95, 99))
+    return {
+        "requests": len(samples),
+        "span_s": round(span_s, 3),
+        "requests_per_s": round(len(samples) / span_s, 3),
+        "rows_per_s": round(float(rows.sum()) / span_s, 3),
+        "latency_ms_mean": round(float(latency_ms.mean()), 4),
+        "latency_ms_p50": round(float(p50), 4),
+        "latency_ms_p95": round(float(p95), 4),
+        "latency_ms_p99": round(float(p99), 4),
+    }
+
+
+def _memory(device: str, size_bytes: int) -> dict[str, Any]:
+    kind, _, number = device.partition(":")
+    return {"type": "CPU" if kind == "cpu" else "GPU", "id": int(number or 0), "byte_size": size_bytes}

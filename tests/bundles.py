@@ -5,16 +5,27 @@ Not a fixture: call it with a folder. The model is `logits = flatten(x) @ W + b`
 
 from __future__ import annotations
 
+import json
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from cluster.bundle import BundleManifest, TensorSignature, TensorSpec, Variant, finish_bundle, write_bundle
+from cluster.bundle import (
+    BundleManifest,
+    TensorSignature,
+    TensorSpec,
+    Variant,
+    finish_bundle,
+    read_manifest,
+    write_bundle,
+)
+from cluster.bundle.files import TRANSFORMS
 from cluster.bundle.signature import NUMPY_OF
 
 SAMPLE_ROWS = 4
@@ -157,3 +168,60 @@ def make_echo_bundle(folder: Path, *, name: str = "echo", datatypes: tuple[str, 
             ),
         )
     return folder
+
+
+def make_rehearsal_bundle(
+    folder: Path, *, name: str = "played", item_shape: tuple[int, ...] = (4,), seed: int = 0, **plan: Any
+) -> Path:
+    """A bundle whose engine plays a model (serve/engines/rehearsal.py): `logits` is the sum of a row of `x`."""
+    signature = TensorSignature(
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, *item_shape)),),
+        outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, 1)),),
+    )
+    x = np.random.default_rng(seed + 1).random((SAMPLE_ROWS, *item_shape), dtype=np.float32)
+    total = x.reshape(SAMPLE_ROWS, -1).sum(axis=1, dtype=np.float64).astype(np.float32).reshape(-1, 1)
+    footprint = plan.get("footprint_bytes")
+    with write_bundle(folder) as partial:
+        (partial / "model.rehearsal").write_text(json.dumps(plan), encoding="utf-8")
+        np.savez(partial / "sample.npz", **{"inputs/x": x, "outputs/fp32/logits": total})
+        variant = Variant(name="fp32", file="model.rehearsal", precision="fp32", footprint_bytes=footprint)
+        finish_bundle(
+            partial,
+            BundleManifest(
+                name=name,
+                created_unix_s=time.time(),
+                task="regression",
+                signature=signature,
+                variants=(variant,),
+                default_variant="fp32",
+                model={"family": "rehearsal"},
+                files={},
+            ),
+        )
+    return folder
+
+
+def with_transforms(folder: Path, transforms: dict[str, Any]) -> Path:
+    """The bundle with these transforms and their input's name, written anew."""
+    old = read_manifest(folder)
+    name = str(transforms["name"])
+    (tensor,) = old.signature.inputs
+    signature = old.signature.model_copy(update={"inputs": (tensor.model_copy(update={"name": name}),)})
+    graph = onnx.load(folder / "model.onnx")
+    graph.graph.input[0].name = graph.graph.node[0].input[0] = name
+    with np.load(folder / "sample.npz", allow_pickle=False) as arrays:
+        sample = {key.replace(f"inputs/{tensor.name}", f"inputs/{name}"): arrays[key] for key in arrays.files}
+    with write_bundle(folder) as partial:
+        onnx.save(graph, partial / "model.onnx")
+        np.savez(partial / "sample.npz", **sample)  # type: ignore[arg-type]
+        (partial / TRANSFORMS).write_text(json.dumps(transforms), encoding="utf-8")
+        finish_bundle(partial, old.model_copy(update={"signature": signature}))
+    return folder
+
+
+def softmax(graph: Path, rows: np.ndarray) -> np.ndarray:
+    """(N, C) probabilities of a classifier's only input, by ONNX Runtime and float64."""
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    logits = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(rows)})[0].astype(np.float64)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)

@@ -21,7 +21,19 @@ from cluster.errors import RequestError
 EndpointName = Annotated[str, typer.Argument(metavar="NAME", help="Name of an endpoint.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or of a run that has one.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the endpoint; else the bundle's.")]
-Replicas = Annotated[str, typer.Option("--replicas", metavar="N|MIN..MAX", help="Replicas, or bounds for autoscaling.")]
+Replicas = Annotated[
+    str | None,
+    typer.Option("--replicas", metavar="N|MIN..MAX", help="Replicas, or bounds for autoscaling; else as before, or 1."),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="cpu|cuda", help="What engines run on; else as before, or cpu.")
+]
+Versions = Annotated[
+    str | None,
+    typer.Option(
+        "--versions", metavar="latest|all|1,2", help="Versions that answer beside the new one; else as before."
+    ),
+]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the first endpoint; 0 takes a free one.")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 Variant = Annotated[str | None, typer.Option("--variant", help="fp32, int8_static, …; else the bundle's default.")]
@@ -53,22 +65,30 @@ def register(app: typer.Typer) -> None:
 def deploy(
     bundle: BundleFolder,
     name: Name = None,
-    replicas: Replicas = "1",
+    replicas: Replicas = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     variant: Variant = None,
+    device: Device = None,
+    versions: Versions = None,
     token_file: Tokens = None,
     admin_token_file: AdminTokens = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> int:
-    """Serve a bundle. On a cluster it returns when the endpoint answers; else it serves until Ctrl-C."""
-    low, high = replica_range(replicas)
+    """Serve a bundle. On a cluster it returns when the endpoint answers; else it serves until undeploy or Ctrl-C."""
+    bounds = dict(zip(("--min-replicas", "--max-replicas"), map(str, replica_range(replicas)), strict=True))
     folder = bundle_folder(bundle)
-    options = {"--name": name, "--max-replicas": str(high), "--variant": variant, "--address": address}
+    check_words(device, versions)
+    options = {"--name": name, "--variant": variant, "--device": device, "--versions": versions, "--address": address}
     return _room(
-        ["deploy", str(folder), "--host", host, "--port", str(port), "--min-replicas", str(low)],
-        {**options, "--token-file": token_file, "--admin-token-file": admin_token_file},
+        ["deploy", str(folder), "--host", host, "--port", str(port)],
+        {
+            **options,
+            **(bounds if replicas is not None else {}),
+            "--token-file": token_file,
+            "--admin-token-file": admin_token_file,
+        },
         as_json=as_json,
     )
 
@@ -107,8 +127,19 @@ def rollback(name: EndpointName, address: Address = None, token_file: TokenFile 
     return _room(["rollback", name], {"--address": address, "--token-file": token_file}, as_json=as_json)
 
 
-def replica_range(text: str) -> tuple[int, int]:
-    """`2` or `1..4` as bounds. Raises RequestError."""
+def check_words(device: str | None, versions: str | None) -> None:
+    """Raise RequestError for a device or a version policy that there is not."""
+    if device not in (None, "cpu", "cuda"):
+        raise RequestError("Cannot deploy", found=f"--device is {device!r}", rule="cpu or cuda")
+    if versions is not None and not re.fullmatch(r"latest|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*", versions):
+        raise RequestError(
+            "Cannot deploy", found=f"--versions is {versions!r}", rule="latest, all, or numbers of versions as in 1,3"
+        )
+
+
+def replica_range(text: str | None) -> tuple[int, int]:
+    """`2` or `1..4` as bounds; 1 for nothing. Raises RequestError."""
+    text = "1" if text is None else text
     match = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if low > high or high == 0:

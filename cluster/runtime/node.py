@@ -6,12 +6,16 @@
 Ray reads these when its processes start, so they must be there before `ray start`, on every node. The images in docker/
 have it as their entry point: there is one list of variables, the one in environment.py.
 
+A node with GPUs also gets the resource `gpu_memory_mib` (gpu_memory.py), unless the command or the variable
+RAY_OVERRIDE_RESOURCES gives one.
+
 Invariant: the command takes this process's place (exec), so that signals and the exit code are its own; a variable
 that is set already wins.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -20,7 +24,10 @@ from pathlib import Path
 
 from cluster.errors import RequestError
 from cluster.runtime.environment import CLUSTER_ENVIRONMENT, with_ray_environment
+from cluster.runtime.gpu_memory import GPU_MEMORY, node_resources
 from cluster.runtime.serve_place import haproxy_environment
+
+RESOURCES_VARIABLE = "RAY_OVERRIDE_RESOURCES"  # ray/_private/ray_constants.py: JSON, merged with --resources
 
 
 def node_environment(environment: dict[str, str]) -> dict[str, str]:
@@ -36,6 +43,15 @@ def node_environment(environment: dict[str, str]) -> dict[str, str]:
     return with_ray_environment({**haproxy_environment(folder), **CLUSTER_ENVIRONMENT, **environment})
 
 
+def resources_environment(environment: dict[str, str], command: list[str]) -> dict[str, str]:
+    """The variable that gives a node its GPU memory; nothing where the user has said it."""
+    given = environment.get(RESOURCES_VARIABLE, "{}")
+    if GPU_MEMORY in given or any(GPU_MEMORY in word for word in command):
+        return {}
+    found = node_resources()
+    return {RESOURCES_VARIABLE: json.dumps({**json.loads(given), **found})} if found else {}
+
+
 def main() -> int:
     """Become the command."""
     command = sys.argv[1:]
@@ -44,7 +60,8 @@ def main() -> int:
             f"usage: python -m cluster.runtime.node COMMAND …; not found: {' '.join(command[:1]) or '-'}\n"
         )
         return 2
-    os.execvpe(command[0], command, node_environment(dict(os.environ)))
+    environment = node_environment(dict(os.environ))
+    os.execvpe(command[0], command, {**environment, **resources_environment(environment, command)})
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import ray._raylet as _raylet
 
 from cluster.errors import ClusterUnreachableError, ResourceError
 from cluster.runtime.address import check_cluster
+from cluster.runtime.gpu_memory import node_resources
 from cluster.runtime.reaper import MARKER_VARIABLE, PrivatePlace, Reaper
 from cluster.runtime.serve_place import private_serve_place
 from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
@@ -122,6 +123,7 @@ def _local_arguments(temporary_folder: Path, store_bytes: int) -> dict[str, Any]
         "address": "local",
         "num_cpus": max(LOCAL_LOGICAL_CPUS_MIN, 2 * (os.cpu_count() or 1)),
         "object_store_memory": store_bytes,
+        "resources": node_resources(),
         "include_dashboard": True,  # the State API lives in it; without it Train leaks placement groups
         "log_to_driver": False,
         "configure_logging": False,

@@ -13,20 +13,24 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import ValidationError
+
+from cluster.atomic import sha256_file
 from cluster.bundle import open_bundle
+from cluster.bundle.manifest import MANIFEST
 from cluster.errors import EndpointError, RequestError
-from cluster.spec.serve import ReplicaSpec
 from serve.access import absolute, client_token, load_access
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments.directory import EndpointRecord, forget, records, remember
-from serve.rows import IMAGES, read_rows
+from serve.rows import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0
+LOOK_EVERY_S = 2.0  # a private Ray ends this long after its last endpoint
 
 
 def deploy(options: argparse.Namespace) -> int:
@@ -34,21 +38,13 @@ def deploy(options: argparse.Namespace) -> int:
     bundle = open_bundle(options.bundle)
     bundle.variant(options.variant)
     name = options.name or endpoint_name(bundle.manifest.name)
-    folder = str(options.bundle.resolve())
     given = {"token_file": absolute(options.token_file), "admin_token_file": absolute(options.admin_token_file)}
     tokens = {key: path for key, path in given.items() if path}
     load_access(tokens.get("token_file"), tokens.get("admin_token_file"))
     with _ray(options, name, start=True) as private:
         from serve.deployments import endpoint as place
 
-        config = place.configuration(name)
-        if config is None:
-            version = VersionConfig(version="1", bundle=folder, variant=options.variant)
-            config = EndpointConfig(name=name, versions=(version,), default_version="1")
-        else:
-            config = config.with_version(folder, options.variant)
-        replicas = ReplicaSpec(min=options.min_replicas, max=options.max_replicas)
-        config = config.model_copy(update={"replicas": replicas, **tokens})
+        config = _wanted(options, name, place.configuration(name), tokens)
         place_options = place.EndpointOptions(host=options.host, port=options.port)
         found = place.deploy(config, place_options, progress=_say)
         if options.json:
@@ -57,12 +53,44 @@ def deploy(options: argparse.Namespace) -> int:
             _say(f"Endpoint '{name}' version {found.version} answers at {found.url}")
         if private is not None:
             remember(name, found.url, private)
-            _say("It lives until Ctrl-C.")
+            _say("It lives until 'manta undeploy' or Ctrl-C.")
             try:
-                _wait_for_end()
+                _wait_for_end(place.endpoints)
             finally:
                 forget(name)
     return 0
+
+
+def _wanted(
+    options: argparse.Namespace, name: str, before: EndpointConfig | None, tokens: dict[str, str]
+) -> EndpointConfig:
+    """What a deploy asks for; what it does not say stays as it was."""
+    folder = options.bundle.resolve()
+    digest = sha256_file(folder / MANIFEST)
+    if before is None:
+        version = VersionConfig(version="1", bundle=str(folder), variant=options.variant, manifest_sha256=digest)
+        config = EndpointConfig(name=name, versions=(version,), default_version="1")
+    else:
+        config = before.with_version(str(folder), options.variant, digest)
+    asked: dict[str, Any] = {**tokens}
+    if options.min_replicas is not None:
+        asked["replicas"] = config.replicas.model_copy(
+            update={"min": options.min_replicas, "max": options.max_replicas}
+        )
+    if options.device is not None:
+        asked["device"] = options.device
+    if options.versions is not None:
+        asked["policy"] = options.versions if options.versions in ("latest", "all") else options.versions.split(",")
+    return _checked(config.model_copy(update=asked), name)
+
+
+def _checked(config: EndpointConfig, name: str) -> EndpointConfig:
+    """The same, with every rule of an endpoint's configuration. Raises RequestError."""
+    try:
+        return EndpointConfig.from_json(config.to_json())
+    except ValidationError as error:
+        found = "; ".join(each["msg"] for each in error.errors(include_url=False))
+        raise RequestError(f"Cannot deploy '{name}'", found=found) from None
 
 
 def endpoints(options: argparse.Namespace) -> int:
@@ -82,12 +110,15 @@ def endpoints(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Ask an endpoint about the rows of a file."""
     token = client_token(options.token_file)
-    if options.rows.suffix.lower() in IMAGES:
-        _say("Pixels are sent as values 0..1, not standardized as in training: the answer may differ from the run's.")
-    url = _url(options, options.name)
-    with EndpointClient(url, options.name, token=token) as client:
-        metadata = client.get(f"/v2/models/{options.name}")
-        answer = client.predict(read_rows(options.rows, metadata), version=options.version)
+    is_image = options.rows.suffix.lower() in IMAGES
+    image, rows = (read_image(options.rows), []) if is_image else (b"", read_rows(options.rows))
+    with EndpointClient(_url(options, options.name), options.name, token=token) as client:
+        if is_image:
+            answer = client.predict_image(image, version=options.version)
+        else:
+            answer = client.predict(rows, version=options.version)
+    for note in answer.get("notes", ()):
+        _say(f"Note: {note}.")
     if options.json:
         print_json({"ok": True, **answer})
         return 0
@@ -99,14 +130,10 @@ def predict(options: argparse.Namespace) -> int:
 
 def undeploy(options: argparse.Namespace) -> int:
     """Take an endpoint away."""
-    record = _record(options.name)
-    if record is not None and not _address(options):
-        os.kill(record.pid, signal.SIGTERM)  # its process ends its own Ray, after what was accepted is answered
-    else:
-        with _ray(options, options.name):
-            from serve.deployments import endpoint as place
+    with _ray(options, options.name):  # a private Ray ends itself when its last endpoint is gone
+        from serve.deployments import endpoint as place
 
-            place.undeploy(options.name)
+        place.undeploy(options.name)
     _done(options, f"Endpoint '{options.name}' is gone", {"name": options.name})
     return 0
 
@@ -185,16 +212,36 @@ def _overall(index: list[dict[str, str]]) -> str:
     return "READY" if any(entry["state"] == "READY" for entry in index) else "UNAVAILABLE"
 
 
+COLUMNS = (
+    ("REQ/S", "requests_per_s"),
+    ("MEAN MS", "latency_ms_mean"),
+    ("P50 MS", "latency_ms_p50"),
+    ("P95 MS", "latency_ms_p95"),
+    ("P99 MS", "latency_ms_p99"),
+)
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
-    head = f"{'NAME':<16} {'VERSION':<8} {'STATE':<12} {'REQ/S':>8} {'P50 MS':>8} {'P99 MS':>8}  URL\n"
-    lines = []
-    for row in rows:
-        for stats in row.get("stats") or [{}]:
-            numbers = (stats.get("requests_per_s"), stats.get("latency_ms_p50"), stats.get("latency_ms_p99"))
-            cells = " ".join(f"{value:>8.2f}" if value is not None else f"{'-':>8}" for value in numbers)
-            version = stats.get("version", "-")
-            lines.append(f"{row['name']:<16} {version:<8} {row['state']:<12} {cells}  {row['url']}\n")
+    """One line a version: over all its replicas, their CPU and memory summed."""
+    names = " ".join(f"{title:>8}" for title, _ in COLUMNS)
+    head = f"{'NAME':<16} {'VERSION':<8} {'STATE':<12} {'REPLICAS':>8} {names} {'CPU %':>6} {'MEM MIB':>8}  URL\n"
+    lines = [_line(row, stats) for row in rows for stats in row.get("stats") or [{}]]
     return head + "".join(lines) if lines else "No endpoints here; 'manta deploy BUNDLE' starts one.\n"
+
+
+def _line(row: dict[str, Any], stats: dict[str, Any]) -> str:
+    numbers = " ".join(_cell(stats.get(key), 8) for _, key in COLUMNS)
+    process = stats.get("process", {})
+    memory = process.get("memory_bytes")
+    usage = f"{_cell(process.get('cpu_percent'), 6)} {_cell(memory and memory / (1 << 20), 8)}"
+    replicas = str(len(stats["replicas"])) if "replicas" in stats else "-"
+    missing = f"  {len(stats['missing'])} replicas do not answer" if stats.get("missing") else ""
+    place = f"{row['name']:<16} {stats.get('version', '-'):<8} {row['state']:<12} {replicas:>8}"
+    return f"{place} {numbers} {usage}  {row['url']}{missing}\n"
+
+
+def _cell(value: float | None, width: int) -> str:
+    return f"{value:>{width}.2f}" if value is not None else f"{'-':>{width}}"
 
 
 def _record(name: str) -> EndpointRecord | None:
@@ -214,12 +261,15 @@ def _unknown(name: str, have: list[str] | None = None) -> RequestError:
     )
 
 
-def _wait_for_end() -> None:
-    """Until SIGINT or SIGTERM."""
+def _wait_for_end(served: Callable[[], list[Any]]) -> None:
+    """Until SIGINT or SIGTERM, or until nothing is served any more."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+    while not ended.wait(LOOK_EVERY_S):
+        if not served():
+            _say("The last endpoint is gone.")
+            return
 
 
 def _done(options: argparse.Namespace, text: str, value: dict[str, Any]) -> None:

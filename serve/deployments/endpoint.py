@@ -27,13 +27,13 @@ from cluster.spec.serve import ReplicaSpec
 from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
+from serve.deployments.placement import actor_options
 from serve.deployments.ports import claim_port
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
 from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
 from serve.repository import LOADING, NOT_KEPT, UNLOADED
 
 LOG = logging.getLogger(__name__)
-REPLICA_CPUS = 0.5  # logical: a replica shares its host with the work that made the model
 # Ray Serve's own limit is only a backstop: the batcher's bounded queue refuses first, with a protocol answer
 ONGOING_REQUESTS_MAX = 8192
 POLL_S = 0.05
@@ -73,20 +73,23 @@ class Endpoint:
 
 
 def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callable[[str], None] = LOG.info) -> Endpoint:
-    """Start or change an endpoint and wait until it answers. Raises PortInUseError, EndpointError, BundleError."""
+    """Start or change an endpoint and wait until it answers.
+
+    Raises PortInUseError, EndpointError, BundleError, MemoryShortError.
+    """
     deadline_s = time.monotonic() + options.ready_timeout_s
     host, port = start_serve(options)
     url = f"http://{_reachable(host)}:{port}/{config.name}"
     progress("starting replicas")
-    before = configuration(config.name)
-    _run(config)
+    before, options_before = configuration(config.name), _actor_options_now(config.name)
+    _run(config, actor_options(config, before, options_before))
     try:
         _wait(config, url, deadline_s, options)
     except EndpointError:
         if before is None:
             ray_serve.delete(config.name, _blocking=False)
         else:
-            _revert(before)
+            _revert(before, options_before)
         raise
     return Endpoint(config.name, url, config.default_version, max(1, config.replicas.min))
 
@@ -151,14 +154,25 @@ def endpoints() -> list[Endpoint]:
 
 def configuration(name: str) -> EndpointConfig | None:
     """What an endpoint was last told to serve, or None for an unknown name."""
+    raw = _deployment_config(name).get("user_config")
+    return EndpointConfig.from_json(raw) if raw else None
+
+
+def _actor_options_now(name: str) -> dict[str, Any]:
+    """What each replica of an endpoint has reserved."""
+    kept = ("num_cpus", "num_gpus", "resources")
+    have = _deployment_config(name).get("ray_actor_options") or {}
+    return {key: have[key] for key in kept if have.get(key)}
+
+
+def _deployment_config(name: str) -> dict[str, Any]:
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
     details = client.get_serve_details() if client is not None else {}
     application = details.get("applications", {}).get(name, {})
-    deployment = application.get("deployments", {}).get(DEPLOYMENT, {})
-    raw = deployment.get("deployment_config", {}).get("user_config")
-    return EndpointConfig.from_json(raw) if raw else None
+    found: dict[str, Any] = application.get("deployments", {}).get(DEPLOYMENT, {}).get("deployment_config", {})
+    return found
 
 
 def rollback(name: str, *, token: str = "", timeout_s: float = 60.0) -> Endpoint:
@@ -186,12 +200,15 @@ def undeploy(name: str) -> None:
     ray_serve.delete(name)
 
 
-def _run(config: EndpointConfig) -> None:
+def _run(config: EndpointConfig, replica: dict[str, Any]) -> None:
     """Hand a configuration to Ray Serve; returns before the replicas have it."""
     # `version` names the code: without it Ray Serve takes every call for new code and replaces all replicas, where
     # a changed user_config alone is handed to the replicas as they run
     deployment = endpoint_deployment().options(
-        **_deployment_options(config), version=importlib.metadata.version("manta-ml"), _internal=True
+        **_deployment_options(config),
+        ray_actor_options=replica,
+        version=importlib.metadata.version("manta-ml"),
+        _internal=True,
     )
     application = deployment.bind(config.name)
     ray_serve.run_many(
@@ -200,9 +217,9 @@ def _run(config: EndpointConfig) -> None:
     )
 
 
-def _revert(before: EndpointConfig) -> None:
+def _revert(before: EndpointConfig, replica: dict[str, Any]) -> None:
     """Replicas kept the old version; a replica that restarts must find it too."""
-    _run(before)
+    _run(before, replica)
     deadline_s = time.monotonic() + REVERT_WAIT_S
     while configuration(before.name) != before and time.monotonic() < deadline_s:
         time.sleep(POLL_S)
@@ -214,7 +231,6 @@ def _deployment_options(config: EndpointConfig) -> dict[str, Any]:
         **_replica_options(config.replicas),
         "max_ongoing_requests": ONGOING_REQUESTS_MAX,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
-        "ray_actor_options": {"num_cpus": REPLICA_CPUS},
         "logging_config": LoggingConfig(enable_access_log=False),
         "max_surge_percent": 100,  # a replica that is replaced stops only after its successor answers
     }

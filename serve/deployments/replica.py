@@ -15,13 +15,16 @@ from typing import Any
 from ray import serve as ray_serve
 
 from cluster.errors import EndpointError, MantaError
+from serve.access_log import AccessLog, open_access_log
 from serve.asgi import AsgiDoor
 from serve.config import EndpointConfig
+from serve.deployments.neighbors import access_file, endpoint_peers
 from serve.deployments.scaling import BUSY, OLDEST_WAIT_S, QUEUED_ROWS
 from serve.deployments.shortcut import open_shortcut
 from serve.handler import Handler
 from serve.human import build_human_side
 from serve.limits import Limits
+from serve.process import logged
 from serve.repository import Repository
 from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, Rpc, status_code
 
@@ -35,13 +38,15 @@ class EndpointReplica:
     def __init__(self, name: str) -> None:
         limits = Limits()
         self.repository = Repository(name, limits)
+        self.repository.peers = endpoint_peers(name)
         self.handler = Handler(self.repository, limits)
         self.rpc = Rpc(self.handler)
         self._told_at_ns = time.perf_counter_ns()
         self._told_engine_ns = 0
 
-    def __serve_build_asgi_app__(self) -> AsgiDoor:
-        door = AsgiDoor(self.handler, build_human_side(self.handler))
+    def __serve_build_asgi_app__(self) -> AccessLog:
+        door = logged(AsgiDoor(self.handler, build_human_side(self.handler)), self.repository.peers.replica)
+        open_access_log(access_file(self.repository.name))
         open_shortcut(door, self.repository.name)
         return door
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from serve.asgi import App, AsgiDoor, Receive, Scope, Send
+from serve.asgi import App, Receive, Scope, Send
 
 
 class Shortcut:
     """Outermost ASGI middleware of a replica's HTTP server."""
 
-    door: AsgiDoor | None = None
+    door: App | None = None
     """The door of this process; None in Ray Serve's own proxies."""
     prefix = ""
 
@@ -41,7 +41,7 @@ class Shortcut:
         await self._app(scope, receive, send)
 
 
-def open_shortcut(door: AsgiDoor, name: str) -> None:
+def open_shortcut(door: App, name: str) -> None:
     """Called once in a replica: infer requests below the endpoint's path go to `door`."""
     Shortcut.door, Shortcut.prefix = door, f"/{name}/"
 

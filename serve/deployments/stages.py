@@ -12,9 +12,9 @@ from cluster.bundle import Bundle, open_bundle
 from cluster.errors import EndpointError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.telemetry.events import EndpointReady
-from serve.access import absolute, first_token
+from serve.access import first_token
 from serve.client import EndpointClient
-from serve.config import EndpointConfig, VersionConfig, endpoint_name
+from serve.config import EndpointConfig, endpoint_name
 
 SINGLE_ROWS_MAX = 200  # requests of one row, for latency: enough for a p99 with two samples above it
 ROWS_MAX = 2000  # test rows that are asked; more does not change what is shown
@@ -24,22 +24,15 @@ AGREEMENT_MIN = 0.9  # below this the endpoint answers something else than what 
 
 def deploy(context: StageContext) -> StageResult:
     """Start the endpoint of this run on the running Ray."""
-    from serve.deployments.endpoint import EndpointOptions
+    from serve.deployments.endpoint import EndpointOptions, configuration
     from serve.deployments.endpoint import deploy as deploy_endpoint
 
     spec = context.run_resolved.spec.serve
     if spec is None:
         return StageResult(status="skipped", headline="serve: null")
     bundle = open_bundle(context.run.bundle)
-    config = EndpointConfig(
-        name=spec.name or endpoint_name(context.run.name),
-        versions=(VersionConfig(version="1", bundle=str(context.run.bundle.resolve())),),
-        default_version="1",
-        batching=spec.batching,
-        replicas=spec.replicas,
-        token_file=absolute(spec.token_file),
-        admin_token_file=absolute(spec.admin_token_file),
-    )
+    name = spec.name or endpoint_name(context.run.name)
+    config = EndpointConfig.of_spec(spec, name, context.run.bundle.resolve(), configuration(name))
     options = EndpointOptions(
         host=spec.host, port=spec.port, grpc_port=spec.grpc_port, ready_timeout_s=spec.ready_timeout_s
     )

@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def start_head(folder: Path) -> Iterator[Head]:
+def start_head(folder: Path, **variables: str) -> Iterator[Head]:
     """Start a head and end it with all its processes. `folder` receives home, runs and log."""
     gcs, dashboard, agent, client = free_ports(4)
     token = secrets.token_hex(32)
@@ -87,7 +87,7 @@ def start_head(folder: Path) -> Iterator[Head]:
                 "--block",
                 *(f"--{name}={value}" for name, value in flags.items()),
             ],
-            env={**clean_environment(), **own},
+            env={**clean_environment(), **own, **variables},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -97,7 +97,7 @@ def start_head(folder: Path) -> Iterator[Head]:
         _wait_until_ready(head, folder / "head.log")
         yield head
     finally:
-        _end(process)
+        end_process(process)
         subprocess.run(["rm", "-rf", temporary], check=False)
 
 
@@ -126,7 +126,8 @@ def _wait_until_ready(head: Head, log: Path) -> None:
     raise AssertionError(f"the head did not start: {log.read_text()}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a node with all that it started."""
     tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
     try:

@@ -140,7 +140,8 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(run: RunFolde
 
 @pytest.mark.parametrize(
     # each case kills a Ray and so needs one of its own: 35 s; the first Ctrl-C and its sequel are tested above
-    "how", [pytest.param("second Ctrl-C", marks=pytest.mark.slow), "kill -9 of the driver"]
+    "how",
+    [pytest.param("second Ctrl-C", marks=pytest.mark.slow), "kill -9 of the driver"],
 )
 def test_killing_leaves_nothing_behind(run: RunFolder, how: str) -> None:
     with manta_run(run, "--set", "train.epochs=100000") as process:

@@ -1,0 +1,118 @@
+"""/stats and /metrics: what an endpoint has done lately, over all its replicas.
+
+Invariant: percentiles are those of the requests of all replicas together, not averages of percentiles; a replica that
+did not answer is named. `?replica=self` answers for this replica alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+import psutil
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from serve.peers import SELF
+from serve.repository import Repository
+from serve.statistics import ModelStatistics, window_of
+
+PROMETHEUS_TEXT = "text/plain; version=0.0.4"
+
+
+def add_monitor(app: FastAPI, repository: Repository) -> None:
+    """Add both paths to the human side."""
+
+    @app.get("/stats", summary="Latency, throughput, CPU and memory of the most recent requests, over all replicas")
+    async def stats(request: Request, replica: str = "") -> list[dict[str, Any]]:
+        mine = [entry(model.statistics) for model in repository.models.values()]
+        if replica == SELF:
+            return mine
+        answers = await repository.peers.ask("/stats", request.headers.get("authorization", ""))
+        told = {name: orjson.loads(answer) for name, answer in answers.items() if answer is not None}
+        missing = sorted(name for name, answer in answers.items() if answer is None)
+        return joined({repository.peers.replica: mine, **told}, missing)
+
+    @app.get("/metrics", summary="Prometheus metrics of all replicas")
+    async def metrics(request: Request, replica: str = "") -> Response:
+        from serve.metrics import merge, render
+
+        mine = await asyncio.to_thread(render, repository)
+        if replica != SELF:
+            answers = await repository.peers.ask("/metrics", request.headers.get("authorization", ""))
+            mine = await asyncio.to_thread(merge, mine, answers, repository)
+        return Response(mine, media_type=PROMETHEUS_TEXT)
+
+
+def entry(statistics: ModelStatistics) -> dict[str, Any]:
+    """What one replica tells the others of one version."""
+    return {
+        "name": statistics.name,
+        "version": statistics.version,
+        "rows": statistics.inference_count,
+        "calls": statistics.execution_count,
+        "outcomes": dict(statistics.outcomes),
+        "samples": statistics.samples(),
+        "process": process_usage(),
+    }
+
+
+def joined(by_replica: dict[str, list[dict[str, Any]]], missing: list[str]) -> list[dict[str, Any]]:
+    """One entry a version, over all replicas that answered."""
+    versions = sorted({each["version"] for entries in by_replica.values() for each in entries}, key=int)
+    found = []
+    for version in versions:
+        parts = {name: e for name, entries in by_replica.items() for e in entries if e["version"] == version}
+        outcomes: Counter[str] = Counter()
+        for part in parts.values():
+            outcomes.update(part["outcomes"])
+        rows, calls = (sum(part[key] for part in parts.values()) for key in ("rows", "calls"))
+        found.append(
+            {
+                "name": next(iter(parts.values()))["name"],
+                "version": version,
+                "rows_per_call": round(rows / max(calls, 1), 3),
+                "outcomes": dict(outcomes),
+                **window_of([sample for part in parts.values() for sample in part["samples"]]),
+                "process": _sum(part["process"] for part in parts.values()),
+                "replicas": {
+                    name: {**_brief(window_of(part["samples"])), **part["process"]} for name, part in parts.items()
+                },
+                "missing": missing,
+            }
+        )
+    return found
+
+
+def process_usage() -> dict[str, float]:
+    """CPU since the last question and resident memory of this process and its engine processes."""
+    process = _process(os.getpid())
+    memory_bytes = process.memory_info().rss
+    for child in process.children():
+        try:
+            memory_bytes += child.memory_info().rss
+        except psutil.Error:
+            continue
+    return {"cpu_percent": process.cpu_percent(), "memory_bytes": memory_bytes}
+
+
+@functools.cache
+def _process(pid: int) -> psutil.Process:
+    """psutil measures CPU between two questions to the same object."""
+    return psutil.Process(pid)
+
+
+def _brief(window: dict[str, float]) -> dict[str, float]:
+    return {key: window[key] for key in ("requests", "requests_per_s", "latency_ms_p99") if key in window}
+
+
+def _sum(usages: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for usage in usages:
+        total.update(usage)
+    return dict(total)

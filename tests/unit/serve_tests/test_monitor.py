@@ -1,0 +1,222 @@
+"""One look or scrape is about all replicas; the access log is a sample, and holds nothing that was said."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve.access_log import AccessLog, open_access_log
+from serve.deployments.commands import _table
+from serve.metrics import EndpointMetrics, merge, render
+from serve.monitor import joined
+from serve.peers import Peer, Peers
+from serve.statistics import window_of
+from tests.unit.serve_tests.conftest import Place
+from tests.unit.serve_tests.test_door import GOOD, INFER, client
+from tests.unit.serve_tests.test_operations import OneGpu
+
+
+def entry(version: str, latencies_ms: list[float]) -> dict[str, Any]:
+    return {
+        "name": "m",
+        "version": version,
+        "rows": 2 * len(latencies_ms),
+        "calls": len(latencies_ms),
+        "outcomes": {"success": len(latencies_ms)},
+        "samples": [(1.0, value, 2) for value in latencies_ms],
+        "process": {"cpu_percent": 10.0, "memory_bytes": 5},
+    }
+
+
+def test_percentiles_are_those_of_all_requests_not_averages_of_percentiles() -> None:
+    fast, slow = [1.0] * 99, [100.0] * 99
+    (found,) = joined({"a": [entry("1", fast)], "b": [entry("1", slow)]}, [])
+    assert found["latency_ms_p50"] == pytest.approx(float(np.percentile(fast + slow, 50)))
+    assert found["latency_ms_p95"] == 100.0, "half of all requests are slow; the mean of the two p95 would be 50.5"
+    assert found["requests_per_s"] == 198.0
+    assert (found["outcomes"], found["rows_per_call"]) == ({"success": 198}, 2.0)
+    assert found["process"] == {"cpu_percent": 20.0, "memory_bytes": 10}
+    assert set(found["replicas"]) == {"a", "b"}
+
+
+def test_a_version_that_one_replica_has_not_loaded_yet_is_told_of_the_others() -> None:
+    found = joined({"a": [entry("1", [1.0]), entry("2", [2.0])], "b": [entry("1", [1.0])]}, ["c"])
+    assert [(each["version"], len(each["replicas"]), each["missing"]) for each in found] == [
+        ("1", 2, ["c"]),
+        ("2", 1, ["c"]),
+    ]
+    assert window_of([]) == {"requests": 0}
+
+
+def samples_of(text: bytes) -> dict[tuple[Any, ...], float]:
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_one_scrape_has_every_replica_once_and_names_those_that_are_missing(in_place: Callable[..., Any]) -> None:
+    async def test(place: Place) -> None:
+        async with client(place) as http:
+            await http.post(INFER, content=GOOD)
+        place.repository.peers = Peers("a")
+        own = render(place.repository)
+        other = own.replace(b'replica="a"', b'replica="b"')
+        found = samples_of(merge(own, {"b": other, "c": None}, place.repository))
+        for replica in ("a", "b"):
+            labels = (("model", "m"), ("replica", replica), ("version", "1"))
+            assert found["manta_serve_requests_total", labels[0], ("outcome", "success"), *labels[1:]] == 1
+            assert found["manta_serve_total_seconds_bucket", ("le", "+Inf"), *labels] == 1
+        up = {key[-1][1]: value for key, value in found.items() if key[0] == "manta_serve_replica_up"}
+        assert up == {"a": 1, "b": 1, "c": 0}
+
+    in_place(test)
+
+
+def test_a_gpu_that_two_replicas_share_is_counted_once(in_place: Callable[..., Any]) -> None:
+    async def test(place: Place) -> None:
+        values = {"power_watts": 70.0, "temperature_celsius": 41, "ecc_uncorrected": 2}
+        gauges = EndpointMetrics(place.repository, OneGpu(**values))
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(gauges)
+        text = generate_latest(registry)
+        found = samples_of(merge(text, {"b": text}, place.repository))
+        for name, value in values.items():
+            assert found[f"manta_serve_gpu_{name}", ("gpu", "GPU-1")] == value
+
+    in_place(test)
+
+
+def test_a_look_at_one_replica_asks_the_others_with_the_clients_token(in_place: Callable[..., Any]) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.url.query.decode(), request.headers.get("authorization", "")))
+        if request.url.host == "gone":
+            raise httpx.ConnectError("no")
+        return httpx.Response(200, content=json.dumps([entry("1", [3.0])]).encode())
+
+    async def test(place: Place) -> None:
+        async def others() -> list[Peer]:
+            return [Peer("b", "http://there/m"), Peer("c", "http://gone/m")]
+
+        place.repository.peers = Peers("a", others)
+        async with client(place) as http:
+            (found,) = (await http.get("/stats", headers={"authorization": "Bearer t"})).json()
+            alone = (await http.get("/stats?replica=self")).json()
+        assert (sorted(found["replicas"]), found["missing"]) == (["a", "b"], ["c"])
+        assert asked == [("/m/stats", "replica=self", "Bearer t")] * 2
+        assert "samples" in alone[0]
+
+    transport = httpx.MockTransport(answer)
+    real = httpx.AsyncClient
+
+    def patched(**options: Any) -> httpx.AsyncClient:
+        return real(**options) if "transport" in options else real(transport=transport, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.peers.httpx.AsyncClient", patched)
+        in_place(test, human=True)
+
+
+def test_the_watch_shows_mean_percentiles_throughput_cpu_and_memory() -> None:
+    (stats,) = joined({"a": [entry("3", [1.0, 2.0])], "b": [entry("3", [9.0])]}, ["c"])
+    row = {"name": "digits", "state": "READY", "url": "http://h/digits", "stats": [stats]}
+    head, line = _table([row, {"name": "gone", "state": "UNREACHABLE", "url": "u"}]).splitlines()[:2]
+    for title in ("VERSION", "REPLICAS", "REQ/S", "MEAN MS", "P50 MS", "P95 MS", "P99 MS", "CPU %", "MEM MIB"):
+        assert title in head
+    assert line.split()[:5] == ["digits", "3", "READY", "2", "3.00"]
+    assert "1 replicas do not answer" in line
+
+
+def logged(in_place: Callable[..., Any], share: float, requests: int, body: bytes = GOOD) -> list[dict[str, Any]]:
+    stream = io.StringIO()
+
+    async def test(place: Place) -> None:
+        place.door = AccessLog(place.door, lambda: share, "m", "r1")  # type: ignore[assignment]
+        open_access_log(stream)
+        async with client(place) as http:
+            for _ in range(requests):
+                await http.post(f"{INFER}?secret=query", content=body, headers={"authorization": "Bearer secret-token"})
+
+    in_place(test, human=True)
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_the_access_log_says_what_happened_and_nothing_that_was_said(in_place: Callable[..., Any]) -> None:
+    (line,) = logged(in_place, 1.0, 1, GOOD.replace(b'"inputs"', b'"id":"secret-id","inputs"', 1))
+    assert (line["endpoint"], line["replica"], line["method"], line["path"]) == ("m", "r1", "POST", INFER)
+    assert (line["status"], line["response_bytes"] > 0, line["duration_ms"] > 0) == (200, True, True)
+    assert line["request_bytes"] > len(GOOD)
+    assert "secret" not in json.dumps(line)
+    assert set(line) == {
+        "unix_s", "endpoint", "replica", "client", "method", "path", "status", "request_bytes", "response_bytes",
+        "duration_ms",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
+def test_the_share_is_sampled(in_place: Callable[..., Any], share: float, least: int, most: int) -> None:
+    assert least <= len(logged(in_place, share, 200)) <= most
+
+
+class _Unclosed(io.RawIOBase):
+    """Writes through to a file that stays the test's to close."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return int(self._raw.write(data))
+
+
+def test_a_log_that_cannot_be_written_costs_no_request(
+    in_place: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def test(place: Place) -> None:
+        place.door = AccessLog(place.door, lambda: 1.0, "m")  # type: ignore[assignment]
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            open_access_log(io.TextIOWrapper(_Unclosed(full), write_through=True))
+            async with client(place) as http:
+                for _ in range(3):
+                    assert (await http.post(INFER, content=GOOD)).status_code == 200
+            logging.getLogger("serve.access").handlers.clear()
+
+    in_place(test)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_leaves_is_logged_as_gone(in_place: Callable[..., Any]) -> None:
+    stream = io.StringIO()
+
+    async def test(place: Place) -> None:
+        app = AccessLog(place.door, lambda: 1.0, "m")
+        open_access_log(stream)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise AssertionError
+
+        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "root_path": ""}
+        await asyncio.wait_for(app(scope, receive, send), 5)
+
+    in_place(test)
+    assert json.loads(stream.getvalue())["status"] == 499

@@ -28,6 +28,7 @@ from cluster.bundle.signature import TensorSpec
 from cluster.errors import ModelError
 from trainers.evaluate.predict import tensors_of
 from trainers.export.graph_file import GraphFacts, check_file
+from trainers.export.reasons import check_batch_range, export_error
 
 BATCH_DIM = "batch"
 EXAMPLE_ROWS_MIN = 2
@@ -88,29 +89,36 @@ def _write(
     outputs: tuple[str, ...],
 ) -> None:
     module = module.cpu().eval()
-    ordered = {tensor.name: example[tensor.name] for tensor in inputs}
+    tensors = tensors_of({tensor.name: example[tensor.name] for tensor in inputs}, slice(None))
+    dynamic = _dynamic_shapes(module, inputs)
     try:
         with quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                tensors_of(ordered, slice(None)),
+                tensors,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=_dynamic_shapes(module, inputs),
-                input_names=list(ordered),
+                dynamic_shapes=dynamic,
+                input_names=[tensor.name for tensor in inputs],
                 output_names=list(outputs),
                 optimize=True,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        from trainers.export.reasons import export_error
-
-        raise export_error(error, module) from error
+        raise export_error(error, module, lambda: _trace(module, tensors, dynamic)) from error
     if program is None:
         raise ModelError("Cannot export to ONNX", found="the exporter returned nothing")
+    check_batch_range(program.exported_program, module)
     size = sum(p.numel() * p.element_size() for p in (*module.parameters(), *module.buffers()))
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+
+
+def _trace(module: nn.Module, tensors: tuple[torch.Tensor, ...], dynamic: tuple[Any, ...]) -> Any:
+    """What torch.onnx.export traced before it failed; the strings are dynamic axes there, not names."""
+    shapes = torch.utils._pytree.tree_map(lambda _: torch.export.Dim.DYNAMIC, dynamic)
+    with quiet_exporter(), torch.no_grad():
+        return torch.export.export(module, tensors, dynamic_shapes=shapes, strict=False)
 
 
 def _dynamic_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[Any, ...]:

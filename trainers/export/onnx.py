@@ -34,6 +34,7 @@ BATCH_DIM = "batch"
 EXAMPLE_ROWS_MIN = 2
 PROTOBUF_LIMIT_BYTES = 1 << 31  # protobuf cannot write a larger message
 EXTERNAL_DATA_BYTES = PROTOBUF_LIMIT_BYTES - (64 << 20)  # leaves room for the graph beside the weights
+EXTERNAL_SUFFIX = ".data"  # torch's exporter writes weights of large models there
 OPSET_MIN = 18  # torch's exporter implements 18 and upwards
 EXPORTER_LOGGERS = ("torch.onnx", "torch.onnx._internal", "onnxscript", "onnx_ir", "torch.export")
 
@@ -75,7 +76,8 @@ def export_onnx(
     try:
         return check_file(path, opset=opset)
     except ModelError:
-        path.unlink(missing_ok=True)
+        for leftover in (path, path.with_name(path.name + EXTERNAL_SUFFIX)):
+            leftover.unlink(missing_ok=True)
         raise
 
 

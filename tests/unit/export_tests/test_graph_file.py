@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cluster.errors import ModelError
-from trainers.export.graph_file import check_file, check_untrusted
+from trainers.export.graph_file import check_file, check_untrusted, graph_facts
 from trainers.export.precision import prove_graph
 
 
@@ -56,3 +57,76 @@ def test_a_float_graph_is_no_proof_of_low_precision(tmp_path: Path, precision: s
     prove_graph(tmp_path / "m.onnx", "fp32")
     with pytest.raises(ModelError, match=f"Cannot build a {precision} engine"):
         prove_graph(tmp_path / "m.onnx", precision)  # type: ignore[arg-type]
+
+
+def nested_graph(path: Path, location: str) -> None:
+    """External data of a constant inside an If's branch: no list of initializers names it."""
+    weight = numpy_helper.from_array(np.ones((3, 2), np.float32), "w")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Constant", [], ["y"], value=weight)], "branch", [], [y])
+    x = helper.make_tensor_value_info("x", TensorProto.BOOL, [])
+    node = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y]), ir_version=10)
+    path.write_bytes(model.SerializeToString())
+
+
+def test_external_data_inside_a_branch_is_held_to_the_same_rules(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    nested_graph(path, "../secret.bin")
+    with pytest.raises(ModelError, match="beside the file"):
+        check_untrusted(path)
+    (tmp_path / "secret.bin").write_bytes(bytes(24))
+    (tmp_path / "link.bin").symlink_to(tmp_path / "secret.bin")
+    nested_graph(path, "link.bin")
+    with pytest.raises(ModelError, match="missing or a link"):
+        check_untrusted(path)
+    nested_graph(path, "secret.bin")
+    assert check_untrusted(path).graph.node
+    (tmp_path / "secret.bin").write_bytes(b"1")
+    with pytest.raises(ModelError, match="claims dimensions"):
+        check_untrusted(path)
+
+
+@pytest.mark.parametrize("operator", ["ConstantOfShape", "Expand"])
+def test_a_few_bytes_that_make_terabytes_are_refused(tmp_path: Path, operator: str) -> None:
+    shape = numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape")
+    inputs = ["shape"] if operator == "ConstantOfShape" else ["x", "shape"]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node(operator, inputs, ["y"])], "g", [x], [y], [shape])
+    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph, ir_version=10).SerializeToString())
+    with pytest.raises(ModelError, match=r"makes \[1048576, 1048576\]"):
+        check_untrusted(tmp_path / "m.onnx")
+
+
+def test_an_input_of_absurd_size_is_refused(tmp_path: Path) -> None:
+    model = write_graph(tmp_path / "m.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 40
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="one row of 'x'"):
+        check_untrusted(tmp_path / "m.onnx")
+
+
+def test_a_file_above_the_protobuf_limit_is_read_without_its_weights(tmp_path: Path) -> None:
+    """3 GiB of weights as a sparse file: sizes and rules are told from the graph alone."""
+    model = write_graph(tmp_path / "m.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="m.onnx.data")
+    tensor.dims[:] = [3, 1 << 28]
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with (tmp_path / "m.onnx.data").open("wb") as file:
+        file.truncate(3 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    facts = graph_facts(check_untrusted(tmp_path / "m.onnx"), tmp_path / "m.onnx")
+    assert facts.size_bytes > 3 << 30
+    assert facts.num_parameters == 3 << 28
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+    with (tmp_path / "m.onnx.data").open("wb") as file:
+        file.truncate((3 << 30) // 16)
+    with pytest.raises(ModelError, match="claims dimensions"):
+        check_untrusted(tmp_path / "m.onnx")

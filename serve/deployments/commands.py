@@ -80,7 +80,8 @@ def _wanted(
     if options.device is not None:
         asked["device"] = options.device
     if options.versions is not None:
-        asked["policy"] = options.versions if options.versions in ("latest", "all") else options.versions.split(",")
+        is_word = options.versions in ("latest", "all")
+        asked["policy"] = options.versions if is_word else tuple(options.versions.split(","))
     return _checked(config.model_copy(update=asked), name)
 
 

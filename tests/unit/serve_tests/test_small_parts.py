@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cluster.bundle import open_bundle
+from cluster.cli.app import app
 from cluster.errors import RequestError
+from cluster.spec.serve import QueueSpec, ReplicaSpec, ServeSpec
 from serve.config import HISTORY_MAX, EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments import directory
+from serve.deployments.__main__ import parse
+from serve.deployments.commands import _wanted
 from serve.deployments.stages import compare
+from serve.model import version_policy
+from serve.process import open_door
 from serve.rows import read_rows
 from tests.bundles import make_bundle
 
@@ -94,3 +102,71 @@ def test_the_comparison_counts_labels_and_agreement(tmp_path: Path) -> None:
     values = open_bundle(make_bundle(tmp_path / "r", task="regression", num_outputs=1))
     found = compare(values, np.array([[1.0], [2.0]]), np.array([1.0, 4.0]), np.array([[1.0], [3.0]]))
     assert found == {"mean_absolute_error": 1.0, "agreement": 0.5}
+
+
+def test_a_run_that_is_deployed_again_is_a_new_version_only_where_its_bundle_is_new(tmp_path: Path) -> None:
+    spec = ServeSpec(versions=("1",), queue=QueueSpec(max_rows=7, max_mib=3), access_log=0.25, device="cuda")
+    first = EndpointConfig.of_spec(spec, "m", make_bundle(tmp_path / "bundle", seed=1))
+    assert (first.default_version, first.queue, first.access_log, first.device) == ("1", spec.queue, 0.25, "cuda")
+    again = EndpointConfig.of_spec(spec, "m", tmp_path / "bundle", first)
+    assert again == first
+    second = EndpointConfig.of_spec(spec, "m", make_bundle(tmp_path / "bundle", seed=2), first)
+    assert (second.default_version, [v.version for v in second.loaded]) == ("2", ["2", "1"])
+    assert second.versions[0].manifest_sha256 != second.versions[1].manifest_sha256
+    with pytest.raises(ValidationError, match="version '9'"):
+        EndpointConfig.of_spec(ServeSpec(versions=("9",)), "m", tmp_path / "bundle", first)
+
+
+def test_a_list_of_versions_forgets_what_history_has_dropped() -> None:
+    config = CONFIG.model_copy(update={"policy": ("1",)})
+    for number in range(2, HISTORY_MAX + 2):
+        config = config.with_version(f"/b/{number}")
+    assert EndpointConfig.from_json(config.to_json()).policy == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("latest", {"latest": {"num_versions": 1}}),
+        ("all", {"all": {}}),
+        (("1",), {"specific": {"versions": [2, 1]}}),
+    ],
+)
+def test_the_policy_is_told_in_tritons_words(policy: Any, told: dict[str, Any]) -> None:
+    assert version_policy(CONFIG.with_version("/b/2").model_copy(update={"policy": policy})) == told
+
+
+@pytest.mark.parametrize("words", [("--versions", "newest"), ("--versions", "0"), ("--device", "tpu")])
+def test_a_word_that_deploy_does_not_know_is_told(words: tuple[str, str], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    with pytest.raises(RequestError, match="Cannot deploy"):
+        app(["deploy", str(bundle), *words], standalone_mode=False)
+
+
+def test_what_a_deploy_does_not_say_stays_as_it_was(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    before = CONFIG.model_copy(update={"replicas": ReplicaSpec(min=1, max=4, target_busy=0.5), "policy": "all"})
+    plain = _wanted(parse(["deploy", str(bundle)]), "m", before, {})
+    assert (plain.default_version, plain.replicas, plain.policy) == ("2", before.replicas, "all")
+    words = ["--min-replicas", "2", "--max-replicas", "2", "--versions", "1", "--device", "cuda"]
+    told = _wanted(parse(["deploy", str(bundle), *words]), "m", before, {"token_file": "/t"})
+    assert (told.replicas.min, told.replicas.max, told.replicas.target_busy) == (2, 2, 0.5)
+    assert (told.policy, told.device, told.token_file) == (("1",), "cuda", "/t")
+    with pytest.raises(RequestError, match="version '7'"):
+        _wanted(parse(["deploy", str(bundle), "--versions", "7"]), "m", before, {})
+
+
+def test_the_queues_bounds_reach_the_batcher(tmp_path: Path) -> None:
+    async def test() -> tuple[int, int]:
+        config = CONFIG.model_copy(
+            update={
+                "versions": (VersionConfig(version="1", bundle=str(make_bundle(tmp_path / "bundle"))),),
+                "queue": QueueSpec(max_rows=5, max_mib=2),
+            }
+        )
+        door = await open_door(config)
+        limits = door.handler.repository.models["1"].batcher._limits
+        await door.handler.repository.close()
+        return limits.queue_rows, limits.queue_bytes
+
+    assert asyncio.run(test()) == (5, 2 << 20)

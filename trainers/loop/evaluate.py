@@ -1,7 +1,11 @@
-"""Loss and accuracy over a split, as sums and counts over all workers.
+"""Loss and metrics over a split, as sums and counts over all workers.
 
 Invariant: each row counts once, whatever the number of workers; what is divided is the total, once. A mean of
 workers' means would weight a worker with ten rows like one with ninety.
+
+Loss and accuracy are a sum over a count. Metrics that are no mean over rows (F1) are computed by scikit-learn from the
+confusion matrix of all workers, which is itself a sum. They are made where `train.best.metric` names one of them:
+importing scikit-learn takes each worker a second.
 
 Covered: classification, per-item targets, regression. Not covered: ranking metrics (the evaluate stage has them).
 """
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from trainers.loop.exchange import sum_over_workers
@@ -20,10 +25,15 @@ from trainers.loop.sampler import part
 from trainers.loop.state import Job, State
 
 EVALUATION_ROWS = 256  # without gradients a row costs little: at least this many a forward
+CONFUSION_METRICS = ("macro_f1", "balanced_accuracy")
+"""Names after the split's that `train.best.metric` may ask for besides loss, accuracy and rmse."""
 
 
 def evaluate_split(job: Job, state: State, reader: SplitReader, name: str) -> dict[str, float]:
-    """`{name.loss, name.accuracy | name.rmse}` of the model as it stands (under the EMA where there is one). Blocks."""
+    """`{name.loss, name.accuracy | name.rmse, …}` of the model as it stands (under the EMA where there is one).
+
+    Blocks.
+    """
     was_training = state.model.training
     state.model.eval()
     try:
@@ -34,29 +44,57 @@ def evaluate_split(job: Job, state: State, reader: SplitReader, name: str) -> di
             sums = _local_sums(job, state, reader)
     finally:
         state.model.train(was_training)
-    loss, hits, weight = sum_over_workers(sums, job.world, job.device)
+    loss, hits, weight, *confusion = sum_over_workers(sums, job.world, job.device)
     if weight == 0:
         return {}
     if job.data.task == "regression":
         return {f"{name}.loss": loss / weight, f"{name}.rmse": math.sqrt(loss / weight)}
-    return {f"{name}.loss": loss / weight, f"{name}.accuracy": hits / weight}
+    metrics = {"loss": loss / weight, "accuracy": hits / weight}
+    if confusion:
+        metrics |= confusion_metrics(np.array(confusion).reshape(job.data.num_outputs, -1))
+    return {f"{name}.{key}": value for key, value in metrics.items()}
+
+
+def confusion_metrics(confusion: np.ndarray) -> dict[str, float]:
+    """scikit-learn's metrics of a (C, C) matrix of weights, rows true classes.
+
+    A cell is one pair of classes that occurs with that weight, so no prediction has to travel between workers.
+    """
+    from sklearn import metrics as sk
+
+    true, predicted = np.nonzero(confusion)
+    weights = confusion[true, predicted]
+    labels = np.arange(len(confusion))
+    f1 = sk.f1_score(true, predicted, sample_weight=weights, labels=labels, average="macro", zero_division=0.0)
+    present = np.unique(true)  # a class without rows has no recall
+    recall = sk.recall_score(true, predicted, sample_weight=weights, labels=present, average="macro", zero_division=0.0)
+    return {"macro_f1": float(f1), "balanced_accuracy": float(recall)}
 
 
 @torch.no_grad()
 def _local_sums(job: Job, state: State, reader: SplitReader) -> list[float]:
-    """Weighted loss, weighted hits and weight of this worker's part."""
+    """Weighted loss, weighted hits and weight of this worker's part, and its confusion matrix where asked for."""
     plain = Objective(job.data.task)
     rows = torch.arange(reader.num_rows).numpy()
     start, stop = part(reader.num_rows, job.world)
     size = max(EVALUATION_ROWS, state.micro_size)
     sums = torch.zeros(2, dtype=torch.float64, device=job.device)
+    classes = job.data.num_outputs if _wants_confusion(job) else 0
+    confusion = torch.zeros(classes * classes, dtype=torch.float64, device=job.device)
     for at in range(start, stop, size):
         batch = reader.read(rows[at : min(at + size, stop)])
         with autocast(job.request.train.precision, job.device):
             outputs = state.model(*batch.inputs).float()
             sums[0] += plain.sum(batch, outputs)
         sums[1] += count_hits(batch, outputs)
-    return [*sums.tolist(), reader.weight_of(rows[start:stop])]
+        if classes:
+            confusion += count_pairs(batch, outputs, classes)
+    return [*sums.tolist(), reader.weight_of(rows[start:stop]), *confusion.tolist()]
+
+
+def _wants_confusion(job: Job) -> bool:
+    wanted = job.request.train.best.metric.rpartition(".")[2]
+    return wanted in CONFUSION_METRICS and job.data.task == "classification"
 
 
 def count_hits(batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:
@@ -67,3 +105,13 @@ def count_hits(batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:
     if batch.weights is None:
         return hits.sum()
     return (hits.unsqueeze(-1).flatten(1).sum(dim=1) * batch.weights).sum()
+
+
+def count_pairs(batch: MicroBatch, outputs: torch.Tensor, classes: int) -> torch.Tensor:
+    """(C · C,) float64 weights of the pairs (target, predicted) of the valid items."""
+    valid = batch.targets != IGNORE_INDEX
+    pairs = (batch.targets * classes + outputs.argmax(dim=-1))[valid]
+    if batch.weights is None:
+        return torch.bincount(pairs, minlength=classes * classes).double()
+    each = batch.weights.reshape(-1, *[1] * (batch.targets.dim() - 1)).expand_as(batch.targets)[valid]
+    return torch.bincount(pairs, weights=each.double(), minlength=classes * classes)

@@ -21,7 +21,7 @@ import pytest
 from cluster.errors import PortInUseError
 from cluster.spec.serve import ReplicaSpec
 from serve.client import EndpointClient
-from serve.deployments.endpoint import Endpoint, EndpointOptions, deploy, undeploy
+from serve.deployments.endpoint import Endpoint, EndpointOptions, configuration, deploy, undeploy
 from serve.deployments.ports import claim_port
 from tests.bundles import make_bundle
 from tests.integration.serve_tests.conftest import one_version
@@ -105,6 +105,21 @@ def faults(endpoint: EndpointClient, tmp_path_factory: pytest.TempPathFactory) -
     undeploy("faults")
 
 
+def test_one_look_and_one_scrape_are_about_all_replicas(faults: Endpoint) -> None:
+    with Clients(faults.url).running() as clients:
+        clients.wait(100)
+    with EndpointClient(faults.url, "faults") as client:
+        (entry,) = client.get("/stats")
+        text = httpx.get(f"{faults.url}/metrics", trust_env=False).text
+    assert (len(entry["replicas"]), entry["missing"]) == (2, [])
+    assert entry["outcomes"]["success"] >= 100
+    assert entry["process"]["memory_bytes"] == sum(each["memory_bytes"] for each in entry["replicas"].values())
+    lines = [line for line in text.splitlines() if line.startswith("manta_serve_requests_total{")]
+    success = [float(line.rsplit(" ", 1)[1]) for line in lines if 'outcome="success"' in line]
+    assert len(success) == 2
+    assert sum(success) == entry["outcomes"]["success"]
+
+
 def test_a_killed_replica_costs_at_most_what_it_held(faults: Endpoint) -> None:
     before = replica_pids()
     assert len(before) == 2
@@ -157,6 +172,37 @@ def test_the_proxys_side_doors_are_closed(faults: Endpoint) -> None:
     assert listening == {"127.0.0.1"}
     config = Path(proxy.cmdline()[proxy.cmdline().index("-f") + 1])
     assert stat.S_IMODE((config.parent / "admin.sock").stat().st_mode) == 0o600
+
+
+def test_a_replicas_own_port_asks_for_the_same_tokens(faults: Endpoint, tmp_path: Path) -> None:
+    """HAProxy's way in is not the only one: the replicas' ports are checked as the proxy's are."""
+    (tmp_path / "tokens").write_text("secret-token-0123456789\n")
+    config = configuration("faults")
+    assert config is not None
+    closed = config.model_copy(update={"token_file": str(tmp_path / "tokens")})
+    deploy(closed, EndpointOptions())
+    try:
+        ports = replica_ports()
+        assert len(ports) >= 2
+        for port in ports:
+            url = f"http://127.0.0.1:{port}/faults/v2/models/faults"
+            assert httpx.get(url, trust_env=False).status_code == 401
+            headers = {"Authorization": "Bearer secret-token-0123456789"}
+            assert httpx.get(url, headers=headers, trust_env=False).status_code == 200
+    finally:
+        deploy(config, EndpointOptions(token="secret-token-0123456789"))
+
+
+def replica_ports() -> set[int]:
+    """HTTP ports of the replicas of 'faults': Ray Serve takes them from 30000 on."""
+    pids = replica_pids()
+    return {
+        connection.laddr.port
+        for process in ours("ServeReplica")
+        if process.pid in pids
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and 30_000 <= connection.laddr.port < 31_000
+    }
 
 
 def test_a_port_in_use_names_its_holder() -> None:

@@ -62,3 +62,36 @@ def test_replicas_come_and_go_with_the_work_and_no_request_is_lost(scaling: Endp
             thread.join(60)
     eventually(lambda: running() == 1)
     assert set(answers) == {"1"}
+
+
+@pytest.mark.slow
+def test_an_endpoint_rests_at_zero_and_comes_back_for_whoever_asks(endpoint: EndpointClient, tmp_path: Path) -> None:
+    """To zero when nobody asks; a request that comes then is held and answered; traffic during the start is too."""
+    bundle = make_bundle(tmp_path / "bundle", name="resting")
+    replicas = ReplicaSpec(min=0, max=1, up_delay_s=0.0, down_delay_s=1.0)
+    config = one_version("resting", bundle).model_copy(update={"replicas": replicas})
+    found = deploy(config, EndpointOptions(ready_timeout_s=90))
+    row = {"x": np.zeros((1, 1, 8, 8), np.float32)}
+
+    def running() -> int:
+        return next(each.replicas for each in endpoints() if each.name == "resting")
+
+    try:
+        for _ in range(2):  # there and back again, twice
+            eventually(lambda: running() == 0)
+            answers: Counter[str] = Counter()
+
+            def ask(answers: Counter[str] = answers) -> None:
+                with EndpointClient(found.url, "resting") as client:
+                    for _ in range(20):
+                        answers[client.infer(row).version] += 1
+
+            threads = [threading.Thread(target=ask) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(90)
+            assert answers == {"1": 80}
+            assert running() == 1
+    finally:
+        undeploy("resting")

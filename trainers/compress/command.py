@@ -23,10 +23,10 @@ from cluster.atomic import write_json
 from cluster.bundle.files import MANIFEST, SAMPLE, finish_bundle, open_bundle, write_bundle
 from cluster.bundle.manifest import BundleManifest, Variant
 from cluster.bundle.signature import DATATYPE_OF, TensorSignature, TensorSpec
-from cluster.errors import BundleError, DataError
-from cluster.spec.compress import CompressSpec
+from cluster.errors import BundleError, DataError, RequestError
+from cluster.spec.compress import TRAINING, CompressSpec
 from cluster.telemetry.events import EventSink
-from trainers.compress.judge import make_baseline
+from trainers.compress.judge import make_baseline, predict_graph
 from trainers.compress.ladder import BASELINE, Ladder, Parent
 from trainers.compress.outcome import accepted_of, best_of, compression_facts, headline
 from trainers.compress.rows import rows_of
@@ -56,6 +56,13 @@ def compress_source(
     source: Path, data: Path | None, out: Path, spec: CompressSpec, events: EventSink
 ) -> dict[str, Any]:
     """Compress and write the bundle `out`. Returns the facts. Raises MantaError."""
+    if training := TRAINING & set(spec.recipes):
+        raise RequestError(
+            f"Cannot compress {source} by {', '.join(sorted(training))}",
+            found="these recipes train",
+            rule="they need the run's spec and its training rows",
+            remedy="Put them into compress.recipes of the YAML and use 'manta run'.",
+        )
     opened = open_source(source)
     with tempfile.TemporaryDirectory(prefix="manta-compress-") as scratch:
         prepared = open_data(opened, data, Path(scratch))
@@ -102,13 +109,13 @@ def open_data(source: Source, data: Path | None, scratch: Path) -> PreparedData:
         return open_prepared(data)
     arrays, targets, signature = _read_npz(source, data)
     classification = not np.issubdtype(targets.dtype, np.floating)
-    classes = source.manifest.classes if source.manifest else tuple(str(label) for label in np.unique(targets))
+    classes = _classes_of(source, arrays, targets) if classification else ()
     target = targets.astype(np.int64 if classification else np.float32)
     write_prepared(
         scratch / "rows",
         _split(arrays, target, classification),
         task="classification" if classification else "regression",
-        classes=classes if classification else (),
+        classes=classes,
         inputs=signature,
     )
     return open_prepared(scratch / "rows")
@@ -135,6 +142,20 @@ def _read_npz(source: Source, data: Path) -> tuple[dict[str, np.ndarray], np.nda
     if len(set(lengths.values())) > 1:
         raise DataError(attempted, found=f"numbers of rows differ: {lengths}", rule="one target for each row")
     return {name: arrays[name] for name in names}, targets, _signature_of(source, {n: arrays[n] for n in names})
+
+
+def _classes_of(source: Source, arrays: dict[str, np.ndarray], targets: np.ndarray) -> tuple[str, ...]:
+    """One label for each output. Raises DataError for targets that are no outputs, ModelError for a wrong shape."""
+    width = predict_graph(source.graph, {name: array[:1] for name, array in arrays.items()}).shape[-1]
+    lowest, highest = int(targets.min(initial=0)), int(targets.max(initial=0))
+    if lowest < 0 or highest >= width:
+        raise DataError(
+            "Cannot compress with these rows",
+            found=f"targets go from {lowest} to {highest}",
+            rule=f"the graph has {width} outputs, so a class is a number from 0 to {width - 1}",
+            remedy="Give targets as indices of the graph's outputs.",
+        )
+    return source.manifest.classes if source.manifest else tuple(str(label) for label in range(width))
 
 
 def _signature_of(source: Source, arrays: dict[str, np.ndarray]) -> tuple[TensorSpec, ...]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cluster.bundle.manifest import Variant
+from cluster.errors import ModelError
 from cluster.spec.compress import CompressSpec
 from trainers.compress.gate import GateResult, gate_outputs
 from trainers.compress.measure import Cost, paired_cost
@@ -22,7 +23,8 @@ from trainers.compress.rows import CompressionRows
 from trainers.export.graph_file import file_bytes
 from trainers.export.session import open_session, run_batches
 
-FASTER_THAN = 1.0  # times the baseline; a candidate that saves no time costs accuracy for nothing
+ABOUT_EQUAL = 0.05  # a ratio this near to 1 is within what two measurements of one graph differ by
+FASTER_THAN = 1 + ABOUT_EQUAL  # times the baseline; a candidate that saves no time costs accuracy for nothing
 SLOWER_AT_MOST = 0.9  # times the baseline's speed, when size is what matters
 CLASS_ROWS_MIN = 3  # a class of ten rows that loses two says nothing
 
@@ -136,8 +138,22 @@ def predict_graph(path: Path, inputs: dict[str, np.ndarray], *, threads: int = 1
 
 
 def make_baseline(path: Path, rows: CompressionRows) -> Baseline:
-    """Predict the gate split with the float graph, once for all candidates."""
-    return Baseline(path, predict_graph(path, rows.gate), file_bytes(path))
+    """Predict the gate split with the float graph, once for all candidates. Raises ModelError for NaN outputs."""
+    outputs = predict_graph(path, rows.gate)
+    bad = bad_rows(outputs)
+    if bad:
+        raise ModelError(
+            f"Cannot compress {path.name}",
+            found=f"{bad} of {len(outputs)} gate rows have NaN or infinite outputs",
+            rule="candidates are compared with the float graph's answers, which must be numbers",
+            remedy="Look for extreme values in the data, or train with a lower learning rate.",
+        )
+    return Baseline(path, outputs, file_bytes(path))
+
+
+def bad_rows(outputs: np.ndarray) -> int:
+    """How many rows have an output that is no finite number."""
+    return int((~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)).sum())
 
 
 def judge(candidate: Candidate, baseline: Baseline, rows: CompressionRows, spec: CompressSpec) -> Judgment:
@@ -151,9 +167,9 @@ def judge(candidate: Candidate, baseline: Baseline, rows: CompressionRows, spec:
         "size_bytes": file_bytes(candidate.path),
         "notes": candidate.notes,
     }
-    bad = ~np.isfinite(candidate.outputs).reshape(len(candidate.outputs), -1).all(axis=1)
-    if bad.any():
-        reason = f"{int(bad.sum())} of {len(bad)} gate rows have NaN or infinite outputs"
+    bad = bad_rows(candidate.outputs)
+    if bad:
+        reason = f"{bad} of {len(candidate.outputs)} gate rows have NaN or infinite outputs"
         return Judgment(accepted=False, reason=reason, **common)
     gate = gate_outputs(baseline.outputs, candidate.outputs, rows, spec.budget.max_drop)
     before, after = paired_cost(baseline.path, candidate.path, rows.gate, spec.target)

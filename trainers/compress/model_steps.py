@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from cluster.bundle.files import WEIGHTS
-from trainers.compress.judge import Candidate, Judgment, predict_graph
+from trainers.compress.judge import Candidate, Judgment, judge, predict_graph
 from trainers.compress.ladder import BASELINE, DENSE, Ladder, Parent
 from trainers.compress.outcome import best_of
 from trainers.compress.prune.choose import plan_pruning, prune_module
@@ -151,7 +152,11 @@ def mask_weights(ladder: Ladder, workshop: Workshop) -> None:
         "saves": "zeros take as much room and time as other numbers; only a compressed copy of the file is smaller",
     }
     path = folder / "model.onnx"
-    ladder.judge(Candidate(name, "sparse", BASELINE, path, predict_graph(path, ladder.rows.gate), "fp32", notes))
+    outputs = predict_graph(path, ladder.rows.gate)
+    candidate = Candidate(name, "sparse", BASELINE, path, outputs, "fp32", notes)
+    judgment = judge(candidate, ladder.baseline, ladder.rows, ladder.spec)
+    reason = f"masks alone save nothing, whatever the clock says: {judgment.reason}"
+    ladder.record(replace(judgment, accepted=False, reason=reason))
 
 
 def mask_module(module: nn.Module, share: float) -> float:

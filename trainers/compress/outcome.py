@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.bundle.manifest import Variant
-from trainers.compress.judge import Judgment, objective
+from trainers.compress.judge import ABOUT_EQUAL, Judgment, objective
 from trainers.compress.ladder import BASELINE, DENSE, Ladder
 
 FLOAT_GRAPH = "model.onnx"
-ABOUT_EQUAL = 0.05  # a ratio this near to 1 is within what two measurements of one graph differ by
 WITHIN = 1.1  # of the best: candidates this near are equal in cost, and the more accurate one wins
 
 

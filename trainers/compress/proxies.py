@@ -28,6 +28,8 @@ class Proxies:
 
     def hopeless(self, spec: ProxySpec) -> str | None:
         """Why this candidate is not worth measuring, or None."""
+        if self.sqnr_db <= -SQNR_MAX_DB:
+            return f"NaN or infinite outputs on the {self.rows} rows of the first look"
         if self.sqnr_db < spec.min_sqnr_db:
             return f"signal-to-noise ratio {self.sqnr_db:.1f} dB on {self.rows} rows, below {spec.min_sqnr_db:g} dB"
         if self.agreement is not None and self.agreement < spec.min_agreement:
@@ -42,7 +44,11 @@ def compare_outputs(parent: np.ndarray, candidate: np.ndarray, *, classification
         return Proxies(len(parent), -SQNR_MAX_DB, None, 0.0 if classification else None)
     noise = float(((parent - candidate) ** 2).sum())
     signal = float((parent**2).sum())
-    sqnr = SQNR_MAX_DB if noise == 0 else float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -200, 200))
+    sqnr = (
+        SQNR_MAX_DB
+        if noise == 0
+        else float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), 1 - SQNR_MAX_DB, SQNR_MAX_DB))
+    )
     if not classification:
         return Proxies(len(parent), sqnr, None, None)
     divergence = (_softmax(parent) * (_log_softmax(parent) - _log_softmax(candidate))).sum(axis=1).mean()

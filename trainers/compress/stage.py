@@ -15,6 +15,7 @@ import numpy as np
 
 from cluster.bundle.files import WEIGHTS
 from cluster.pipeline.stage import StageContext, StageResult
+from cluster.spec.compress import TRAINING
 from trainers.compress.gate import gate_outputs
 from trainers.compress.judge import Judgment, make_baseline, predict_graph
 from trainers.compress.ladder import BASELINE, Ladder, Parent
@@ -26,7 +27,6 @@ from trainers.export.float_graph import FLOAT_GRAPH, write_float_graph
 
 TRIALS = "trials"
 MODELS = "models"
-TRAINING = frozenset({"prune", "distill", "sparse"})
 
 
 def run_compression(context: StageContext) -> StageResult:

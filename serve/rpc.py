@@ -4,14 +4,14 @@
 methods of the replica. Invariant: tensors are all raw or all in `contents`, never mixed; every failure is a
 MantaError whose code is `grpc_code_of`.
 
-Covered: unary methods of the protocol, configuration, statistics, repository. Not covered: ModelStreamInfer (models
-here answer once a request), shared memory, trace and log settings: UNIMPLEMENTED.
+Covered: the protocol's methods, a stream of requests, configuration, statistics, repository. Not covered: more than
+one answer to a request, shared memory, trace and log settings: UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -26,6 +26,7 @@ from serve.handler import Handler, check_scheduling
 from serve.problems import bad_request, grpc_code_of
 from serve.proto import health_pb2, health_pb2_grpc, inference_pb2, inference_pb2_grpc
 from serve.repository import check_version
+from serve.streaming import stream_infer
 from serve.tensors import array_of_bytes, array_of_json, bytes_of_array, check_shape
 
 LOG = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ CONTENTS_OF = {
 }
 MESSAGE_BYTES_MAX = 128 << 20
 INFERENCE_METHODS = tuple(inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name)
+STREAM_METHODS = ("ModelStreamInfer",)
 HEALTH_METHODS = ("Check",)
 OPEN_METHODS = ("Check", "ServerLive", "ServerReady")
 
@@ -118,6 +120,10 @@ class Rpc:
         check_scheduling(decoded)
         answer = await model.infer(decoded)
         return encode_message(answer.model, answer.version, request.id, answer.outputs)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for answer in stream_infer(requests, self.ModelInfer):
+            yield answer
 
     def _find(self, name: str, version: str) -> Any:
         return self.repository.find(name, check_version(version) if version else "")
@@ -197,7 +203,18 @@ def _servicer(rpc: Rpc, names: Iterable[str]) -> dict[str, Any]:
 
         return call
 
-    return {name: bind(getattr(rpc, name)) for name in names}
+    def bind_stream(method: Any) -> Callable[[Any, Any, Any], AsyncIterator[Any]]:
+        async def call(_: Any, requests: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                rpc.authorize(method.__name__, context.invocation_metadata() or ())
+                async for answer in method(requests):
+                    yield answer
+            except MantaError as error:
+                await context.abort(status_code(error), error.message)
+
+        return call
+
+    return {name: (bind_stream if name in STREAM_METHODS else bind)(getattr(rpc, name)) for name in names}
 
 
 def _array_of_contents(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from ray import serve as ray_serve
@@ -26,7 +26,7 @@ from serve.human import build_human_side
 from serve.limits import Limits
 from serve.process import logged
 from serve.repository import Repository
-from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, Rpc, status_code
+from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, status_code
 
 LOG = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
@@ -95,8 +95,25 @@ def _rpc_method(name: str) -> Callable[..., Awaitable[Any]]:
     return call
 
 
+def _stream_method(name: str) -> Callable[..., AsyncIterator[Any]]:
+    """The same for a stream: Ray Serve calls a generator with the requests as they come."""
+
+    async def call(self: EndpointReplica, requests: Any, grpc_context: Any) -> AsyncIterator[Any]:
+        try:
+            self.rpc.authorize(name, grpc_context.invocation_metadata() or ())
+            async for answer in getattr(self.rpc, name)(requests):
+                yield answer
+        except MantaError as error:
+            grpc_context.set_code(status_code(error))
+            grpc_context.set_details(error.message)
+            raise
+
+    call.__name__ = name
+    return call
+
+
 for _name in (*INFERENCE_METHODS, *HEALTH_METHODS):
-    setattr(EndpointReplica, _name, _rpc_method(_name))
+    setattr(EndpointReplica, _name, (_stream_method if _name in STREAM_METHODS else _rpc_method)(_name))
 
 
 def endpoint_deployment() -> Any:

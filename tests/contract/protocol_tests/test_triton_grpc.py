@@ -38,13 +38,24 @@ def test_every_datatype_comes_back(seen: dict[str, Any]) -> None:
     assert (seen["id"], seen["selected"]) == ("7", ["out_int8"])
 
 
+def test_a_stream_is_answered_in_order_and_goes_on_after_an_error(seen: dict[str, Any]) -> None:
+    assert_stream(seen)
+
+
+def assert_stream(seen: dict[str, Any]) -> None:
+    answers = seen["stream"]
+    assert [identity for identity, _ in answers] == [None if index == 7 else str(index) for index in range(40)]
+    assert [index for index, (_, error) in enumerate(answers) if error] == [7]
+    assert "unknown model" in answers[7][1]
+
+
 def test_metadata_configuration_and_statistics(seen: dict[str, Any]) -> None:
     assert "binary_tensor_data" in seen["server"]["extensions"]
     assert seen["metadata"]["versions"] == ["1"]
     assert seen["config"]["max_batch_size"] == 64
     assert {tensor["name"] for tensor in seen["config"]["input"]} == {t["name"] for t in seen["metadata"]["inputs"]}
     assert seen["index"] == [{"name": "echo", "version": "1", "state": "READY"}]
-    assert seen["stats"][0]["inference_count"] == "3"
+    assert seen["stats"][0]["inference_count"] == "3", "the stream comes after"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ Imports nothing of this project.
 from __future__ import annotations
 
 import json
+import queue
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -77,12 +78,28 @@ def main(url: str, model: str, token: str, application: str = "") -> dict[str, A
         ],
         "errors": errors(client, model),
         "health": health(url, application),
+        "stream": stream(client, model),
     }
     admin.unload_model(model)
     seen["ready_after_unload"] = client.is_model_ready(model)
     admin.load_model(model)
     seen["ready_after_load"] = client.is_model_ready(model)
     return seen
+
+
+def stream(client: Named, model: str) -> list[list[Any]]:
+    """Forty requests on one stream, one of them wrong: identity and error of each answer, in the order they came."""
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    for index in range(40):
+        name = "other" if index == 7 else model
+        client._client.async_stream_infer(name, inputs(), request_id=str(index))
+    found: list[list[Any]] = []
+    for _ in range(40):
+        result, error = answers.get(timeout=60)
+        found.append([None, error.message()] if error is not None else [result.get_response().id, ""])
+    client._client.stop_stream()
+    return found
 
 
 def health(url: str, application: str) -> list[int]:

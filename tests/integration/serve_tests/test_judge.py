@@ -10,6 +10,7 @@ import pytest
 from serve.client import EndpointClient
 from serve.deployments.endpoint import EndpointOptions, deploy, grpc_address, undeploy
 from tests.bundles import make_echo_bundle
+from tests.contract.protocol_tests.test_triton_grpc import assert_stream
 from tests.integration.serve_tests.conftest import one_version
 from tests.triton import ADMIN_TOKEN, GRPC_JUDGE, HTTP_JUDGE, admin_token_file, judge
 
@@ -34,5 +35,6 @@ def test_tritonclient_grpc_finds_every_datatype_through_the_proxy(triton_python:
     seen = judge(triton_python, GRPC_JUDGE, grpc_address(), "echo", ADMIN_TOKEN, "echo")
     assert all(seen["echo"].values())
     assert seen["health"] == [8, 1]
+    assert_stream(seen)
     assert seen["errors"]["unknown model"][0] == "StatusCode.NOT_FOUND"
     assert seen["errors"]["missing inputs"][0] == "StatusCode.INVALID_ARGUMENT"

@@ -52,6 +52,13 @@ class EndpointClient:
         found: dict[str, Any] = self._send("POST", "/predict", json={"rows": rows, "version": version}).json()
         return found
 
+    def predict_image(self, data: bytes, *, version: str = "") -> dict[str, Any]:
+        """Send an image file to the human side."""
+        headers = {"Content-Type": "application/octet-stream"}  # the endpoint looks at the bytes
+        options = {"content": data, "params": {"version": version}, "headers": headers}
+        found: dict[str, Any] = self._send("POST", "/predict/image", **options).json()
+        return found
+
     def get(self, path: str) -> Any:
         """GET a JSON path below the endpoint's URL."""
         return self._send("GET", path).json()

@@ -1,34 +1,48 @@
-"""The human side: /docs, /predict with raw rows, /stats, on FastAPI. Slower and friendlier than /v2.
+"""The human side: /docs, /predict with raw rows or image files, /stats, on FastAPI. Slower and friendlier than /v2.
 
-Rows go through the bundle's transforms and come back as labels with probabilities, or values. Invariant: every error
-is `{"error": …}` like those of the protocol, FastAPI's own validation included.
+Rows and images go through the bundle's transforms and come back as labels with probabilities, or values. Invariant:
+every error is `{"error": …}` like those of the protocol, FastAPI's own validation included.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
 from typing import Any
 
 import numpy as np
-import psutil
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from cluster.bundle.transforms import Transforms
 from cluster.errors import MantaError
 from serve.codec import InferRequest
 from serve.handler import Answer, Handler, error_answer
+from serve.images import FORMATS, image_pixels, image_rows
 from serve.model import ServedModel
+from serve.monitor import add_monitor
 from serve.problems import bad_request
-from serve.statistics import ModelStatistics
+from serve.uploads import uploaded_files
+
+DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/images.py)
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}, "required": ["file"]}
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _FORM},
+            **{f"image/{name.lower()}": {"schema": _FILE} for name in FORMATS},
+        },
+    }
+}
 
 
 class PredictRequest(BaseModel):
-    """Raw rows: objects by column name where the model was trained on a table, else arrays of one row's shape."""
+    """Raw rows: objects by column name where the model was trained on a table, else arrays of one row's shape (or
+    `{input name: array}`), as they were before training's standardizing."""
 
     model_config = ConfigDict(extra="forbid")
     rows: list[Any] = Field(min_length=1, description="one entry a row")
@@ -41,6 +55,12 @@ class PredictResponse(BaseModel):
     model: str
     version: str
     predictions: list[dict[str, Any]]
+
+
+class ImageResponse(PredictResponse):
+    """Predictions in the order of the files."""
+
+    notes: list[str] = Field(description="what was done to the images that their sender may not expect")
 
 
 def build_human_side(handler: Handler) -> FastAPI:
@@ -58,57 +78,37 @@ def build_human_side(handler: Handler) -> FastAPI:
     @app.post("/predict", summary="Raw rows in, labels or values out")
     async def predict(request: PredictRequest) -> PredictResponse:
         model = handler.repository.find(name, request.version)
-        inputs = await asyncio.to_thread(rows_to_inputs, model, request.rows)
-        answer = await model.infer(InferRequest(inputs))
-        output = next(iter(answer.outputs.values()))
-        return PredictResponse(
-            model=name, version=model.version, predictions=readable(output, model.manifest.task, model.manifest.classes)
-        )
+        return PredictResponse(**await predicted(model, await asyncio.to_thread(rows_to_inputs, model, request.rows)))
 
-    @app.get("/stats", summary="Latency, throughput and batches of the most recent requests")
-    async def stats() -> list[dict[str, Any]]:
-        return [window(model.statistics) for model in handler.repository.models.values()]
+    decoders = asyncio.Semaphore(DECODERS)
 
-    @app.get("/metrics", summary="Prometheus metrics of this replica")
-    async def metrics() -> Response:
-        from serve.metrics import render
+    @app.post("/predict/image", summary="Image files in, labels or values out", openapi_extra=IMAGE_BODY)
+    async def predict_image(request: Request, version: str = "") -> ImageResponse:
+        model = handler.repository.find(name, version)
+        image_pixels(model.transforms)  # a model that takes no images is told before the body is read
+        files = await uploaded_files(request, handler.limits)
+        async with decoders:
+            inputs, notes = await asyncio.to_thread(image_rows, files, model.transforms)
+        return ImageResponse(**await predicted(model, inputs), notes=notes)
 
-        return Response(await asyncio.to_thread(render, handler.repository), media_type="text/plain; version=0.0.4")
-
+    add_monitor(app, handler.repository)
     _shape_errors(app)
     return app
 
 
-def window(statistics: ModelStatistics) -> dict[str, Any]:
-    """One entry of /stats."""
-    calls = max(statistics.execution_count, 1)
-    return {
-        "name": statistics.name,
-        "version": statistics.version,
-        "rows_per_call": round(statistics.inference_count / calls, 3),
-        "outcomes": dict(statistics.outcomes),
-        **statistics.window(),
-        "process": process_usage(),
-    }
-
-
-def process_usage() -> dict[str, float]:
-    """CPU since the last question and resident memory of this process."""
-    process = _process(os.getpid())
-    return {"cpu_percent": process.cpu_percent(), "memory_bytes": process.memory_info().rss}
-
-
-@functools.cache
-def _process(pid: int) -> psutil.Process:
-    """psutil measures CPU between two questions to the same object."""
-    return psutil.Process(pid)
+async def predicted(model: ServedModel, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Ask the model, and say its first output in words."""
+    answer = await model.infer(InferRequest(inputs))
+    output = next(iter(answer.outputs.values()))
+    found = readable(output, model.manifest.task, model.manifest.classes)
+    return {"model": model.name, "version": model.version, "predictions": found}
 
 
 def rows_to_inputs(model: ServedModel, rows: list[Any]) -> dict[str, np.ndarray]:
     """Raw rows as the model's input arrays. Raises ProtocolError, DataError."""
     transforms = model.transforms
     if transforms is not None:
-        if not all(isinstance(row, dict) for row in rows):
+        if isinstance(transforms, Transforms) and not all(isinstance(row, dict) for row in rows):
             raise bad_request("a row is not an object", rule="rows are objects: column name -> value")
         inputs: dict[str, np.ndarray] = transforms.apply_rows(rows)
         return inputs

@@ -1,7 +1,6 @@
-"""Files of raw rows for `manta predict`: CSV, JSON, and images as arrays of the model's shape.
+"""Files of raw rows for `manta predict`: CSV with a header, JSON (a list of rows), .npy.
 
-Covered: CSV with a header, JSON (a list of rows), .npy, PNG and JPEG where Pillow is installed.
-Not covered: other image preprocessing than gray or RGB and scaling to 0..1.
+Not covered: image files, which go to the endpoint as they are (serve/images.py).
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import MissingDependencyError, RequestError
+from cluster.errors import RequestError
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
-def read_rows(path: Path, metadata: dict[str, Any]) -> list[Any]:
-    """Rows of a file as JSON-able values. `metadata` is the endpoint's. Raises RequestError."""
+def read_rows(path: Path) -> list[Any]:
+    """Rows of a file as JSON-able values. Raises RequestError."""
     try:
         suffix = path.suffix.lower()
         if suffix == ".csv":
@@ -31,8 +30,6 @@ def read_rows(path: Path, metadata: dict[str, Any]) -> list[Any]:
         if suffix == ".npy":
             rows: list[Any] = np.load(path, allow_pickle=False).tolist()
             return rows
-        if suffix in IMAGES:
-            return [image_row(path, tuple(metadata["inputs"][0]["shape"][1:])).tolist()]
     except (OSError, ValueError, csv.Error) as error:
         raise RequestError(f"Cannot read rows from {path}", found=f"{type(error).__name__}: {error}") from None
     raise RequestError(
@@ -42,18 +39,9 @@ def read_rows(path: Path, metadata: dict[str, Any]) -> list[Any]:
     )
 
 
-def image_row(source: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """An image file (path or open file) as float32 of shape (channels, height, width), values 0..1."""
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file. Raises RequestError."""
     try:
-        from PIL import Image
-    except ImportError:
-        raise MissingDependencyError(
-            "Cannot read an image", found="Pillow is not installed", remedy="pip install pillow"
-        ) from None
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise RequestError("Cannot read an image", found=f"the model takes rows of shape {list(shape)}")
-    channels, height, width = shape
-    with Image.open(source) as image:
-        found = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-    pixels = np.asarray(found, dtype=np.float32) / 255.0
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"Cannot read the image {path}", found=f"{type(error).__name__}: {error}") from None

@@ -39,6 +39,8 @@ class RawData:
     """sha256 over the content of the source."""
     arrays: np.ndarray | None = None
     """(N, C, H, W) float32 for images, (N, …) float32 for arrays, None for tables."""
+    white: float | None = None
+    """Images: the value that a pixel of 255 of an image file has in `arrays`; None where a file has no meaning."""
     table: Table | None = None
     """Feature columns, for tables."""
     fixed: np.ndarray | None = None

@@ -6,6 +6,7 @@ Invariant: images are (N, C, H, W) float32, arrays (N, …) float32, all finite;
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from trainers.data.files import digest_files, readable_file
 from trainers.data.hashing import array_keys, text_key
 from trainers.data.idx import read_idx
 from trainers.data.raw import Layout, RawData
+
+DIGITS_WHITE = 16.0  # scikit-learn's digits count the inked ones of 4×4 bits a pixel
 
 Inspect = Callable[[Any, np.ndarray | None], Any]
 """Is shown a table source as it was read (a pyarrow Table) and the splits that files give."""
@@ -32,19 +35,19 @@ def read_source(spec: DataSpec, inspect: Inspect | None = None) -> RawData:
         return _read_numpy(source)
     if isinstance(source, IdxSource):
         images, labels = read_idx(source.images), read_idx(source.labels)
-        return _arrays(images, labels, digest_files([Path(source.images), Path(source.labels)]), spec.target)
+        return _arrays(images, labels, digest_files([Path(source.images), Path(source.labels)]))
     if isinstance(source, ImageFolderSource):
         from trainers.data.images import read_image_folder
 
         images, names, digest = read_image_folder(source)
-        return _arrays(images, names, digest, spec.target)
+        return _arrays(images, names, digest)
     if isinstance(source, PythonSource):
         from trainers.data.table_files import call_function
 
         value = call_function(source.function)
         if isinstance(value, tuple):
             inputs, targets = (np.asarray(array) for array in value)
-            return _arrays(inputs, targets, _digest(inputs, targets), spec.target)
+            return _arrays(inputs, targets, _digest(inputs, targets))
     from trainers.data.tables import read_table
 
     return read_table(spec, inspect)
@@ -55,7 +58,8 @@ def _read_sklearn(spec: DataSpec, source: SklearnSource, inspect: Inspect | None
 
     loaded = getattr(datasets, f"load_{source.dataset}")()
     if source.dataset == "digits":
-        return _arrays(loaded.images, loaded.target, _digest(loaded.images, loaded.target), spec.target)
+        digest = _digest(loaded.images, loaded.target)
+        return replace(_arrays(loaded.images, loaded.target, digest), white=DIGITS_WHITE)
     import pyarrow as pa
 
     from trainers.data.tables import table_data
@@ -75,7 +79,7 @@ def _read_numpy(source: NumpySource) -> RawData:
         Path(text.partition(".npz:")[0] + (".npz" if ".npz:" in text else ""))
         for text in (source.inputs, source.targets)
     ]
-    return _arrays(inputs, targets, digest_files(paths), "targets")
+    return _arrays(inputs, targets, digest_files(paths))
 
 
 def _load(text: str) -> np.ndarray:
@@ -100,7 +104,7 @@ def _load(text: str) -> np.ndarray:
         ) from None
 
 
-def _arrays(inputs: np.ndarray, targets: np.ndarray, digest: str, target: str) -> RawData:
+def _arrays(inputs: np.ndarray, targets: np.ndarray, digest: str) -> RawData:
     """Check and shape arrays: (N, H, W) and (N, C, H, W) are images, (N, F) and others are arrays."""
     if len(inputs) != len(targets):
         raise DataError(
@@ -129,7 +133,15 @@ def _arrays(inputs: np.ndarray, targets: np.ndarray, digest: str, target: str) -
         values = values[:, None]
     layout: Layout = "image" if values.ndim == 4 else "array"
     labels = targets.astype(np.float64) if targets.dtype.kind in "iufb" else targets.astype(str).astype(object)
-    return RawData(layout, labels, digest, arrays=values, keys=array_keys(values))
+    white = white_value(inputs, values) if layout == "image" and values.shape[1] in (1, 3) else None
+    return RawData(layout, labels, digest, arrays=values, white=white, keys=array_keys(values))
+
+
+def white_value(inputs: np.ndarray, values: np.ndarray) -> float | None:
+    """What a white pixel is in an array of images: 255 for bytes, 1 for fractions, else nobody can know."""
+    if inputs.dtype == np.uint8:
+        return 255.0
+    return 1.0 if values.min() >= 0 and values.max() <= 1 else None
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS
-from cluster.bundle.signature import TensorSpec
+from cluster.bundle.transforms import ArrayTransforms, Transforms
 from cluster.errors import DataError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.data import DataSpec, PythonSource
@@ -24,7 +24,7 @@ from cluster.spec.resolve import DataFacts, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.raw import RawData
-from trainers.data.shards import Split, write_prepared
+from trainers.data.shards import write_prepared
 from trainers.data.sources import Inspect, read_source
 from trainers.data.splits import assign_splits, split_rows
 
@@ -150,9 +150,13 @@ def prepare_data(context: StageContext) -> StageResult:
 
         prepared = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes)
         inputs, splits, facts = prepared.inputs, prepared.splits, prepared.facts
-        write_json(context.folder / TRANSFORMS, prepared.transforms.to_json())
+        transforms: Transforms | ArrayTransforms = prepared.transforms
     else:
-        inputs, splits, facts = _prepare_arrays(plan)
+        from trainers.data.arrays import fit_arrays
+
+        transforms, splits, facts = fit_arrays(plan.raw, plan.rows, plan.targets)
+        inputs = transforms.signature()
+    write_json(context.folder / TRANSFORMS, transforms.to_json())
     write_prepared(context.folder, splits, task=plan.task, classes=plan.classes, inputs=inputs, facts=facts)
     counts = {name: len(split) for name, split in splits.items()}
     shape = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
@@ -160,23 +164,6 @@ def prepare_data(context: StageContext) -> StageResult:
         facts={"splits": counts, "inputs": [tensor.model_dump(mode="json") for tensor in inputs], **facts},
         headline=", ".join(f"{rows} {name}" for name, rows in counts.items()) + f"; {shape}",
     )
-
-
-def _prepare_arrays(plan: Plan) -> tuple[tuple[TensorSpec, ...], dict[str, Split], dict[str, Any]]:
-    """Standardize by the training rows: one mean and deviation a channel for images, one a feature for arrays."""
-    assert plan.raw.arrays is not None
-    values, image = plan.raw.arrays, plan.raw.layout == "image"
-    axes = (0, 2, 3) if image else (0,)
-    train = values[plan.rows["train"]].astype(np.float64)
-    mean = train.mean(axis=axes, keepdims=True)
-    deviation = train.std(axis=axes, keepdims=True)
-    deviation[deviation == 0] = 1.0
-    tensor = TensorSpec(name="image" if image else "features", datatype="FP32", shape=(-1, *values.shape[1:]))
-    splits = {
-        name: Split({tensor.name: ((values[rows] - mean) / deviation).astype(np.float32)}, plan.targets[rows])
-        for name, rows in plan.rows.items()
-    }
-    return (tensor,), splits, {"mean": mean.ravel().tolist(), "deviation": deviation.ravel().tolist()}
 
 
 def _num_splits(spec: DataSpec) -> int:

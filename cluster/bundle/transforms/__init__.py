@@ -6,7 +6,8 @@
 Invariant: training makes its shards with this code and serving answers with it, so that the same raw row gives the
 same tensor on both sides; loading never runs code.
 
-Covered: format, schema check, apply to rows and to whole columns. Not covered: fitting (trainers/data/fit.py).
+Covered: format, schema check, apply to rows and to whole columns; images and arrays have a form of their own
+(arrays.py). Not covered: fitting (trainers/data/fit.py, trainers/data/arrays.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from cluster.bundle.signature import DATATYPE_OF, Datatype, TensorSpec
+from cluster.bundle.transforms.arrays import ArrayTransforms, Pixels, Standardize
 from cluster.bundle.transforms.columns import Column, Texts, Values
 from cluster.bundle.transforms.steps import Step, apply_steps
 from cluster.errors import BundleError, DataError
@@ -113,22 +115,29 @@ class Transforms(StrictSpec):
         )
 
 
-def load_transforms(raw: Mapping[str, Any]) -> Transforms:
-    """The content of transforms.json -> Transforms. Raises BundleError for another format or a broken rule."""
+def load_transforms(raw: Mapping[str, Any]) -> Transforms | ArrayTransforms:
+    """The content of transforms.json. Raises BundleError for another format or a broken rule."""
     attempted = "Cannot load transforms.json"
-    if raw.get("format") != "manta.transforms" or raw.get("format_version") != FORMAT_VERSION:
+    form: type[Transforms] | type[ArrayTransforms] | None = FORMATS.get(str(raw.get("format")))
+    if form is None or raw.get("format_version") != FORMAT_VERSION:
         raise BundleError(
             attempted,
             found=f"it has format {raw.get('format')!r}, version {raw.get('format_version')!r}",
-            rule=f"this Manta reads manta.transforms version {FORMAT_VERSION}",
+            rule=f"this Manta reads version {FORMAT_VERSION} of {' and '.join(FORMATS)}",
             remedy="Make the bundle again.",
         )
     try:
-        return Transforms.model_validate_json(json.dumps(raw))
+        return form.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise BundleError(attempted, found=f"it breaks a rule at {where}: {first['msg']}") from None
+
+
+FORMATS: dict[str, type[Transforms] | type[ArrayTransforms]] = {
+    "manta.transforms": Transforms,
+    "manta.array_transforms": ArrayTransforms,
+}
 
 
 def _tensor(output: Output, values: Mapping[str, Values]) -> np.ndarray:
@@ -151,4 +160,7 @@ def _nearest(name: str, names: set[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-__all__ = ["Block", "Column", "Output", "Texts", "Transforms", "Values", "load_transforms"]
+__all__ = [
+    "ArrayTransforms", "Block", "Column", "Output", "Pixels", "Standardize", "Texts", "Transforms", "Values",
+    "load_transforms",
+]  # fmt: skip

@@ -113,6 +113,15 @@ def build_net(dropout: float = 0.0, norm: bool = False, double: bool = True) -> 
     return net.double() if double else net
 
 
+def build_image_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+
+
+def build_tagger() -> nn.Module:
+    """(n, T, 4) -> (n, T, classes)."""
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+
+
 def build_wide() -> nn.Module:
     """Large enough that its checkpoint fills a small disk."""
     return nn.Sequential(nn.Linear(FEATURES, 512), nn.Tanh(), nn.Dropout(0.2), nn.Linear(512, CLASSES))

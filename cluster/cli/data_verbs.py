@@ -15,6 +15,13 @@ DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, TSV or Pa
 Target = Annotated[str | None, typer.Option("--target", help="Target column: adds balance, leakage and label noise.")]
 Test = Annotated[Path | None, typer.Option("--test", help="A second file: overlap and drift against it.")]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of a text file; a comma, or a tab for .tsv.")]
+MemoryMb = Annotated[
+    int | None,
+    typer.Option("--memory-mb", min=1, help="A table that would take more is read in one pass; 1024 when absent."),
+]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="Read on Ray Data: the cluster of RAY_ADDRESS, or a private one.")
+]
 Html = Annotated[Path | None, typer.Option("--html", help="Write the report as a self-contained page.")]
 
 
@@ -36,9 +43,13 @@ def check(
     test: Test = None,
     delimiter: Delimiter = None,
     html: Html = None,
+    memory_mb: MemoryMb = None,
+    distributed: Distributed = False,
     as_json: AsJson = False,
 ) -> int:
     """Report the quality of a file: types, missing values, duplicates, outliers, balance, leakage, drift."""
-    options = {"--target": target, "--test": test, "--delimiter": delimiter, "--html": html}
+    options: dict[str, object] = {"--target": target, "--test": test, "--delimiter": delimiter, "--html": html}
+    options["--memory-mb"] = memory_mb
     given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
-    return run_module(COMMAND_MODULES["data-check"], [str(file), *given, *(["--json"] if as_json else [])])
+    flags = [*(["--distributed"] if distributed else []), *(["--json"] if as_json else [])]
+    return run_module(COMMAND_MODULES["data-check"], [str(file), *given, *flags])

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from cluster.errors import SpecError
 from cluster.spec.run import RunSpec
+from cluster.spec.suggest import models_of, nearest_key
 
 MAX_SPEC_BYTES = 1 << 20  # a spec is written by a person: a megabyte is a wrong file
 
@@ -151,8 +152,7 @@ def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:
     nearest = None
     if item["type"] == "extra_forbidden":
         rule = "unknown key"
-        close = difflib.get_close_matches(str(path[-1]), _fields_at(path[:-1], raw), n=1, cutoff=0.5)
-        nearest = ".".join([*map(str, path[:-1]), close[0]]) if close else None
+        nearest = nearest_key(path, _fields_at(path[:-1], raw))
     elif item["type"] == "missing":
         rule = "this key is required"
     else:
@@ -193,9 +193,7 @@ def _fields_at(path: Sequence[str | int], raw: Mapping[str, Any]) -> list[str]:
     node: Any = raw
     for part in path:
         node = _child(node, part)
-        nested = [
-            _models_of(model.model_fields[str(part)].annotation) for model in models if part in model.model_fields
-        ]
+        nested = [models_of(model.model_fields[str(part)].annotation) for model in models if part in model.model_fields]
         models = [model for group in nested for model in group]
         tagged = [model for model in models if isinstance(node, Mapping) and _has_tag(model, node)]
         models = tagged or models
@@ -206,12 +204,6 @@ def _child(node: Any, part: str | int) -> Any:
     if isinstance(node, Mapping):
         return node[part]
     return node[part] if isinstance(node, list) and isinstance(part, int) else None
-
-
-def _models_of(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_of(part)]
 
 
 def _has_tag(model: type[BaseModel], node: Mapping[str, Any]) -> bool:

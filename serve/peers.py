@@ -24,8 +24,8 @@ class Peer:
     """Another replica."""
 
     replica: str
-    url: str
-    """Of its own port, with the endpoint's path."""
+    urls: tuple[str, ...]
+    """Of its own port, with the endpoint's path; the first that can be reached counts."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,17 @@ class Peers:
         peers = await self.others()
         headers = {"Authorization": authorization} if authorization else {}
         async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
-            answers = await asyncio.gather(*(_get(client, f"{peer.url}{path}") for peer in peers))
+            answers = await asyncio.gather(*(_get(client, peer, path) for peer in peers))
         return {peer.replica: answer for peer, answer in zip(peers, answers, strict=True)}
 
 
-async def _get(client: httpx.AsyncClient, url: str) -> bytes | None:
-    try:
-        response = await client.get(url, params={"replica": SELF})
-    except httpx.TransportError:
-        return None
-    return response.content if response.status_code == 200 else None
+async def _get(client: httpx.AsyncClient, peer: Peer, path: str) -> bytes | None:
+    for url in peer.urls:
+        try:
+            response = await client.get(f"{url}{path}", params={"replica": SELF})
+        except httpx.ConnectError:
+            continue
+        except httpx.TransportError:
+            return None
+        return response.content if response.status_code == 200 else None
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -32,8 +33,8 @@ def endpoint_peers(name: str) -> Peers:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         groups = await controller.get_target_groups.remote(app_name=name, from_proxy_manager=True)
         targets = [t for group in groups if str(group.protocol.value).lower() == "http" for t in group.targets]
-        found = [(replica_of(target.name), f"http://{_host(target.ip)}:{target.port}/{name}") for target in targets]
-        return [Peer(replica, url) for replica, url in found if replica != mine]
+        found = {replica_of(target.name): target for target in targets}
+        return [Peer(replica, _urls(target, name)) for replica, target in found.items() if replica != mine]
 
     return Peers(mine, others)
 
@@ -51,5 +52,8 @@ def replica_of(target: str) -> str:
     return target.rsplit("#", 1)[-1]
 
 
-def _host(ip: str) -> str:
-    return f"[{ip}]" if ":" in ip else ip
+def _urls(target: Any, name: str) -> tuple[str, ...]:
+    """A replica of this node may listen on loopback alone (the endpoint's `host`)."""
+    hosts = ["127.0.0.1"] if target.ip == ray.util.get_node_ip_address() else []
+    hosts.append(f"[{target.ip}]" if ":" in target.ip else target.ip)
+    return tuple(f"http://{host}:{target.port}/{name}" for host in hosts)

@@ -111,14 +111,14 @@ def test_a_look_at_one_replica_asks_the_others_with_the_clients_token(in_place: 
 
     async def test(place: Place) -> None:
         async def others() -> list[Peer]:
-            return [Peer("b", "http://there/m"), Peer("c", "http://gone/m")]
+            return [Peer("b", ("http://gone/m", "http://there/m")), Peer("c", ("http://gone/m",))]
 
         place.repository.peers = Peers("a", others)
         async with client(place) as http:
             (found,) = (await http.get("/stats", headers={"authorization": "Bearer t"})).json()
             alone = (await http.get("/stats?replica=self")).json()
         assert (sorted(found["replicas"]), found["missing"]) == (["a", "b"], ["c"])
-        assert asked == [("/m/stats", "replica=self", "Bearer t")] * 2
+        assert asked == [("/m/stats", "replica=self", "Bearer t")] * 3
         assert "samples" in alone[0]
 
     transport = httpx.MockTransport(answer)

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import MemoryShortError
+from cluster.bundle import open_bundle
+from cluster.errors import MemoryShortError, RequestError
 from cluster.probe.gpus import GpuSourceReading
 from cluster.probe.probe import GpuReading
 from cluster.runtime.gpu_memory import node_resources
 from cluster.runtime.node import resources_environment
 from serve.config import EndpointConfig, VersionConfig
 from serve.deployments.placement import GpuNode, check_fits, footprint_bytes, gpu_share, replicas_that_fit
+from serve.footprint import main, measure_bundle
 from serve.memory import CONTEXT_BYTES, GIB, GpuRoom, check_room, find_gpu, read_rooms, visible_gpus
 from tests.bundles import make_rehearsal_bundle
 from tests.nvml.library import build, environment, write_gpus
@@ -163,3 +165,43 @@ def test_the_real_binding_reads_a_library_and_names_who_holds_the_memory(tmp_pat
     assert f"(pid {os.getpid()})" in first["holders"]
     assert second["holders"] == "no process that can be seen"
     assert read_rooms() == (), "this host has no GPU"
+
+
+class Falling:
+    """A GPU whose free memory is less at each reading."""
+
+    def __init__(self, *free: int | None) -> None:
+        self._free = list(free)
+
+    def read(self) -> GpuSourceReading:
+        return Source({"memory_total_bytes": 80 * GIB, "memory_free_bytes": self._free.pop(0)}).read()
+
+
+@pytest.mark.parametrize(
+    ("free", "told", "found"),
+    [
+        ((70 * GIB, 60 * GIB), 0, 10 * GIB - CONTEXT_BYTES),
+        ((70 * GIB, 70 * GIB), 3 * GIB, 3 * GIB),
+        ((None, None), GIB, GIB),
+    ],
+    ids=["NVML sees it", "the engine knows more", "NVML cannot read"],
+)
+def test_a_measured_footprint_is_written_and_nothing_else(
+    tmp_path: Path, free: tuple[int | None, int | None], told: int, found: int
+) -> None:
+    bundle = make_rehearsal_bundle(tmp_path / "bundle", footprint_bytes=told)
+    before = open_bundle(bundle).manifest
+    assert measure_bundle(bundle, "cuda:0", 8, Falling(*free)) == {"fp32": found}
+    after = open_bundle(bundle).manifest
+    assert after.variant().footprint_bytes == found
+    variants = tuple(v.model_copy(update={"footprint_bytes": told}) for v in after.variants)
+    assert after.model_copy(update={"variants": variants}) == before
+
+
+def test_a_footprint_that_nobody_can_tell_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    bundle = make_rehearsal_bundle(tmp_path / "bundle")
+    before = (bundle / "manifest.json").read_bytes()
+    assert main([str(bundle), "--device", "cpu"]) == 2
+    with pytest.raises(RequestError, match="neither NVML nor the engine"):
+        measure_bundle(bundle, "cuda:0", 8, Falling(None, None))
+    assert (bundle / "manifest.json").read_bytes() == before

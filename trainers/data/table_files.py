@@ -25,6 +25,7 @@ import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, JsonlSource, ParquetSource, PythonSource
+from trainers.data.fetch import called_by_url, fetch
 from trainers.data.files import digest_files, open_bytes, readable_file, text_file
 from trainers.data.raw import FREE
 
@@ -52,7 +53,7 @@ def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
 def find_files(pattern: str) -> list[Path]:
     """The files of a path, a pattern or a URL, sorted by name. Raises DataError for none."""
     if "://" in pattern:
-        return _fetch(pattern)
+        return fetch(pattern)
     if not glob.has_magic(pattern):
         return [readable_file(pattern)]
     found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - a whole pattern
@@ -68,13 +69,14 @@ def find_files(pattern: str) -> list[Path]:
 
 def read_file(source: CsvSource | JsonlSource | ParquetSource, path: Path) -> pa.Table:
     """One file as a table. Raises DataError."""
-    if isinstance(source, CsvSource):
-        return read_csv(path, source)
-    read = read_jsonl if isinstance(source, JsonlSource) else read_parquet
-    table = read(path)
-    if table.num_rows == 0:
-        raise DataError(f"Cannot read {path}", found="it has zero rows", remedy="Give a file that has rows.")
-    return table
+    with called_by_url([path]):
+        if isinstance(source, CsvSource):
+            return read_csv(path, source)
+        read = read_jsonl if isinstance(source, JsonlSource) else read_parquet
+        table = read(path)
+        if table.num_rows == 0:
+            raise DataError(f"Cannot read {path}", found="it has zero rows", remedy="Give a file that has rows.")
+        return table
 
 
 def read_csv(path: Path, source: CsvSource) -> pa.Table:
@@ -218,6 +220,11 @@ def _explained(path: Path, read: Callable[[], pa.Table]) -> pa.Table:
 
 def _join(tables: list[tuple[Path, pa.Table]]) -> pa.Table:
     """One table of several with the same columns. Raises DataError that names the columns that differ."""
+    with called_by_url([path for path, _ in tables]):
+        return _joined(tables)
+
+
+def _joined(tables: list[tuple[Path, pa.Table]]) -> pa.Table:
     first_path, first = tables[0]
     for path, table in tables[1:]:
         if set(table.column_names) != set(first.column_names):
@@ -234,24 +241,6 @@ def _join(tables: list[tuple[Path, pa.Table]]) -> pa.Table:
         return pa.concat_tables([table for _, table in tables], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"Cannot join the files of {first_path}", found=str(error)) from None
-
-
-def _fetch(url: str) -> list[Path]:
-    """Copies of a URL's files on local disk, through fsspec's cache. Raises DataError."""
-    import fsspec
-
-    remedy = "Look at the address and its rights."
-    try:
-        if glob.has_magic(url) and not fsspec.core.url_to_fs(url)[0].glob(url):
-            raise DataError(f"Cannot read {url}", found="no file fits the pattern", remedy=remedy)
-        # check_files: a copy of an earlier run of this process is fetched again when the file has changed
-        files = fsspec.open_local(f"filecache::{url}", mode="rb", filecache={"check_files": True})
-    except FileNotFoundError:
-        raise DataError(f"Cannot read {url}", found="there is no such file", remedy=remedy) from None
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"Cannot read {url}", found=str(error), remedy=remedy) from None
-    found = [files] if isinstance(files, str) else list(files)
-    return [readable_file(path) for path in found]
 
 
 def _digest_table(table: pa.Table) -> str:

@@ -86,3 +86,26 @@ def test_a_url_pattern_joins_its_files_and_a_wrong_address_is_one_sentence(tmp_p
     ):
         with pytest.raises(DataError, match=words):
             check(tmp_path / "b", run_spec({"kind": "csv", "path": url}, target="y"))
+
+
+def test_an_error_in_a_fetched_file_names_the_url_and_not_the_local_copy(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/manta-bad/0.csv", write_table(tmp_path / "t.csv", 60).read_bytes())
+    for content, words in (
+        (b"age,size,color,y\n1,2\n", "Expected 4 columns"),
+        (b"age,size,colour,y\n1,2,red,no\n", "these columns are in one of them only: color, colour"),
+        (b"", "the file is empty"),
+        (b"age\x00", "NUL bytes"),
+    ):
+        memory.pipe("/manta-bad/1.csv", content)
+        for url in ("memory://manta-bad/*.csv", "memory://manta-bad/1.csv"):
+            if "one of them" in words and "*" not in url:
+                continue
+            with pytest.raises(DataError, match=words) as caught:
+                check(tmp_path / "run", run_spec({"kind": "csv", "path": url}, target="y"))
+            assert "memory://manta-bad/1.csv" in caught.value.message
+            assert "/tmp" not in caught.value.message
+    memory.pipe("/manta-bad/1.parquet", b"PAR1 and then nothing")
+    for kind, name in (("parquet", "1.parquet"), ("jsonl", "1.csv")):
+        with pytest.raises(DataError, match=f"memory://manta-bad/{name}"):
+            check(tmp_path / "run", run_spec({"kind": kind, "path": f"memory://manta-bad/{name}"}, target="y"))

@@ -1,0 +1,87 @@
+"""Files behind URLs as local files that remember where they came from.
+
+Invariant: an error about a fetched file names its URL: the local copy's name means nothing to anybody.
+
+Covered: every filesystem that fsspec knows, patterns, changed files. Not covered: credentials (the environment's).
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.errors import DataError
+from trainers.data.files import readable_file
+
+
+class FetchedFile(type(Path())):  # type: ignore[misc] - pathlib's own class for this system
+    """A local copy of a file behind a URL."""
+
+    url: str = ""
+
+
+def fetch(url: str) -> list[Path]:
+    """Copies of a URL's files on local disk, through fsspec's cache, sorted by name. Raises DataError."""
+    return [_fetch_one(one) for one in _expand(url)]
+
+
+@contextmanager
+def called_by_url(paths: Iterable[Path]) -> Iterator[None]:
+    """A DataError that leaves the block names the URLs of fetched files in place of their local copies."""
+    try:
+        yield
+    except DataError as error:
+        names = {str(path): path.url for path in paths if isinstance(path, FetchedFile) and path.url}
+        if not any(local in error.message for local in names):
+            raise
+
+        def named(text: str) -> str:
+            for local, url in names.items():
+                text = text.replace(local, url)
+            return text
+
+        raise DataError(
+            named(error.attempted), found=named(error.found), rule=named(error.rule), remedy=named(error.remedy),
+            details=error.details,
+        ) from None  # fmt: skip
+
+
+def _expand(url: str) -> list[str]:
+    """The URLs of a pattern, sorted. Raises DataError for none."""
+    if not glob.has_magic(url):
+        return [url]
+    import fsspec
+
+    try:
+        system, pattern = fsspec.core.url_to_fs(url)
+        found = sorted(system.glob(pattern))
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(url, str(error)) from None
+    if not found:
+        raise _unreadable(url, "no file fits the pattern")
+    scheme = url.partition("://")[0]
+    return [f"{scheme}://{name.lstrip('/') if scheme != 'file' else name}" if "://" not in name else name
+            for name in found]  # fmt: skip
+
+
+def _fetch_one(url: str) -> Path:
+    import fsspec
+
+    try:
+        # check_files: a copy of an earlier run of this process is fetched again when the file has changed
+        local = fsspec.open_local(f"filecache::{url}", mode="rb", filecache={"check_files": True})
+    except FileNotFoundError:
+        raise _unreadable(url, "there is no such file") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(url, str(error)) from None
+    path = FetchedFile(local if isinstance(local, str) else local[0])
+    path.url = url
+    with called_by_url([path]):
+        readable_file(path)
+    return path
+
+
+def _unreadable(url: str, found: str) -> DataError:
+    return DataError(f"Cannot read {url}", found=found, remedy="Look at the address and its rights.")

@@ -33,6 +33,7 @@ COMMAND_MODULES: dict[str, str] = {
     "endpoints": "serve.deployments",
     "serve": "serve",
     "tensorboard": "trainers.tensorboard",
+    "trackers": "trainers.trackers",
 }
 """What `manta` starts as `python -m MODULE …` in a process of its own."""
 

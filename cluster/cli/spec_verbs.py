@@ -10,6 +10,7 @@ from cluster.cli.children import run_module
 from cluster.cli.options import AsJson, Overrides, SpecPath
 from cluster.cli.seam import emit_json
 from cluster.entrypoints import COMMAND_MODULES
+from cluster.runtime.extras import check_extras
 from cluster.spec.load import load_spec
 from cluster.spec.run import RunSpec
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
 def check(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -> None:
     """Check a spec and print every problem at once."""
     loaded = load_spec(spec, override or [])
+    check_extras(loaded)
     if as_json:
         emit_json({"ok": True, "spec": loaded.model_dump(mode="json")})
     else:

@@ -28,6 +28,7 @@ from cluster.pipeline.plan import DIGEST_FILE, is_skipped, output_hashes, reusab
 from cluster.pipeline.ray_thread import RayThread
 from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
 from cluster.pipeline.summary import summarize
+from cluster.pipeline.trackers import send_to_trackers
 from cluster.probe import host_facts, read_host, sum_facts
 from cluster.report import write_report
 from cluster.runtime.preflight import check_this_host
@@ -187,6 +188,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
             return _fail(run, error, started)
         finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
         _write_views(run, finished)  # before the event: who sees the event may open the report
+        _send(run, "finished")
         events.emit(finished)
         keeps = options.keep and "deploy" in driver.records and not ray.outlives_the_run
         _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
@@ -213,6 +215,8 @@ def _fail(run: RunFolder, error: MantaError, started: float) -> int:
     state = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
     _write_state(run, state, error=error.to_dict())
     _write_views(run)
+    if state == "failed":  # who interrupts does not want to wait; the run that goes on sends everything
+        _send(run, state)
     return error.exit_code
 
 
@@ -222,6 +226,11 @@ def _write_views(run: RunFolder, last: Record | None = None) -> None:
     resolved = run.read_resolved()
     if resolved is None or resolved.spec.tracking.tensorboard:
         entrypoints.load(entrypoints.TENSORBOARD_ENTRYPOINT)(run)
+
+
+def _send(run: RunFolder, status: str) -> None:
+    if resolved := run.read_resolved():
+        send_to_trackers(run, resolved.spec.tracking, status)
 
 
 def _interrupted(run: RunFolder) -> InterruptedRunError:

@@ -113,7 +113,7 @@ PIPELINE: tuple[StageDefinition, ...] = (
     ),
     StageDefinition("prepare", ("data", "seed"), ("check",), needs_ray=False),
     StageDefinition("search", ("search", "model", "train", "seed"), ("prepare",), skip_without="search"),
-    StageDefinition("train", ("model", "train", "seed", "tracking"), ("prepare",)),
+    StageDefinition("train", ("model", "train", "seed"), ("prepare",)),
     StageDefinition("evaluate", ("model",), ("prepare", "train")),
     StageDefinition("compress", ("compress", "export", "model"), ("prepare", "train"), skip_without="compress"),
     StageDefinition("export", ("export", "model"), ("prepare", "train", "evaluate", "compress"), outputs=("bundle",)),

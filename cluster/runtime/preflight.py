@@ -1,21 +1,26 @@
-"""What a run with a private Ray will need at its end, asked at its start: a free port, room in /dev/shm.
+"""What a run will need at its end, asked at its start: optional packages, a free port, room in /dev/shm.
 
 Invariant: a run that would fail for want of these fails within a second, before data is read or a model trained.
 
-Covered: private runs. Not covered: clusters, where an endpoint's port is a matter of their nodes.
+Covered: private runs; packages also of a run on a cluster. Not covered: a port on a cluster, a matter of its nodes.
 """
 
 from __future__ import annotations
 
 import os
 
+from cluster.runtime.extras import check_extras
 from cluster.runtime.ports import claim_port
 from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
 from cluster.spec.run import RunSpec
 
 
 def check_this_host(spec: RunSpec, *, address: str | None, serves: bool) -> None:
-    """Raise PortInUseError or MemoryShortError for what is known to be missing. `serves`: the run goes on to deploy."""
+    """Raise MissingDependencyError, PortInUseError or MemoryShortError for what is known to be missing.
+
+    `serves`: the run goes on to deploy.
+    """
+    check_extras(spec)
     if address or os.environ.get("RAY_ADDRESS"):
         return
     object_store_bytes(shared_memory_free_bytes)

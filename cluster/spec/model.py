@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cluster.spec.base import StrictSpec
+from cluster.spec.base import AutoPositiveInt, StrictSpec
 
 
 class AutoModelSpec(StrictSpec):
-    """Choose by the data: images get `cnn`, tables get `mlp`."""
+    """Choose by the data: images get `cnn`, token ids get `transformer`, tables get `mlp`."""
 
     family: Literal["auto"] = "auto"
 
@@ -34,4 +34,23 @@ class CnnSpec(StrictSpec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-ModelSpec = Annotated[AutoModelSpec | MlpSpec | CnnSpec, Field(discriminator="family")]
+class TransformerSpec(StrictSpec):
+    """A small transformer encoder over token ids (`data.encode.text: token_ids`)."""
+
+    family: Literal["transformer"]
+    width: Annotated[int, Field(gt=0)] = 64
+    """Of the embedding and of each layer; a multiple of `heads`."""
+    layers: Annotated[int, Field(gt=0)] = 2
+    heads: Annotated[int, Field(gt=0)] = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    vocabulary: AutoPositiveInt = "auto"
+    """Number of token ids; `auto`: `data.encode.vocabulary`."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TransformerSpec:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+ModelSpec = Annotated[AutoModelSpec | MlpSpec | CnnSpec | TransformerSpec, Field(discriminator="family")]

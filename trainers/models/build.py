@@ -17,9 +17,10 @@ from cluster.errors import ModelError
 from cluster.spec.model import ModelSpec
 from trainers.models.cnn import build_cnn
 from trainers.models.mlp import build_mlp
+from trainers.models.transformer import build_transformer
 
 Family = Callable[..., nn.Module]
-FAMILIES: dict[str, Family] = {"mlp": build_mlp, "cnn": build_cnn}
+FAMILIES: dict[str, Family] = {"mlp": build_mlp, "cnn": build_cnn, "transformer": build_transformer}
 """family -> `function(spec, inputs, num_outputs) -> nn.Module`."""
 
 

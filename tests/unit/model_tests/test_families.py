@@ -9,7 +9,7 @@ import torch
 
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import ModelError
-from cluster.spec.model import AutoModelSpec, CnnSpec, MlpSpec
+from cluster.spec.model import AutoModelSpec, CnnSpec, MlpSpec, TransformerSpec
 from trainers.models import FAMILIES, build_model, count_parameters
 
 IMAGE = (TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8)),)
@@ -17,9 +17,15 @@ TABLE = (
     TensorSpec(name="numbers", datatype="FP32", shape=(-1, 5)),
     TensorSpec(name="codes", datatype="INT64", shape=(-1, 2)),
 )
+TEXT = (
+    TensorSpec(name="numbers", datatype="FP32", shape=(-1, 5)),
+    TensorSpec(name="message_ids", datatype="INT64", shape=(-1, 9)),
+)
+TRANSFORMER = TransformerSpec(family="transformer", width=16, heads=2, layers=1, vocabulary=20)
 SAMPLES: dict[str, tuple[Any, tuple[TensorSpec, ...]]] = {
     "mlp": (MlpSpec(family="mlp", hidden=(16, 8), dropout=0.1), TABLE),
     "cnn": (CnnSpec(family="cnn", width=4), IMAGE),
+    "transformer": (TRANSFORMER, TEXT),
 }
 
 

@@ -151,6 +151,21 @@ class ExchangeSpec(StrictSpec):
     """`bf16` halves the bytes; sums are then rounded to 8 bits of mantissa."""
 
 
+class WorkersSpec(StrictSpec):
+    """Elastic workers: as many as there is room for between `min` and `max`; the global batch stays what it is."""
+
+    min: PositiveInt = 1
+    """Fewest workers with which a run goes on."""
+    max: PositiveInt
+    """Workers it starts with, and returns to when there is room again."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkersSpec:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}: min must not be above max")
+        return self
+
+
 class FaultSpec(StrictSpec):
     """Budgets: how often something may go wrong before the run ends."""
 
@@ -160,6 +175,10 @@ class FaultSpec(StrictSpec):
     """Returns to the last checkpoint, after which the offending windows are left out."""
     worker_restarts: Annotated[int, Field(ge=0)] = 3
     """Restarts of the workers after one was lost."""
+    replacement_wait_s: PositiveFloat = 30.0
+    """Elastic workers only: how long room for all of them is waited for before the run goes on with fewer."""
+    preemptions: Annotated[int, Field(ge=0)] = 20
+    """Restarts after a node's notice that it will be taken away; they do not count as lost workers."""
     collective_timeout_s: PositiveFloat = 300.0
     """A worker that is missing from an exchange for this long is named and the attempt ends."""
 
@@ -173,11 +192,14 @@ class TrainSpec(StrictSpec):
     batch_size_per_worker: AutoPositiveInt = "auto"
     """Largest micro-batch of one worker; accumulation makes up the rest of the global batch."""
     growth: GrowthSpec | None = None
-    workers: AutoPositiveInt = "auto"
+    workers: AutoPositiveInt | WorkersSpec = "auto"
+    """A number, or `{min: 2, max: 4}`: the run goes on with fewer when a lost worker's place does not come back."""
     precision: Auto | Literal["fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
     channels_last: bool = False
     """Images and convolution weights lie in memory with the channels last: faster where the kernels like it (GPUs)."""
+    compile: bool = False
+    """Training forwards and backwards by torch.compile: takes up to minutes at the first update, then runs faster."""
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     loss: LossSpec = LossSpec()
@@ -200,3 +222,8 @@ class TrainSpec(StrictSpec):
     """How often gradients, weights, updates and activations are looked at; null turns it off."""
     log_every_updates: PositiveInt = 20
     """How often loss and speed go to the display and the curves."""
+
+
+def most_workers(workers: int | WorkersSpec) -> int:
+    """The number that a run starts with."""
+    return workers.max if isinstance(workers, WorkersSpec) else workers

@@ -3,7 +3,8 @@
 Invariant: the returned norm is that of the gradient as it came, before any clipping; it is not finite exactly when
 the update must not be made.
 
-Covered: by value, adaptive (AGC), by global norm, in this order. Not covered: per-layer norms.
+Covered: by value, adaptive (AGC), by global norm, in this order; decided on the host, or on the device without asking
+the host. Not covered: per-layer norms.
 """
 
 from __future__ import annotations
@@ -39,6 +40,29 @@ def clip_gradient(gradient: torch.Tensor, parameters: list[torch.nn.Parameter], 
         if clipped > spec.clip_norm:
             gradient.mul_(spec.clip_norm / (clipped + EPSILON))
     return norm
+
+
+@torch.no_grad()
+def clip_on_device(
+    gradient: torch.Tensor, parameters: list[torch.nn.Parameter], spec: TrainSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same without reading anything: (norm, 1 where it is not finite else 0), both 0-d on the device.
+
+    The factor is computed in float64, as on the host, so that both ways give the same bytes.
+    """
+    norm = torch.linalg.vector_norm(gradient)
+    bad = (~torch.isfinite(norm)).to(torch.float32)
+    if spec.clip_value is not None:
+        gradient.clamp_(-spec.clip_value, spec.clip_value)
+    if spec.clip_agc is not None:
+        for parameter in parameters:
+            adaptive_clip(parameter, spec.clip_agc)
+    if spec.clip_norm is not None:
+        again = spec.clip_value is not None or spec.clip_agc is not None
+        clipped = (torch.linalg.vector_norm(gradient) if again else norm).double()
+        factor = spec.clip_norm / (clipped + EPSILON)
+        gradient.mul_(torch.where((clipped > spec.clip_norm) & torch.isfinite(clipped), factor, 1.0))
+    return norm, bad
 
 
 def adaptive_clip(parameter: torch.nn.Parameter, ratio: float) -> None:

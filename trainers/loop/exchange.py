@@ -29,13 +29,13 @@ from cluster.errors import WorkerLostError
 from cluster.spec.train import ExchangeSpec
 from trainers.loop.sampler import World
 
-FAILED, LOSS, STOP = range(3)
-NUM_RIDERS = 3
+NUM_RIDERS = 3  # the fields of `Riders`
 
 
 @dataclass(frozen=True)
 class Riders:
-    """What came back beside the gradients, summed over workers. 0-d tensors: reading one is the caller's choice."""
+    """What came back beside the gradients, summed over workers. 0-d views into the buffer, valid until the next
+    `clear`: reading one, and waiting for the device, is the caller's choice."""
 
     failed: torch.Tensor
     loss_sum: torch.Tensor
@@ -66,7 +66,9 @@ class GradientExchange:
         self.flat = torch.zeros(count + NUM_RIDERS, dtype=first.dtype, device=first.device)
         self.gradient = self.flat[:count]
         self._riders = self.flat[count:]
+        self.riders = Riders(*self._riders.unbind())
         self._buckets: list[Bucket] = []
+        self._share = (0.0, self.flat[:0])
         self._next = 0
         self._armed = False
         self._works: list[tuple[dist.Work, torch.Tensor, torch.Tensor | None]] = []
@@ -87,18 +89,25 @@ class GradientExchange:
 
     def add_loss(self, loss_sum: torch.Tensor) -> None:
         """Add a micro-batch's summed loss to what rides along. Before the last backward, which may send it."""
-        self._riders[LOSS] += loss_sum.detach()
+        self.riders.loss_sum.add_(loss_sum.detach())
+
+    def share_of(self, weight: float) -> torch.Tensor:
+        """0-d: 1 / weight, what the backward of a micro-batch's loss sum starts from. The same tensor while the
+        weight stays, which is in all windows but the last of an epoch."""
+        if self._share[0] != weight:
+            self._share = (weight, torch.full((), 1 / weight, dtype=self.flat.dtype, device=self.flat.device))
+        return self._share[1]
 
     def fail(self) -> None:
         """This worker has nothing valid to bring: what it has not sent is zero but for the flag."""
         self._armed = False
         start = self._buckets[self._next].start if self._next < len(self._buckets) else len(self.gradient)
         self.flat[start:].zero_()
-        self._riders[FAILED] = 1
+        self.riders.failed.fill_(1)
 
     def want_stop(self) -> None:
         """Before the last backward."""
-        self._riders[STOP] = 1
+        self.riders.stop.fill_(1)
 
     def reduce(self) -> Riders:
         """Send what is not sent yet and wait for all sums: blocks for all workers. Raises WorkerLostError."""
@@ -113,7 +122,7 @@ class GradientExchange:
                     if wire is not None:
                         target.copy_(wire)
             self._works.clear()
-        return Riders(self._riders[FAILED], self._riders[LOSS], self._riders[STOP])
+        return self.riders
 
     def _lay_out(self, bucket_elements: int) -> None:
         """Reverse order of the model: backward completes the last layers first."""

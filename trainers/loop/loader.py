@@ -46,8 +46,11 @@ class SplitReader:
         """The rows as tensors on the device."""
         index = torch.from_numpy(rows)
         *inputs, targets = (self._take(array, rows, index) for array in self._arrays)
-        weights = None if self._weights is None else self._move(self._weights.index_select(0, index))
-        return MicroBatch(tuple(inputs), targets, weights)
+        if self._weights is None or self.weights is None:
+            return MicroBatch(tuple(inputs), targets)
+        valid = np.flatnonzero(self.weights[rows] > 0)  # here and not in the loss: the host knows without asking
+        weights = self._move(self._weights.index_select(0, index))
+        return MicroBatch(tuple(inputs), targets, weights, self._move(torch.from_numpy(valid)))
 
     def read_slice(self, window: Window, where: slice) -> MicroBatch:
         """A micro-batch of a window, from what was read ahead where it was."""

@@ -28,8 +28,7 @@ class Logbook:
         self.loss_sum += report.loss_sum if report.made else 0.0
         self.weight += report.weight if report.made else 0.0
         self.updates += 1
-        cursor = self.state.cursor
-        last = cursor.window >= self.windows
+        last = report.window.index + 1 >= self.windows
         if (self.updates % self.every == 0 or last) and self.weight > 0:
             if self.job.world.rank == 0:
                 self._emit(report)

@@ -30,7 +30,7 @@ from trainers.loop.request import FitRequest, FitResult
 from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
 from trainers.loop.setup import set_up
 from trainers.loop.state import Job, State
-from trainers.loop.step import check_budget, update
+from trainers.loop.step import UpdateReport, advance, check_budget, settle
 from trainers.loop.watchdog import Watchdog
 
 OnEpoch = Callable[[EpochFinished], bool]
@@ -77,15 +77,14 @@ def run_epochs(
         logbook, inspector = Logbook(job, state), Inspector(job, state)
         try:
             for window in windows_left(job, state):
-                with inspector.look():
-                    report = update(job, state, window, want_stop=bool(interrupt and interrupt()))
-                check_budget(job, state, window)
-                logbook.note(report)
-                if report.stop:
+                reports = one_window(job, state, window, inspector, bool(interrupt and interrupt()))
+                due = keeper.due()
+                if due:
+                    reports += settle(job, state)
+                note(job, state, reports, logbook, keeper)
+                if due:
                     keeper.write()
-                    raise _interrupted(state)
-                if keeper.due():
-                    keeper.write()
+            note(job, state, settle(job, state), logbook, keeper)
         except DivergedError as error:
             keeper.roll_back(error)  # raises when the budget is spent
             cursor = state.cursor
@@ -98,6 +97,32 @@ def run_epochs(
         if event.epoch % job.request.train.checkpoint.every_epochs == 0 or is_over(job, state):
             keeper.write(event)
         gc.collect()
+
+
+def one_window(job: Job, state: State, window: Window, inspector: Inspector, want_stop: bool) -> list[UpdateReport]:
+    """An update, settled at once, or after the next one has been queued where the device is not to be waited for.
+    Where a look is due the numbers before and after it are wanted."""
+    every = job.request.train.diagnostics_every_updates
+    state.looking = every is not None and (state.cursor.update + (state.open is not None)) % every == 0
+    at_once = not state.lagging or state.looking
+    reports = settle(job, state) if at_once else []
+    with inspector.look():
+        reports += advance(job, state, window, want_stop=want_stop)
+        if at_once:
+            reports += settle(job, state)
+    return reports
+
+
+def note(job: Job, state: State, reports: list[UpdateReport], logbook: Logbook, keeper: Keeper) -> None:
+    """After updates were settled. Raises DivergedError past the budget, InterruptedRunError where one was to stop."""
+    if reports:
+        check_budget(job, state, reports[-1].window)
+    if any(report.stop for report in reports):
+        reports = reports + settle(job, state)
+        keeper.write()
+        raise _interrupted(state)
+    for report in reports:
+        logbook.note(report)
 
 
 def windows_left(job: Job, state: State) -> Iterator[Window]:

@@ -35,6 +35,9 @@ class MicroBatch:
     """(n,) int64, (n, T) int64, (n, C) float mixed classes, or (n,) float values."""
     weights: torch.Tensor | None = None
     """(n,) float32; None is all ones."""
+    valid: torch.Tensor | None = None
+    """(k,) int64 positions of the rows whose weight is not 0, where the reader knows them; else they are looked for,
+    which reads the device."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,15 @@ class Objective:
             )
         if batch.weights is None:
             return self._items(batch, outputs).sum()
-        valid = batch.weights > 0
-        kept = MicroBatch(tuple(tensor[valid] for tensor in batch.inputs), batch.targets[valid], batch.weights[valid])
-        losses = self._items(kept, outputs[valid])
-        return (losses * batch.weights[valid].to(losses.dtype)).sum()
+        valid = batch.valid if batch.valid is not None else torch.nonzero(batch.weights > 0).flatten()
+        weights = batch.weights.index_select(0, valid)
+        kept = MicroBatch(
+            tuple(tensor.index_select(0, valid) for tensor in batch.inputs),
+            batch.targets.index_select(0, valid),
+            weights,
+        )
+        losses = self._items(kept, outputs.index_select(0, valid))
+        return (losses * weights.to(losses.dtype)).sum()
 
     def _plain_sum(self, batch: MicroBatch) -> bool:
         return (

@@ -7,6 +7,8 @@ Covered: AdamW and SGD, fused where torch has the kernel. Not covered: sparse gr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -20,6 +22,100 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     if spec.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused)
     return torch.optim.AdamW(groups, lr=0.0, betas=spec.betas, fused=fused)
+
+
+class QuickStep:
+    """`optimizer.step()` of a fused optimizer: the same kernel on the same tensors, gathered once instead of at every
+    step (torch groups all tensors by device and datatype each time, which takes longer than the kernel of a small
+    network). `skip` on the device makes the kernel leave everything as it is, so that the host need not know.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._of: object = None
+        self._calls: list[Callable[[torch.Tensor | None], None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether the state is there: the first step of all, which makes it, is the optimizer's own."""
+        if self._of is not self.optimizer.state:  # another object after load_state_dict
+            self._gather()
+        return bool(self._calls)
+
+    def step(self, skip: torch.Tensor | None = None) -> None:
+        """`skip`: 0-d or (1,) float32 on the device, 1 to change nothing; needs `ready`."""
+        if not self.ready:
+            assert skip is None, "the first step decides on the host"
+            self.optimizer.step()
+            return
+        for call in self._calls:
+            call(skip)
+
+    def _gather(self) -> None:
+        self._calls.clear()
+        groups, state = self.optimizer.param_groups, self.optimizer.state
+        known = isinstance(self.optimizer, torch.optim.AdamW | torch.optim.SGD)
+        plain = known and all(group.get("fused") and not group["maximize"] for group in groups)
+        stateless = isinstance(self.optimizer, torch.optim.SGD) and all(group["momentum"] == 0 for group in groups)
+        if not plain or not (stateless or all(p in state for group in groups for p in group["params"])):
+            return
+        adam = isinstance(self.optimizer, torch.optim.AdamW)
+        self._calls = [_adamw_call(group, state) if adam else _sgd_call(group, state) for group in groups]
+        self._of = state
+
+
+def _adamw_call(group: dict, state: dict) -> Callable[[torch.Tensor | None], None]:
+    parameters = group["params"]
+    steps = torch.stack([state[p]["step"].reshape(()) for p in parameters])
+    for parameter, step in zip(parameters, steps.unbind(), strict=True):
+        state[parameter]["step"] = step  # views of one tensor: counting is one operation
+    gradients = [p.grad for p in parameters]
+    averages, squares = ([state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq"))
+    views, (beta1, beta2) = list(steps.unbind()), group["betas"]
+
+    def call(skip: torch.Tensor | None) -> None:
+        steps.add_(1 if skip is None else 1 - skip)
+        torch._fused_adamw_(
+            parameters,
+            gradients,
+            averages,
+            squares,
+            [],
+            views,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            found_inf=skip,
+        )
+
+    return call
+
+
+def _sgd_call(group: dict, state: dict) -> Callable[[torch.Tensor | None], None]:
+    parameters, momentum = group["params"], group["momentum"]
+    gradients = [p.grad for p in parameters]
+    buffers = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
+
+    def call(skip: torch.Tensor | None) -> None:
+        torch._fused_sgd_(
+            parameters,
+            gradients,
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=momentum,
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=False,
+            is_first_step=False,
+            found_inf=skip,
+        )
+
+    return call
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -37,9 +37,14 @@ def found_inf(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) ->
     return torch.stack([flag.float() for flag in flags.values()]).sum()
 
 
-def check_scale(scaler: torch.amp.GradScaler) -> None:
-    """Raise DivergedError when the scale has collapsed. Reads the device: call it where a read is free anyway."""
-    scale = float(scaler.get_scale())
+def scale_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> torch.Tensor:
+    """0-d, the loss scale (1 without a scaler), without reading it; the scaler's own `get_scale` reads."""
+    scale = scaler._scale if scaler is not None else None
+    return scale.detach() if scale is not None else torch.ones((), device=device)
+
+
+def check_scale(scale: float) -> None:
+    """Raise DivergedError when the scale has collapsed."""
     if scale < SCALE_MIN:
         raise DivergedError(
             "Cannot go on in fp16",

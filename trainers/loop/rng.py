@@ -8,8 +8,10 @@ Covered: CPU, the current CUDA device. Not covered: generators that a user keeps
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,10 +45,37 @@ def restore(states: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def quick_snapshot() -> tuple:
-    """The same in the libraries' own form: cheap enough for every update, not for a file."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda
+class QuickSnapshots:
+    """The same in the libraries' own form: cheap enough for every update, not for a file.
+
+    numpy's own `get_state` takes longer than the rest of a small update's bookkeeping. Whether its generator has
+    moved since the last snapshot is one comparison of its words, which numpy shows through its ctypes interface. A
+    normal number that the legacy generator keeps back is outside of these words; while there is one the state is
+    taken anew each time.
+    """
+
+    def __init__(self) -> None:
+        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        words = _numpy_state()[1]
+        address = int(generator.ctypes.state_address)
+        view = np.ctypeslib.as_array((ctypes.c_uint32 * (len(words) + 1)).from_address(address))
+        same = generator.__class__.__name__ == "MT19937" and np.array_equal(view[:-1], words)
+        self._generator, self._live = generator, view if same else None
+        self._seen = b""
+        self._numpy: tuple | None = None
+
+    def take(self) -> tuple:
+        """What `quick_restore` takes."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        return torch.get_rng_state(), self._of_numpy(), random.getstate(), cuda
+
+    def _of_numpy(self) -> tuple:
+        if self._live is None or np.random.get_bit_generator() is not self._generator:  # type: ignore[attr-defined]
+            return _numpy_state()
+        words = self._live.tobytes()
+        if self._numpy is None or words != self._seen or self._numpy[3]:
+            self._seen, self._numpy = words, _numpy_state()
+        return self._numpy
 
 
 def quick_restore(snapshot: tuple) -> None:
@@ -56,6 +85,10 @@ def quick_restore(snapshot: tuple) -> None:
     random.setstate(python_state)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda)
+
+
+def _numpy_state() -> tuple:
+    return cast(tuple, np.random.get_state(legacy=True))
 
 
 def _pack_numpy() -> torch.Tensor:

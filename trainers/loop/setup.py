@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ from trainers.loop.precision import build_scaler
 from trainers.loop.request import FitRequest, load_named
 from trainers.loop.state import Job, State
 from trainers.models import build_model
+
+COMPILE_BACKEND = "inductor"  # torch.compile's default
 
 
 def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) -> tuple[Job, State]:
@@ -73,6 +76,8 @@ def new_state(job: Job, model: nn.Module) -> State:
     train = job.request.train
     return State(
         model=model,
+        compiled=compile_model(model) if train.compile else None,
+        lagging=lags(job.device),
         optimizer=build_optimizer(model, train.optimizer),
         exchange=GradientExchange(model, job.world, train.exchange),
         scaler=build_scaler(train.precision, job.device),
@@ -80,6 +85,17 @@ def new_state(job: Job, model: nn.Module) -> State:
         plateau=Plateau() if train.schedule.plateau else None,
         micro_size=job.request.batch.batch_size_per_worker,
     )
+
+
+def lags(device: torch.device) -> bool:
+    """Whether reading an update's outcome at once would make the host wait for the device."""
+    return device.type == "cuda"
+
+
+def compile_model(model: nn.Module) -> nn.Module:
+    """The model's training forward and backward by torch.compile; parameters and buffers stay the model's own. The
+    exchange's hooks on parameters run as they do without it."""
+    return cast(nn.Module, torch.compile(model, backend=COMPILE_BACKEND))
 
 
 def default_device() -> torch.device:

@@ -20,9 +20,11 @@ from trainers.loop.ema import Ema
 from trainers.loop.exchange import GradientExchange
 from trainers.loop.loader import SplitReader
 from trainers.loop.losses import Objective
+from trainers.loop.optim import QuickStep
 from trainers.loop.plateau import Plateau
 from trainers.loop.request import FitRequest
-from trainers.loop.sampler import World
+from trainers.loop.rng import QuickSnapshots
+from trainers.loop.sampler import Window, World
 from trainers.loop.schedule import peak_learning_rate
 
 
@@ -56,6 +58,19 @@ class Best:
 
 
 @dataclass
+class OpenUpdate:
+    """An update that is queued on the device and whose outcome the host has not read yet."""
+
+    window: Window
+    weight: float
+    learning_rate: float
+    numbers: torch.Tensor
+    """(5,) float64 on the host: loss sum, stop, gradient norm, 1 where the update was skipped, loss scale. Valid
+    after `arrived`."""
+    arrived: torch.cuda.Event | None
+
+
+@dataclass
 class State:
     """The changing part of a run."""
 
@@ -74,6 +89,28 @@ class State:
     """(epoch, window) pairs that a rollback has condemned."""
     rollbacks: int = 0
     stopped_early: bool = False
+    lagging: bool = False
+    """The host reads an update's outcome only after the next one's backward is queued, and never waits before."""
+    open: OpenUpdate | None = None
+    """With `lagging`: the newest update, until it is settled. A checkpoint is never taken before."""
+    compiled: nn.Module | None = None
+    """`torch.compile` of the model, sharing its parameters; training forwards go through it."""
+    looking: bool = False
+    """In an update that the inspector looks at: the plain model runs, for hooks would make torch compile anew."""
+    random: QuickSnapshots = field(default_factory=QuickSnapshots)
+    _quick_step: QuickStep | None = None
+
+    @property
+    def forward(self) -> nn.Module:
+        """What a training forward calls."""
+        return self.model if self.compiled is None or self.looking else self.compiled
+
+    @property
+    def quick_step(self) -> QuickStep:
+        """Of the present optimizer."""
+        if self._quick_step is None or self._quick_step.optimizer is not self.optimizer:
+            self._quick_step = QuickStep(self.optimizer)
+        return self._quick_step
 
     @cached_property
     def buffers(self) -> list[torch.Tensor]:

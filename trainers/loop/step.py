@@ -5,6 +5,9 @@
 K micro-batches, W workers: neither occurs in the formula. Each micro-batch adds the gradient of its loss *sum*,
 divided by the weight of the whole window (known before the first forward); the exchange adds up the workers.
 
+The host need not know the outcome of an update to queue the next one (`advance`, `settle`): on a GPU it reads the
+numbers of the update before, once the next backward is queued, and so never waits for the device in a steady run.
+
 Invariant: after `update` either everything moved (parameters, optimizer state, EMA, update index) or, on a window
 that is skipped, nothing did but the data cursor and the fp16 scale.
 
@@ -22,14 +25,14 @@ import torch
 
 from cluster.errors import DivergedError, MemoryShortError, PeerFailedError
 from trainers.loop import rng
-from trainers.loop.clip import clip_gradient
+from trainers.loop.clip import clip_gradient, clip_on_device
 from trainers.loop.exchange import Riders, texts_over_workers
 from trainers.loop.inspector import locate_nonfinite
 from trainers.loop.optim import set_learning_rate
-from trainers.loop.precision import autocast, check_scale, found_inf
+from trainers.loop.precision import autocast, check_scale, found_inf, scale_of
 from trainers.loop.sampler import Window
 from trainers.loop.schedule import learning_rate_factor
-from trainers.loop.state import Job, State
+from trainers.loop.state import Job, OpenUpdate, State
 
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -46,6 +49,7 @@ class UpdateReport:
     learning_rate: float
     stop: bool
     """Some worker wants to stop after this update."""
+    window: Window
 
 
 def update(
@@ -55,28 +59,52 @@ def update(
 
     `learning_rate` replaces the schedule's (range test).
     """
+    advance(job, state, window, want_stop=want_stop, learning_rate=learning_rate)
+    return settle(job, state)[0]
+
+
+def advance(
+    job: Job, state: State, window: Window, *, want_stop: bool = False, learning_rate: float | None = None
+) -> list[UpdateReport]:
+    """Queue an update; it stays open until `settle`. Returns the report of the one before, where that was still open.
+
+    The one before is settled when this one's backward is queued and before its step: the device has work while the
+    host waits for numbers of the past, and the learning rate and the averages are those of the updates really made.
+    """
     weight = job.train.weight_of(window.rows)
     riders = _gradient_of_window(job, state, window, weight, want_stop)
+    before = settle(job, state)
+    if is_over_budget(job, state):  # what is queued now is not applied: the caller ends the run or rolls back
+        return before
     if learning_rate is None:
         learning_rate = learning_rate_now(job, state)
-    norm = _step(job, state, learning_rate) if weight > 0 else 0.0
-    made = weight > 0 and math.isfinite(norm)
-    loss_sum = float(riders.loss_sum)
-    cursor = state.cursor
-    cursor.window += 1
+    numbers, arrived = _step(job, state, learning_rate, riders, weight)
+    state.cursor.window += 1
+    state.open = OpenUpdate(window, weight, learning_rate, numbers, arrived)
+    return before
+
+
+def settle(job: Job, state: State) -> list[UpdateReport]:
+    """Read what the open update did, if there is one, and move cursor and averages with it. Waits for the device."""
+    if (this := state.open) is None:
+        return []
+    state.open = None
+    if this.arrived is not None:
+        this.arrived.synchronize()
+    loss_sum, stop, norm, skipped, scale = this.numbers.tolist()
+    made, cursor = this.weight > 0 and not skipped, state.cursor
     if made:
         if state.ema:
             state.ema.update(cursor.update)
         cursor.update += 1
         cursor.loss_sum += loss_sum
-        cursor.weight_sum += weight
+        cursor.weight_sum += this.weight
         cursor.skipped_in_a_row = 0
     else:
         cursor.skipped += 1
-        cursor.skipped_in_a_row += weight > 0 and state.scaler is None
-        if state.scaler:
-            check_scale(state.scaler)
-    return UpdateReport(made, loss_sum, weight, norm, learning_rate, bool(riders.stop))
+        cursor.skipped_in_a_row += this.weight > 0 and state.scaler is None
+        check_scale(scale)
+    return [UpdateReport(made, loss_sum, this.weight, norm, this.learning_rate, bool(stop), this.window)]
 
 
 def learning_rate_now(job: Job, state: State) -> float:
@@ -91,7 +119,7 @@ def _gradient_of_window(job: Job, state: State, window: Window, weight: float, w
         snapshot = _Snapshot(state)
         error = _accumulate(job, state, window, weight, want_stop)
         riders = state.exchange.reduce()
-        if (job.world.size == 1 and error is None) or not float(riders.failed):
+        if error is None and (job.world.size == 1 or not float(riders.failed)):
             return riders
         _settle_failure(job, state, window, error)  # raises, unless a smaller micro-batch may help
         snapshot.restore(state)
@@ -107,6 +135,7 @@ def _accumulate(
         exchange.want_stop()
     if weight == 0:
         return None
+    share, forward = exchange.share_of(weight), state.forward
     try:
         change = job.augmenter.draw(window) if job.augmenter.active else None
         for where in window.micro_slices(state.micro_size):
@@ -116,11 +145,13 @@ def _accumulate(
             if change is not None:
                 batch = job.augmenter.apply(batch, change, where, job.train)
             with autocast(job.request.train.precision, job.device):
-                outputs = state.model(*_in_memory_format(job, batch.inputs))
+                outputs = forward(*_in_memory_format(job, batch.inputs))
                 loss_sum = job.objective.sum(batch, outputs)
-            loss = loss_sum / weight
             exchange.add_loss(loss_sum)
-            (state.scaler.scale(loss) if state.scaler else loss).backward()
+            if state.scaler:
+                state.scaler.scale(loss_sum / weight).backward()
+            else:
+                loss_sum.backward(share if loss_sum.dtype == share.dtype else share.to(loss_sum.dtype))
     except Exception as error:  # noqa: BLE001 - the exchange must be joined, else the other workers wait for ever
         exchange.fail()
         return error
@@ -133,29 +164,61 @@ def _in_memory_format(job: Job, inputs: tuple[torch.Tensor, ...]) -> tuple[torch
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
 
 
-def _step(job: Job, state: State, learning_rate: float) -> float:
-    """Unscale, clip, step, update the scale. Returns the norm; not finite means that nothing moved."""
+def _step(
+    job: Job, state: State, learning_rate: float, riders: Riders, weight: float
+) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Unscale, clip, step, update the scale; the numbers of `OpenUpdate`."""
+    if weight == 0:
+        return _numbers(riders, 0.0, 1.0), None
+    set_learning_rate(state.optimizer, learning_rate)
+    if state.lagging and state.quick_step.ready:
+        return _step_unread(job, state, riders)
     optimizer, scaler, exchange = state.optimizer, state.scaler, state.exchange
-    set_learning_rate(optimizer, learning_rate)
     if scaler is None:
         norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
         if math.isfinite(norm):
-            optimizer.step()
-        return norm
+            state.quick_step.step()
+        return _numbers(riders, norm, not math.isfinite(norm)), None
     scaler.unscale_(optimizer)
     norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
     overflow = float(found_inf(scaler, optimizer)) > 0
     if overflow or math.isfinite(norm):  # finite gradients whose norm is not would be stepped by the scaler
         scaler.step(optimizer)
     scaler.update()
-    return math.inf if overflow else norm
+    return _numbers(riders, norm, overflow or not math.isfinite(norm), scaler.get_scale()), None
+
+
+def _step_unread(job: Job, state: State, riders: Riders) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """The same, decided on the device: the host queues it and reads nothing."""
+    scaler, exchange = state.scaler, state.exchange
+    if scaler is not None:
+        scaler.unscale_(state.optimizer)
+    norm, skip = clip_on_device(exchange.gradient, exchange.parameters, job.request.train)
+    if scaler is not None:
+        skip = torch.maximum(skip, found_inf(scaler, state.optimizer).clamp(max=1.0))
+    state.quick_step.step(skip)
+    if scaler is not None:
+        scaler.update()
+    scale = scale_of(scaler, job.device)
+    numbers = torch.stack([tensor.double() for tensor in (riders.loss_sum, riders.stop, norm, skip, scale)])
+    if job.device.type != "cuda":
+        return numbers, None
+    arrived = torch.cuda.Event()
+    on_host = torch.empty(len(numbers), dtype=torch.float64, pin_memory=True)
+    on_host.copy_(numbers, non_blocking=True)
+    arrived.record()
+    return on_host, arrived
+
+
+def _numbers(riders: Riders, norm: float, skipped: float, scale: float = 1.0) -> torch.Tensor:
+    return torch.tensor([float(riders.loss_sum), float(riders.stop), norm, skipped, scale], dtype=torch.float64)
 
 
 class _Snapshot:
     """Random states and buffers before a window: a retry must not see what the failed attempt has used."""
 
     def __init__(self, state: State) -> None:
-        self.random = rng.quick_snapshot()
+        self.random = state.random.take()
         self.buffers = [buffer.clone() for buffer in state.buffers]
 
     def restore(self, state: State) -> None:
@@ -211,11 +274,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
+def is_over_budget(job: Job, state: State) -> bool:
+    """Whether too many windows in a row were not finite."""
+    return state.cursor.skipped_in_a_row > job.request.train.faults.nonfinite_updates
+
+
 def check_budget(job: Job, state: State, window: Window) -> None:
     """Raise DivergedError when too many windows in a row were not finite. The loop may roll back."""
-    allowed = job.request.train.faults.nonfinite_updates
-    if state.cursor.skipped_in_a_row <= allowed:
+    if not is_over_budget(job, state):
         return
+    allowed = job.request.train.faults.nonfinite_updates
     raise DivergedError(
         f"Cannot go on after update {state.cursor.update}",
         found=f"{state.cursor.skipped_in_a_row} windows in a row had gradients that are not finite; "

@@ -199,14 +199,14 @@ def _fit_on_ranks(rank: int, prepared: str, checkpoints: str | None, crash: int 
     sink = ListSink()
     import trainers.loop.loop as loop_module
 
-    plain = loop_module.update
+    plain = loop_module.advance
 
     def recording(job: Job, state: State, window: Any, **more: Any) -> Any:
         report = plain(job, state, window, **more)
         seen.extend((window.epoch * 1000 + window.own).tolist())
         return report
 
-    loop_module.update = recording  # type: ignore[assignment]
+    loop_module.advance = recording  # type: ignore[assignment]
     try:
         result = fit(request, sink=sink, device=CPU, interrupt=crash_after(crash) if crash else None)
     except CrashError:

@@ -155,6 +155,13 @@ class ModelStatistics:
         now_s = time.monotonic()
         return [(round(now_s - at_s, 4), ns / 1e6, rows) for at_s, ns, rows in entries]
 
+    def recent_latency_s(self, span_s: float) -> float:
+        """95th percentile of the requests of the last `span_s` seconds; 0 without any."""
+        since_s = time.monotonic() - span_s
+        with self._lock:
+            recent = list(itertools.takewhile(lambda entry: entry[0] >= since_s, reversed(self._window)))
+        return float(np.percentile([ns for _, ns, _ in recent], 95)) / 1e9 if recent else 0.0
+
     def window(self) -> dict[str, float]:
         """Latency and rate of the most recent requests of this process."""
         return window_of(self.samples())

@@ -22,6 +22,8 @@ class ReplicaSpec(StrictSpec):
     """Share of time in which an engine should work."""
     target_wait_ms: PositiveFloat = 50.0
     """A request that has waited longer asks for more replicas."""
+    target_latency_ms: PositiveFloat | None = None
+    """So does a 95th percentile inside the server (queue and compute) above this; null looks at waiting alone."""
     up_delay_s: Annotated[float, Field(ge=0)] = 2.0
     """How long more must have been needed before a replica is added."""
     down_delay_s: Annotated[float, Field(ge=0)] = 60.0

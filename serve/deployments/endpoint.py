@@ -205,8 +205,7 @@ def _run(config: EndpointConfig, replica: dict[str, Any]) -> None:
     # `version` names the code: without it Ray Serve takes every call for new code and replaces all replicas, where
     # a changed user_config alone is handed to the replicas as they run
     deployment = endpoint_deployment().options(
-        **_deployment_options(config),
-        ray_actor_options=replica,
+        **_deployment_options(config, replica),
         version=importlib.metadata.version("manta-ml"),
         _internal=True,
     )
@@ -225,10 +224,11 @@ def _revert(before: EndpointConfig, replica: dict[str, Any]) -> None:
         time.sleep(POLL_S)
 
 
-def _deployment_options(config: EndpointConfig) -> dict[str, Any]:
+def _deployment_options(config: EndpointConfig, replica: dict[str, Any]) -> dict[str, Any]:
     return {
+        "ray_actor_options": replica,
         "user_config": config.to_json(),
-        **_replica_options(config.replicas),
+        **_replica_options(config.replicas, replica),
         "max_ongoing_requests": ONGOING_REQUESTS_MAX,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "logging_config": LoggingConfig(enable_access_log=False),
@@ -236,12 +236,17 @@ def _deployment_options(config: EndpointConfig) -> dict[str, Any]:
     }
 
 
-def _replica_options(replicas: ReplicaSpec) -> dict[str, Any]:
+def _replica_options(replicas: ReplicaSpec, replica: dict[str, Any]) -> dict[str, Any]:
     """A fixed number, or Ray Serve's autoscaler with our policy."""
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.min}
-    targets = {"target_busy": replicas.target_busy, "target_wait_s": replicas.target_wait_ms / 1e3}
-    policy = AutoscalingPolicy(policy_function="serve.deployments.scaling:ScalingPolicy", policy_kwargs=targets)
+    targets = {"busy": replicas.target_busy, "wait_s": replicas.target_wait_ms / 1e3}
+    if replicas.target_latency_ms is not None:
+        targets["latency_s"] = replicas.target_latency_ms / 1e3
+    policy = AutoscalingPolicy(
+        policy_function="serve.deployments.scaling:ScalingPolicy",
+        policy_kwargs={"targets": targets, "replica": replica},
+    )
     config = AutoscalingConfig(
         min_replicas=replicas.min,
         initial_replicas=max(1, replicas.min),

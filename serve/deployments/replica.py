@@ -19,7 +19,7 @@ from serve.access_log import AccessLog, open_access_log
 from serve.asgi import AsgiDoor
 from serve.config import EndpointConfig
 from serve.deployments.neighbors import access_file, endpoint_peers
-from serve.deployments.scaling import BUSY, OLDEST_WAIT_S, QUEUED_ROWS
+from serve.deployments.scaling import BUSY, LATENCY_S, LOOK_BACK_S, OLDEST_WAIT_S, QUEUED_ROWS
 from serve.deployments.shortcut import open_shortcut
 from serve.handler import Handler
 from serve.human import build_human_side
@@ -71,6 +71,7 @@ class EndpointReplica:
             BUSY: min(1.0, busy),
             OLDEST_WAIT_S: max((model.batcher.oldest_wait_s for model in models), default=0.0),
             QUEUED_ROWS: float(sum(model.batcher.queued_rows for model in models)),
+            LATENCY_S: max((model.statistics.recent_latency_s(LOOK_BACK_S) for model in models), default=0.0),
         }
 
     def check_health(self) -> None:

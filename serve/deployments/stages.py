@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle import Bundle, open_bundle
+from cluster.bundle.files import TRANSFORMS
+from cluster.bundle.transforms import ArrayTransforms, load_transforms
 from cluster.errors import EndpointError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.telemetry.events import EndpointReady
 from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, endpoint_name
+from serve.deployments.directory import remember
 
 SINGLE_ROWS_MAX = 200  # requests of one row, for latency: enough for a p99 with two samples above it
 ROWS_MAX = 2000  # test rows that are asked; more does not change what is shown
@@ -42,6 +47,11 @@ def deploy(context: StageContext) -> StageResult:
     context.events.emit(
         EndpointReady(name=endpoint.name, url=endpoint.url, version=endpoint.version, replicas=endpoint.replicas)
     )
+    if not (context.run.read_state().get("address") or os.environ.get("RAY_ADDRESS")):
+        import ray
+
+        # other terminals find it while this process lives, as they find one of `manta deploy`
+        remember(endpoint.name, endpoint.url, ray.get_runtime_context().gcs_address)
     return StageResult(
         facts={"name": endpoint.name, "url": endpoint.url, "version": endpoint.version},
         headline=f"{endpoint.url} serves {bundle.manifest.default_variant}, ready in {ready_s:.1f} s",
@@ -86,6 +96,9 @@ def read_test_rows(prepared: Path, bundle: Bundle) -> tuple[dict[str, np.ndarray
         tensor.name: np.load(folder / f"inputs.{tensor.name}.npy", mmap_mode="r", allow_pickle=False)[:ROWS_MAX]
         for tensor in bundle.manifest.signature.inputs
     }
+    if "normalize" in bundle.manifest.source.get("fused", ()):  # the graph standardizes: it takes raw values
+        transforms = load_transforms(json.loads((prepared / TRANSFORMS).read_text(encoding="utf-8")))
+        inputs = transforms.undo(inputs) if isinstance(transforms, ArrayTransforms) else inputs
     return inputs, np.asarray(targets)
 
 

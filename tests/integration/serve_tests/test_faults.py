@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.errors import PortInUseError
 from cluster.spec.serve import ReplicaSpec
@@ -114,10 +115,18 @@ def test_one_look_and_one_scrape_are_about_all_replicas(faults: Endpoint) -> Non
     assert (len(entry["replicas"]), entry["missing"]) == (2, [])
     assert entry["outcomes"]["success"] >= 100
     assert entry["process"]["memory_bytes"] == sum(each["memory_bytes"] for each in entry["replicas"].values())
-    lines = [line for line in text.splitlines() if line.startswith("manta_serve_requests_total{")]
-    success = [float(line.rsplit(" ", 1)[1]) for line in lines if 'outcome="success"' in line]
-    assert len(success) == 2
-    assert sum(success) == entry["outcomes"]["success"]
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    up = {sample.labels["replica"]: sample.value for sample in samples if sample.name == "manta_serve_replica_up"}
+    assert up == dict.fromkeys(entry["replicas"], 1)
+    success = {
+        sample.labels["replica"]: sample.value
+        for sample in samples
+        if sample.name == "manta_serve_requests_total" and sample.labels["outcome"] == "success"
+    }
+    assert sum(success.values()) == entry["outcomes"]["success"]
+    assert {name: value for name, value in success.items() if value} == {
+        name: each["requests"] for name, each in entry["replicas"].items() if each["requests"]
+    }
 
 
 def test_a_killed_replica_costs_at_most_what_it_held(faults: Endpoint) -> None:

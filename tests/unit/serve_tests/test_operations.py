@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.errors import MemoryShortError
 from cluster.probe.gpus import GpuSourceReading
 from cluster.probe.probe import GpuReading
-from serve.deployments.scaling import ReplicaLoad, ScalingPolicy, desired_replicas
+from serve.deployments.scaling import ReplicaLoad, ScalingPolicy, Targets, desired_replicas, places
 from serve.memory import CONTEXT_BYTES, GIB, check_room
 from serve.metrics import EndpointMetrics, render
+from serve.statistics import ModelStatistics
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
 
@@ -111,6 +113,8 @@ def test_gpu_metrics_leave_out_what_cannot_be_read(in_place: Callable[..., Any])
         (3, [(0.0, 0.0, 0)] * 3, 0),
         (1, [(0.0, 0.5, 4)], 2),
         (2, [], 2),
+        (2, [(0.1, 0.0, 0, 0.3), (0.1, 0.0, 0, 0.1)], 3),
+        (2, [(0.1, 0.0, 0, 0.19), (0.1, 0.0, 0, 0.1)], 1),
     ],
     ids=[
         "on target",
@@ -122,11 +126,13 @@ def test_gpu_metrics_leave_out_what_cannot_be_read(in_place: Callable[..., Any])
         "idle",
         "wedged engine",
         "nothing told",
+        "latency",
+        "latency on target",
     ],
 )
 def test_replicas_follow_work_and_waiting(current: int, loads: list[tuple], wanted: int) -> None:
-    found = desired_replicas(current, [ReplicaLoad(*load) for load in loads], target_busy=0.7, target_wait_s=0.05)
-    assert found == wanted
+    targets = Targets(busy=0.7, wait_s=0.05, latency_s=0.2)
+    assert desired_replicas(current, [ReplicaLoad(*load) for load in loads], targets) == wanted
 
 
 def test_the_policy_reads_what_replicas_tell() -> None:
@@ -136,4 +142,26 @@ def test_the_policy_reads_what_replicas_tell() -> None:
             "engine_busy": {"a": 0.9, "b": 0.9}, "oldest_wait_s": {"a": 0.0, "b": 0.0}, "queued_rows": {"a": 1.0},
         }  # fmt: skip
 
-    assert ScalingPolicy(target_busy=0.6, target_wait_s=0.05)(Context())[0] == 3
+    assert ScalingPolicy({"busy": 0.6, "wait_s": 0.05})(Context())[0] == 3
+
+
+def test_no_more_gpu_replicas_are_asked_for_than_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"GPU": 0.5, "gpu_memory_mib": 9000.0}, {"GPU": 1.0, "gpu_memory_mib": 40000.0}, {"CPU": 8.0}]
+    assert [places({"GPU": 0.25, "gpu_memory_mib": 8000}, node) for node in nodes] == [1, 4, 0]
+    monkeypatch.setattr("serve.deployments.scaling._free_of_nodes", lambda: nodes[:1])
+    policy = ScalingPolicy({"busy": 0.1, "wait_s": 0.05}, {"num_gpus": 0.25, "resources": {"gpu_memory_mib": 8000}})
+
+    class Busy:
+        current_num_replicas = 4
+        aggregated_metrics = {"engine_busy": dict.fromkeys("abcd", 1.0)}
+
+    assert policy(Busy())[0] == 5, "eight are wanted, one more has a place"
+    assert desired_replicas(4, [ReplicaLoad(0.01, 0.0, 0)] * 4, Targets(0.7, 0.05), room=lambda: 0) == 1
+
+
+def test_only_recent_requests_count_for_the_latency_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = ModelStatistics("m", "1")
+    assert statistics.recent_latency_s(2.0) == 0.0
+    now = time.monotonic()
+    statistics._window.extend([(now - 60, 9_000_000_000, 1), (now, 100_000_000, 1)])
+    assert statistics.recent_latency_s(2.0) == pytest.approx(0.1)

@@ -8,7 +8,7 @@ WRK    ?= wrk
 BENCH_PEERS ?= $(HOME)/.cache/manta-bench/serving
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format docs bench-serving clean
+.PHONY: help install quickstart test test-slow check format docs bench-data bench-serving bench-compress clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,9 +56,15 @@ $(BENCH_PEERS)/.installed:
 	$(BENCH_PEERS)/bin/pip install --quiet mlserver==1.7.1 litserve==0.2.19 onnxruntime
 	@touch $@
 
+bench-data: $(VENV)/.installed-dev ## Quality report, prepare and reads beside pandas, scikit-learn and torch
+	$(BIN)/python -m benchmarks.data.run $(ARGS)
+
 bench-serving: $(VENV)/.installed-dev $(BENCH_PEERS)/.installed ## Requests per second beside other servers; needs wrk
 	@command -v $(WRK) >/dev/null || { echo "wrk is not installed; set WRK=/path/to/wrk" >&2; exit 3; }
 	$(BIN)/python -m benchmarks.serving.run --wrk $(WRK) --peers $(BENCH_PEERS) $(ARGS)
+
+bench-compress: $(VENV)/.installed-dev ## Compression: speed, size and accuracy, in pieces of at most 5 minutes
+	$(BIN)/python -m benchmarks.compress.run $(ARGS)
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

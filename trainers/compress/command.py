@@ -88,6 +88,13 @@ def open_source(source: Path) -> Source:
                 rule="compression starts from the float graph",
                 remedy="Give the bundle that was exported first.",
             )
+        if fused := bundle.manifest.source.get("fused"):
+            raise BundleError(
+                f"Cannot compress the bundle {source}",
+                found=f"its graph holds {', '.join(fused)} (export.fuse)",
+                rule="compression calibrates and judges the network itself, on prepared rows",
+                remedy="Compress in the run (compress.recipes), which fuses last; or export with an empty export.fuse.",
+            )
         return Source(bundle.manifest.name, bundle.path(floats[0].file), bundle.manifest, source)
     check_untrusted(source)
     check_file(source)

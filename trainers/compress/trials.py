@@ -50,12 +50,12 @@ def run_trials(
 ) -> list[TrialOutcome]:
     """Run what is not in the cache yet; outcomes in the order of `trials`.
 
-    More than one new trial on a running Ray session become tasks, at most `concurrency` at a time; else they run here.
+    More than one new trial on a running Ray session become tasks, `concurrency` at a time; else they run here.
     """
     new = [trial for trial in trials if read_outcome(trial, cache) is None]
     runner = run or run_into
     lost: dict[str, str] = {}
-    if len(new) > 1 and ray_is_up():
+    if len(new) > 1 and concurrency > 1 and ray_is_up():
         lost = _run_on_ray(new, cache, concurrency, runner)
     else:
         for trial in new:

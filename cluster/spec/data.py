@@ -84,6 +84,30 @@ class ImageFolderSource(StrictSpec):
     """1 reads gray images."""
 
 
+class ImageManifestSource(StrictSpec):
+    """A CSV, TSV or JSON Lines file that names an image file and its label a row; `data.target` names the label's
+    column. Paths are relative to the file's folder."""
+
+    kind: Literal["image_manifest"]
+    path: str
+    image: str = "path"
+    """Column of the image files' paths."""
+    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """Height and width that every image is resized to; null: all must have one size already."""
+    channels: Literal[1, 3] = 3
+    """1 reads gray images."""
+
+
+class TextFilesSource(StrictSpec):
+    """Plain text with the label in the name: `root/<label>/<name>.txt`, or `root/<label>.txt` with a sample a line."""
+
+    kind: Literal["text_files"]
+    path: str
+    sample: Literal["file", "line"] = "file"
+    """What one row is."""
+    encoding: str = "utf-8"
+
+
 class PythonSource(StrictSpec):
     """`module:function`, importable from the folder in which manta was started."""
 
@@ -103,6 +127,8 @@ Source = Annotated[
     | NumpySource
     | IdxSource
     | ImageFolderSource
+    | ImageManifestSource
+    | TextFilesSource
     | PythonSource,
     Field(discriminator="kind"),
 ]

@@ -1,7 +1,8 @@
 """Fit the transforms of images and arrays on their training rows, and make the tensors of all splits with them.
 
 Invariant: mean and deviation have seen the training rows alone; every split is made by the exported transforms
-themselves (cluster/bundle/transforms/arrays.py), which is the code that serving runs.
+themselves (cluster/bundle/transforms/arrays.py), which is the code that serving runs. A rule of tables in the spec of
+a source of arrays is an error: it would do nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,39 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle.transforms import ArrayTransforms, Pixels, Standardize
+from cluster.errors import DataError
+from cluster.spec.data import CleanSpec, DataSpec, EncodeSpec
+from trainers.data.balance import balance_rows, is_synthetic
 from trainers.data.raw import RawData
 from trainers.data.shards import Split
 
 
+def check_rules(spec: DataSpec) -> None:
+    """Raise DataError for rules that only a table has."""
+    split, encode = spec.split, spec.encode.model_copy(update={"number": "auto"})  # `auto` is decided for every source
+    used = {
+        "drop_columns": bool(spec.drop_columns),
+        "columns": bool(spec.columns),
+        "max_missing": spec.max_missing != 1.0,
+        "clean": spec.clean != CleanSpec(),
+        "encode": encode != EncodeSpec(),
+        "select": spec.select is not None,
+        "split.group": split.group is not None,
+        "split.time": split.time is not None,
+        "split.column": split.column is not None,
+        f"balance.method {spec.balance.method if spec.balance else ''}": is_synthetic(spec.balance),
+    }
+    if found := [name for name, is_used in used.items() if is_used]:
+        raise DataError(
+            f"Cannot prepare the arrays of a {spec.source.kind} source",
+            found="the spec has " + ", ".join(f"data.{name}" for name in found),
+            rule="these are rules for tables, and arrays have no columns",
+            remedy="Leave them out; data.balance takes class_weights, over, under and sampler here.",
+        )
+
+
 def fit_arrays(
-    raw: RawData, rows: Mapping[str, np.ndarray], targets: np.ndarray
+    spec: DataSpec, raw: RawData, rows: Mapping[str, np.ndarray], targets: np.ndarray
 ) -> tuple[ArrayTransforms, dict[str, Split], dict[str, Any]]:
     """Transforms fitted on `rows["train"]`, all splits through them, and the facts."""
     assert raw.arrays is not None
@@ -27,7 +55,11 @@ def fit_arrays(
         name="image" if image else "features", item_shape=raw.item_shape, steps=(step,), pixels=_pixels(raw)
     )
     splits = {name: Split(transforms.apply(raw.arrays[index]), targets[index]) for name, index in rows.items()}
-    return transforms, splits, {"mean": list(step.mean), "deviation": list(step.deviation)}
+    facts: dict[str, Any] = {"mean": list(step.mean), "deviation": list(step.deviation)}
+    if spec.balance is not None:
+        splits["train"], balanced = balance_rows(spec.balance, splits["train"])
+        facts |= balanced
+    return transforms, splits, facts
 
 
 def fit_standardize(train: np.ndarray, *, by_channel: bool) -> Standardize:

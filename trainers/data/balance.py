@@ -26,22 +26,42 @@ def balance_training(
     spec: BalanceSpec, transforms: Transforms, train: Split, table: Table, values: Mapping[str, Values]
 ) -> tuple[Split, dict[str, Any]]:
     """The training split, balanced, and the class counts before and after. Raises DataError."""
-    if not np.issubdtype(train.targets.dtype, np.integer):
-        raise DataError("Cannot balance", found="the task is regression", remedy="Set data.balance: null.")
-    if spec.method in SYNTHETIC:
-        _check_synthetic(spec, transforms, train, table)
-    if spec.method == "class_weights":
-        balanced = Split(train.inputs, train.targets, class_weights(train.targets))
-    elif spec.method in ("over", "under", "sampler"):
-        rows = drawn_rows(spec, train.targets)
-        balanced = Split({name: array[rows] for name, array in train.inputs.items()}, train.targets[rows])
-    elif spec.method == "smotenc":
+    if not is_synthetic(spec):
+        return balance_rows(spec, train)
+    _check_classes(train)
+    _check_synthetic(spec, transforms, train, table)
+    if spec.method == "smotenc":
         balanced = _smotenc(spec, transforms, train, values)
     else:
         matrix, targets = _sampler(spec, train.targets).fit_resample(train.inputs["features"], train.targets)
         balanced = Split({"features": matrix.astype(np.float32)}, targets)
+    return balanced, _facts(spec, train, balanced)
+
+
+def is_synthetic(spec: BalanceSpec | None) -> bool:
+    """Whether the method makes rows that nobody has seen."""
+    return spec is not None and spec.method in SYNTHETIC
+
+
+def balance_rows(spec: BalanceSpec, train: Split) -> tuple[Split, dict[str, Any]]:
+    """The training split of any layout, balanced by weights or by drawing its rows. Raises DataError."""
+    _check_classes(train)
+    if spec.method == "class_weights":
+        balanced = Split(train.inputs, train.targets, class_weights(train.targets))
+    else:
+        rows = drawn_rows(spec, train.targets)
+        balanced = Split({name: array[rows] for name, array in train.inputs.items()}, train.targets[rows])
+    return balanced, _facts(spec, train, balanced)
+
+
+def _check_classes(train: Split) -> None:
+    if not np.issubdtype(train.targets.dtype, np.integer):
+        raise DataError("Cannot balance", found="the task is regression", remedy="Set data.balance: null.")
+
+
+def _facts(spec: BalanceSpec, train: Split, balanced: Split) -> dict[str, Any]:
     facts = {"method": spec.method, "before": _counts(train.targets), "after": _counts(balanced.targets)}
-    return balanced, {"balance": facts}
+    return {"balance": facts}
 
 
 def balanced_rows(spec: BalanceSpec, counts: np.ndarray) -> int | None:

@@ -14,7 +14,16 @@ import numpy as np
 
 from cluster.atomic import digest_json
 from cluster.errors import DataError
-from cluster.spec.data import DataSpec, IdxSource, ImageFolderSource, NumpySource, PythonSource, SklearnSource
+from cluster.spec.data import (
+    DataSpec,
+    IdxSource,
+    ImageFolderSource,
+    ImageManifestSource,
+    NumpySource,
+    PythonSource,
+    SklearnSource,
+    TextFilesSource,
+)
 from trainers.data.files import digest_files, readable_file
 from trainers.data.hashing import array_keys, text_key
 from trainers.data.idx import read_idx
@@ -41,6 +50,15 @@ def read_source(spec: DataSpec, inspect: Inspect | None = None) -> RawData:
 
         images, names, digest = read_image_folder(source)
         return _arrays(images, names, digest)
+    if isinstance(source, ImageManifestSource):
+        from trainers.data.images import read_image_manifest
+
+        images, names, digest = read_image_manifest(spec, source)
+        return _arrays(images, names, digest)
+    if isinstance(source, TextFilesSource):
+        from trainers.data.text_files import read_text_files
+
+        return read_text_files(spec, source, inspect)
     if isinstance(source, PythonSource):
         from trainers.data.table_files import call_function
 

@@ -23,6 +23,7 @@ from cluster.spec.data import DataSpec, PythonSource
 from cluster.spec.resolve import DataFacts, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
+from trainers.data.arrays import check_rules, fit_arrays
 from trainers.data.raw import RawData
 from trainers.data.shards import write_prepared
 from trainers.data.sources import Inspect, read_source
@@ -45,6 +46,8 @@ class Plan:
 def make_plan(spec: DataSpec, inspect: Inspect | None = None) -> Plan:
     """Read the source, check the target and split. Raises DataError."""
     raw = read_source(spec, inspect)
+    if raw.table is None:
+        check_rules(spec)
     classes: tuple[str, ...] = ()
     task = target_rules.infer_task(raw.targets, spec.task)
     if task == "regression":
@@ -125,8 +128,6 @@ def _inspected_plan(context: StageContext) -> Plan:
 
 def count_training_rows(spec: DataSpec, plan: Plan) -> int:
     """Rows that the training split will have after cleaning and balancing: the batch plan counts updates with it."""
-    if plan.raw.table is None:
-        return len(plan.rows["train"])
     from trainers.data.fit import prepare_table, training_rows
 
     rows = training_rows(spec, plan.raw, plan.rows["train"], plan.targets)
@@ -152,9 +153,7 @@ def prepare_data(context: StageContext) -> StageResult:
         inputs, splits, facts = prepared.inputs, prepared.splits, prepared.facts
         transforms: Transforms | ArrayTransforms = prepared.transforms
     else:
-        from trainers.data.arrays import fit_arrays
-
-        transforms, splits, facts = fit_arrays(plan.raw, plan.rows, plan.targets)
+        transforms, splits, facts = fit_arrays(spec, plan.raw, plan.rows, plan.targets)
         inputs = transforms.signature()
     write_json(context.folder / TRANSFORMS, transforms.to_json())
     write_prepared(context.folder, splits, task=plan.task, classes=plan.classes, inputs=inputs, facts=facts)

@@ -81,7 +81,7 @@ def read_file(source: CsvSource | JsonlSource | ParquetSource, path: Path) -> pa
 
 def read_csv(path: Path, source: CsvSource) -> pa.Table:
     """A delimited file with every column as text. Raises DataError."""
-    data = _decoded(text_file(path, source.encoding), source.encoding)
+    data = decoded_text(text_file(path, source.encoding), source.encoding)
     names = csv_header(path, data, source)
     parse = pa_csv.ParseOptions(
         delimiter=source.delimiter, quote_char=source.quote or False, newlines_in_values=source.quote is not None
@@ -167,7 +167,7 @@ def _ray_rows(dataset: Any) -> pa.Table:
     return pa.concat_tables(batches, promote_options="permissive")
 
 
-def _decoded(path: Path, encoding: str) -> bytes:
+def decoded_text(path: Path, encoding: str) -> bytes:
     """The file's text as UTF-8 bytes without a byte order mark. Raises DataError for bytes of another encoding."""
     data = open_bytes(path)
     try:

@@ -9,11 +9,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.bundle import open_bundle
 from cluster.pipeline.stage import PIPELINE
 from cluster.telemetry.events import EndpointReady, EpochFinished, TrialUpdated, read_events
+from tests.bundles import softmax
 from tests.e2e.conftest import KeptRun, call_manta
+from trainers.data.shards import open_prepared
 
 ACCURACY_MIN = 0.975
 
@@ -42,6 +45,28 @@ def test_the_endpoint_answers_real_images_with_the_bundles_own_answers(quickstar
     got = np.array(output["data"]).reshape(output["shape"])
     want = sample[f"outputs/{bundle.manifest.default_variant}/{output['name']}"]
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_raw_digits_and_an_image_file_have_the_probabilities_of_the_pipeline(
+    quickstart: KeptRun, tmp_path: Path
+) -> None:
+    """Raw values 0..16 and a PNG, against the split's own tensor through the bundle's ONNX file."""
+    url, bundle = quickstart.summary["endpoint"]["url"], open_bundle(quickstart.folder / "bundle")
+    prepared = open_prepared(quickstart.folder / "stages" / "prepare")
+    rows = prepared.splits["test"].inputs["image"][:8]
+    facts = prepared.facts
+    raw = rows.astype(np.float64) * facts["deviation"][0] + facts["mean"][0]
+    expected = softmax(bundle.path(bundle.variant().file), rows)
+    answers = [httpx.post(f"{url}/predict", json={"rows": [{"image": row.tolist()} for row in raw]}).json()]
+    files = [tmp_path / f"{index}.png" for index in range(len(raw))]
+    for path, row in zip(files, raw, strict=True):
+        Image.fromarray(np.round(row[0] * 255 / 16).astype(np.uint8)).save(path)
+    answers.append(httpx.post(f"{url}/predict/image", files=[("file", path.read_bytes()) for path in files]).json())
+    for answer, tolerance in zip(answers, (1e-5, 0.05), strict=True):  # a PNG rounds a value 0..16 to a 255th
+        found = np.array([list(one["probabilities"].values()) for one in answer["predictions"]])
+        np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
+    done = call_manta("predict", quickstart.summary["endpoint"]["name"], str(files[0]), "--json", cwd=quickstart.cwd)
+    assert done.json["predictions"] == answers[1]["predictions"][:1]
 
 
 def test_the_printed_curl_body_is_accepted(quickstart: KeptRun) -> None:

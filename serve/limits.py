@@ -28,5 +28,7 @@ class Limits:
     """Rows that may wait for the engine; past it requests are refused."""
     queue_bytes: int = 256 << 20
     """Bytes that may wait for the engine."""
+    queue_wait_s: float | None = 1.0
+    """Expected time in the queue, from what a row takes now; past it requests are refused. None: no such bound."""
     retry_after_s: int = 1
     """What a refused client is told."""

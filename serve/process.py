@@ -16,6 +16,7 @@ import uvicorn
 from cluster.errors import EndpointError, PortInUseError
 from serve.access_log import AccessLog, open_access_log
 from serve.asgi import AsgiDoor
+from serve.batching import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
 from serve.handler import Handler
 from serve.human import build_human_side
@@ -37,6 +38,7 @@ async def open_door(config: EndpointConfig, limits: Limits | None = None) -> Asg
 
 async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_port: int | None = None) -> None:
     """Serve until SIGINT or SIGTERM; over gRPC as well where a port is given (0 takes a free one)."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     door = await open_door(config)
     rpc_server = await open_rpc(door, listener.getsockname()[0], grpc_port) if grpc_port is not None else None
     open_access_log(sys.stderr)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.errors import MantaError
+from cluster.spec.serve import QueueSpec
 from serve.access import Access, load_access
 from serve.config import EndpointConfig, VersionConfig
 from serve.limits import Limits
@@ -180,8 +181,7 @@ class Repository:
                 self.reasons[name] = error.message
             raise
         old = self.models.get(name)
-        queue = {"queue_rows": config.queue.max_rows, "queue_bytes": config.queue.max_mib << 20}
-        self.models[name] = ServedModel(config, version, loaded, replace(self.limits, **queue))
+        self.models[name] = ServedModel(config, version, loaded, _with_queue(self.limits, config.queue))
         self.reasons.pop(name, None)
         if old is not None:
             if self._default is old:
@@ -195,6 +195,11 @@ class Repository:
         task = asyncio.get_running_loop().create_task(model.retire())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+
+def _with_queue(limits: Limits, queue: QueueSpec) -> Limits:
+    wait_s = None if queue.max_wait_ms is None else queue.max_wait_ms / 1e3
+    return replace(limits, queue_rows=queue.max_rows, queue_bytes=queue.max_mib << 20, queue_wait_s=wait_s)
 
 
 def check_version(text: str) -> str:

@@ -78,6 +78,9 @@ class QueueSpec(StrictSpec):
     max_rows: Annotated[int, Field(ge=1)] = 4096
     max_mib: Annotated[int, Field(ge=1)] = 256
     """Input tensors of the requests that wait, in MiB."""
+    max_wait_ms: PositiveFloat | None = 1000.0
+    """A request that would wait longer, by what the engine takes a row now, is refused at once; null looks at rows and
+    bytes alone."""
 
 
 class ServeSpec(StrictSpec):

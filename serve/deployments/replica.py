@@ -8,6 +8,7 @@ cannot be loaded leaves the replica as it was, with the reason in the repository
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -17,6 +18,7 @@ from ray import serve as ray_serve
 from cluster.errors import EndpointError, MantaError
 from serve.access_log import AccessLog, open_access_log
 from serve.asgi import AsgiDoor
+from serve.batching import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
 from serve.deployments.neighbors import access_file, endpoint_peers
 from serve.deployments.scaling import BUSY, LATENCY_S, LOOK_BACK_S, OLDEST_WAIT_S, QUEUED_ROWS
@@ -36,6 +38,7 @@ class EndpointReplica:
     """State of one replica. Ray Serve calls every method on the replica's event loop."""
 
     def __init__(self, name: str) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         limits = Limits()
         self.repository = Repository(name, limits)
         self.repository.peers = endpoint_peers(name)

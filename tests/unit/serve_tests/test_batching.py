@@ -6,6 +6,7 @@ Time is not slept away: the fake engine's gate holds a call until the test opens
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from cluster.bundle import TensorSignature, TensorSpec
 from cluster.errors import InferenceError, OverloadedError
-from serve.batching import Batcher, BatchPolicy
+from serve.batching import Batcher, BatchPolicy, _stack
 from serve.engines.fake import FakeEngine, Fault
 from serve.limits import Limits
 from serve.statistics import ModelStatistics
@@ -212,6 +213,62 @@ def test_a_full_queue_refuses_at_once_and_goes_on_for_the_others() -> None:
 
     run(test, limits=Limits(queue_rows=4))
     run(test, limits=Limits(queue_bytes=2 * 2 * 2 * 4))
+
+
+def test_a_request_that_would_wait_too_long_is_refused_before_it_waits() -> None:
+    """The bound is time, from what a row took: 0.2 s a row and at most 0.5 s refuse the fourth."""
+
+    async def test(bench: Bench) -> None:
+        bench.batcher._recent_s, bench.batcher._recent_rows = 0.2, 1.0
+        first = await bench.occupy()
+        waiting = [bench.ask(1.0) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert bench.batcher.expected_wait_s == pytest.approx(0.6)
+        with pytest.raises(OverloadedError, match=r"3 rows wait and need 0\.6 s, at most 0\.5 s"):
+            await bench.ask(1.0)
+        bench.engine.gate.set()
+        assert sums(await asyncio.gather(*waiting)) == [2.0] * 3
+        await first
+        assert bench.statistics.outcomes["queue_full"] == 1
+
+    run(test, limits=Limits(queue_wait_s=0.5))
+
+
+def test_the_time_of_a_row_is_measured_and_one_slow_call_is_forgotten() -> None:
+    async def test(bench: Bench) -> None:
+        bench.batcher._recent_s, bench.batcher._recent_rows = 30.0, 1.0
+        for _ in range(60):
+            await bench.ask(1.0, rows=8)
+        assert bench.batcher._recent_s / bench.batcher._recent_rows < 0.01
+
+    run(test)
+
+
+def test_the_engines_thread_takes_the_next_batch_without_the_event_loop() -> None:
+    """While the loop is held, the engine works off what waits; with a round trip over the loop it would stand still."""
+
+    async def test(bench: Bench) -> None:
+        first = await bench.occupy()
+        waiting = [bench.ask(1.0, rows=8) for _ in range(3)]
+        await asyncio.sleep(0)
+        bench.engine.gate.set()
+        deadline = time.monotonic() + 10
+        while len(bench.engine.calls) < 4 and time.monotonic() < deadline:
+            time.sleep(0.001)  # holds the event loop on purpose
+        assert bench.engine.calls == [1, 8, 8, 8]
+        await asyncio.gather(first, *waiting)
+
+    run(test)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.bool_, np.float16, object])
+def test_joined_rows_are_the_rows(dtype: type) -> None:
+    parts = [np.arange(6 * rows).reshape(rows, 2, 3).astype(dtype) for rows in (1, 3, 2)]
+    strided = np.arange(24).reshape(2, 3, 4).astype(dtype).transpose(0, 2, 1)[:, :2]
+    for arrays in (parts, [*parts, strided]):
+        joined = _stack(arrays)
+        assert joined.dtype == dtype
+        np.testing.assert_array_equal(joined, np.concatenate(arrays))
 
 
 def test_clients_that_leave_cost_no_call_and_others_are_answered() -> None:

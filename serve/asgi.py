@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.errors import MantaError
 from serve.handler import Answer, Handler, InferCall, error_answer, text_error
+from serve.peers import CALLER, SELF, SELF_HEADER, Caller
 from serve.problems import bad_request, too_large
 
 LOG = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class AsgiDoor:
         method = scope["method"]
         if segments[:1] != ["health"]:  # load balancers have no token
             is_admin = segments[-1:] in (["load"], ["unload"])
-            self.handler.repository.access.check(_text(scope["headers"], b"authorization"), admin=is_admin)
+            authorization = _text(scope["headers"], b"authorization")
+            self.handler.repository.access.check(authorization, admin=is_admin)
+            CALLER.set(Caller(authorization, _text(scope["headers"], SELF_HEADER.encode()) == SELF))
         body = b"" if method == "GET" else await self._body(scope["headers"], receive)
         return await self.handler.other(method, segments, body)
 

@@ -1,7 +1,7 @@
 """The replicas of one endpoint, as one of them asks the others: an answer for the whole endpoint from any of them.
 
-A scrape or a look at /stats reaches one replica, whichever the proxy chooses. That one asks the others on their own
-ports (`?replica=self` makes each answer for itself alone) and joins what they say.
+A scrape, a look at /stats, a load or an unload reaches one replica, whichever the proxy chooses. That one asks the
+others on their own ports (`?replica=self` and a header make each answer for itself alone) and joins what they say.
 
 Invariant: a replica that does not answer within `TIMEOUT_S` is named as missing and holds nobody up longer.
 Covered: any number of replicas on any node. Not covered: who they are (serve/deployments/neighbors.py knows Ray).
@@ -11,12 +11,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import httpx
 
 TIMEOUT_S = 2.0
 SELF = "self"
+SELF_HEADER = "x-manta-replica"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks for an administrative change."""
+
+    authorization: str = ""
+    is_peer: bool = False
+    """Another replica passes on what a client has asked it: it is done here alone."""
+
+
+CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
+"""Set by the doors for the request at hand."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +53,33 @@ class Peers:
 
     async def ask(self, path: str, authorization: str = "") -> dict[str, bytes | None]:
         """What each other replica answers to GET `path`; None for one that does not."""
+        return await self._all("GET", path, Caller(authorization), TIMEOUT_S)
+
+    async def pass_on(self, path: str, timeout_s: float) -> list[str]:
+        """POST `path` to each other replica as the client at hand; the names of those that did not do it.
+
+        Nothing is passed on for a caller that is a replica itself.
+        """
+        caller = CALLER.get() or Caller()
+        if caller.is_peer:
+            return []
+        answers = await self._all("POST", path, caller, timeout_s)
+        return sorted(replica for replica, answer in answers.items() if answer is None)
+
+    async def _all(self, method: str, path: str, caller: Caller, timeout_s: float) -> dict[str, bytes | None]:
         if self.others is None:
             return {}
         peers = await self.others()
-        headers = {"Authorization": authorization} if authorization else {}
-        async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
-            answers = await asyncio.gather(*(_get(client, peer, path) for peer in peers))
+        headers = {SELF_HEADER: SELF, **({"Authorization": caller.authorization} if caller.authorization else {})}
+        async with httpx.AsyncClient(timeout=timeout_s, headers=headers, trust_env=False) as client:
+            answers = await asyncio.gather(*(_send(client, method, peer, path) for peer in peers))
         return {peer.replica: answer for peer, answer in zip(peers, answers, strict=True)}
 
 
-async def _get(client: httpx.AsyncClient, peer: Peer, path: str) -> bytes | None:
+async def _send(client: httpx.AsyncClient, method: str, peer: Peer, path: str) -> bytes | None:
     for url in peer.urls:
         try:
-            response = await client.get(f"{url}{path}", params={"replica": SELF})
+            response = await client.request(method, f"{url}{path}", params={"replica": SELF})
         except httpx.ConnectError:
             continue
         except httpx.TransportError:

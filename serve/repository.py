@@ -26,6 +26,7 @@ from serve.problems import bad_request, not_found, overloaded
 
 # a change of these loads a version anew
 ENGINE_FIELDS = ("batching", "queue", "device", "tensorrt", "num_threads", "engine_process", "call_timeout_s")
+LOAD_TIMEOUT_S = 300.0  # for another replica to load or to answer what it has accepted
 LOADING = "loading"
 UNLOADED = "unloaded"
 NOT_KEPT = "not among the versions that are kept loaded"
@@ -115,16 +116,29 @@ class Repository:
         self._default = model
 
     async def load(self, name: str) -> None:
-        """Load what is configured and not loaded: the protocol's `load`."""
+        """Load what is configured and not loaded, on every replica: the protocol's `load`."""
         if name != self.name:
             raise not_found(f"failed to load {name[:80]!r}: no such model")
         if self.config is not None:
             await self.apply(self.config)
+        await self._pass_on("load")
 
     async def unload(self, name: str) -> None:
-        """Retire every version; the endpoint answers 503 until `load`."""
+        """Retire every version on every replica; the endpoint answers 503 until `load`."""
         if name != self.name:
             raise not_found(f"failed to unload {name[:80]!r}: no such model")
+        await self._unload()
+        await self._pass_on("unload")
+
+    async def _pass_on(self, verb: str) -> None:
+        """Raises OverloadedError naming the replicas that did not follow; this one has."""
+        missing = await self.peers.pass_on(f"/v2/repository/models/{self.name}/{verb}", LOAD_TIMEOUT_S)
+        if missing:
+            raise overloaded(
+                f"replicas {', '.join(missing)} did not {verb}; the others have", reason="not_ready", retry_after_s=1
+            )
+
+    async def _unload(self) -> None:
         async with self._lock:
             self._default = None
             models, self.models = list(self.models.values()), {}
@@ -133,7 +147,7 @@ class Repository:
 
     async def close(self) -> None:
         """Answer what was accepted and free the engines."""
-        await self.unload(self.name)
+        await self._unload()
         await asyncio.gather(*self._retiring)
 
     def index(self, *, ready_only: bool = False) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from cluster.errors import MantaError
 from serve.access import from_metadata
 from serve.codec import InferRequest, RequestedOutput
 from serve.handler import Handler, check_scheduling
+from serve.peers import CALLER, Caller
 from serve.problems import bad_request, grpc_code_of
 from serve.proto import health_pb2, health_pb2_grpc, inference_pb2, inference_pb2_grpc
 from serve.repository import check_version
@@ -62,7 +63,9 @@ class Rpc:
         """Raise ProtocolError 401 or 403 unless the call may go on. Health and liveness need no token."""
         if name not in OPEN_METHODS:
             is_admin = name in ("RepositoryModelLoad", "RepositoryModelUnload")
-            self.repository.access.check(from_metadata(metadata), admin=is_admin)
+            authorization = from_metadata(metadata)
+            self.repository.access.check(authorization, admin=is_admin)
+            CALLER.set(Caller(authorization))
 
     async def Check(self, request: Any) -> Any:
         """grpc.health.v1: the server for an empty name, else the model of that name."""

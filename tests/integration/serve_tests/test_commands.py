@@ -81,14 +81,18 @@ def test_another_terminal_lists_asks_rolls_on_and_back_and_takes_away(
     assert by_file["predictions"] == first["predictions"]
     assert run(place, "endpoints", token="another-token-0123456789")["endpoints"][0]["state"] == "NO TOKEN"
     second = make_bundle(place / "second", name="shop", item_shape=(4,), num_outputs=3, seed=2)
-    assert run(place, "deploy", str(second), "--name", "shop")["version"] == "2"
+    assert run(place, "deploy", str(second), "--name", "shop", "--versions", "all")["version"] == "2"
+    old = run(place, "predict", "shop", rows, "--version", "1")
+    assert (old["version"], old["predictions"]) == ("1", first["predictions"])
     after = run(place, "predict", "shop", str(place / "rows.json"))
     assert (after["version"], after["predictions"] != first["predictions"]) == ("2", True)
     assert "401" in run(place, "rollback", "shop", code=1, token="another-token-0123456789")["error"]["found"]
     assert run(place, "rollback", "shop")["version"] == "1"
     assert run(place, "predict", "shop", str(place / "rows.json"))["predictions"] == first["predictions"]
     assert run(place, "undeploy", "shop")["ok"]
-    assert served.wait(60) == 0
+    assert served.wait(60) == 0, "a private Ray ends by itself when its last endpoint is gone"
+    assert served.stderr is not None
+    assert "The last endpoint is gone." in served.stderr.read()
     assert run(place, "endpoints")["endpoints"] == []
     assert run(place, "predict", "shop", str(place / "rows.json"), code=2)["error"]["code"] == "REQUEST"
 

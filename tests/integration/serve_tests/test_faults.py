@@ -202,6 +202,23 @@ def test_a_replicas_own_port_asks_for_the_same_tokens(faults: Endpoint, tmp_path
         deploy(config, EndpointOptions(token="secret-token-0123456789"))
 
 
+def test_load_and_unload_reach_every_replica(faults: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text("admin-token-0123456789\n")
+    config = configuration("faults")
+    assert config is not None
+    deploy(config.model_copy(update={"admin_token_file": str(tmp_path / "admin")}), EndpointOptions())
+
+    def ready() -> set[int]:
+        urls = [f"http://127.0.0.1:{port}/faults/v2/models/faults/ready" for port in replica_ports()]
+        return {httpx.get(url, trust_env=False).status_code for url in urls}
+
+    with httpx.Client(headers={"Authorization": "Bearer admin-token-0123456789"}, trust_env=False) as http:
+        for verb, status in (("unload", 503), ("load", 200)):
+            answer = http.post(f"{faults.url}/v2/repository/models/faults/{verb}", timeout=60)
+            assert (answer.status_code, ready()) == (200, {status}), answer.text
+    deploy(config, EndpointOptions())
+
+
 def replica_ports() -> set[int]:
     """HTTP ports of the replicas of 'faults': Ray Serve takes them from 30000 on."""
     pids = replica_pids()

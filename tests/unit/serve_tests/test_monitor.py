@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import logging
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve.access import Access
 from serve.access_log import AccessLog, open_access_log
 from serve.deployments.commands import _table
 from serve.metrics import EndpointMetrics, merge, render
 from serve.monitor import joined
-from serve.peers import Peer, Peers
+from serve.peers import SELF_HEADER, Peer, Peers
 from serve.statistics import window_of
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
@@ -130,6 +132,42 @@ def test_a_look_at_one_replica_asks_the_others_with_the_clients_token(in_place: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serve.peers.httpx.AsyncClient", patched)
         in_place(test, human=True)
+
+
+@pytest.mark.parametrize(("from_peer", "passed_on"), [(False, 2), (True, 0)])
+def test_a_load_is_passed_on_once_and_a_replica_that_did_not_follow_is_named(
+    in_place: Callable[..., Any], from_peer: bool, passed_on: int
+) -> None:
+    asked: list[tuple[str, str, str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = request.headers
+        asked.append((request.method, request.url.path, headers[SELF_HEADER], headers["authorization"]))
+        return httpx.Response(200 if request.url.host == "there" else 500)
+
+    async def test(place: Place) -> None:
+        async def others() -> list[Peer]:
+            return [Peer("b", ("http://there/m",)), Peer("c", ("http://broken/m",))]
+
+        place.repository.peers = Peers("a", others)
+        place.repository.access = Access(admin=(hashlib.sha256(b"admin").digest(),))
+        headers = {"authorization": "Bearer admin"} | ({SELF_HEADER: "self"} if from_peer else {})
+        async with client(place) as http:
+            found = await http.post("/v2/repository/models/m/unload", headers=headers)
+        assert found.status_code == (200 if from_peer else 503)
+        assert from_peer or "replicas c did not unload; the others have" in found.json()["error"]
+        assert asked == [("POST", "/m/v2/repository/models/m/unload", "self", "Bearer admin")] * passed_on
+        assert not place.repository.ready
+
+    transport = httpx.MockTransport(answer)
+    real = httpx.AsyncClient
+
+    def patched(**options: Any) -> httpx.AsyncClient:
+        return real(**options) if "transport" in options else real(transport=transport, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.peers.httpx.AsyncClient", patched)
+        in_place(test)
 
 
 def test_the_watch_shows_mean_percentiles_throughput_cpu_and_memory() -> None:

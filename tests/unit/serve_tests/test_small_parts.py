@@ -24,7 +24,7 @@ from serve.deployments.commands import _wanted
 from serve.deployments.stages import compare
 from serve.model import version_policy
 from serve.process import open_door
-from serve.rows import read_rows
+from serve.rows import read_image, read_rows
 from tests.bundles import make_bundle
 
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")
@@ -64,19 +64,20 @@ def test_any_name_becomes_an_endpoints(text: str, name: str) -> None:
     assert endpoint_name(text) == name
 
 
-def test_rows_come_from_files_of_four_kinds(tmp_path: Path) -> None:
-    metadata = {"inputs": [{"name": "x", "shape": [-1, 1, 2, 2]}]}
+def test_rows_come_from_files_of_three_kinds_and_images_go_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,city\n3,Rome\n")
-    assert read_rows(tmp_path / "a.csv", metadata) == [{"age": "3", "city": "Rome"}]
+    assert read_rows(tmp_path / "a.csv") == [{"age": "3", "city": "Rome"}]
     (tmp_path / "a.json").write_text(json.dumps({"age": 3}))
-    assert read_rows(tmp_path / "a.json", metadata) == [{"age": 3}]
+    assert read_rows(tmp_path / "a.json") == [{"age": 3}]
     np.save(tmp_path / "a.npy", np.eye(2))
-    assert read_rows(tmp_path / "a.npy", metadata) == [[1.0, 0.0], [0.0, 1.0]]
+    assert read_rows(tmp_path / "a.npy") == [[1.0, 0.0], [0.0, 1.0]]
     Image.new("L", (4, 4), 255).save(tmp_path / "a.png")
-    assert read_rows(tmp_path / "a.png", metadata) == [[[[1.0, 1.0], [1.0, 1.0]]]]
+    assert read_image(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
     for bad in ("a.txt", "absent.csv"):
         with pytest.raises(RequestError):
-            read_rows(tmp_path / bad, metadata)
+            read_rows(tmp_path / bad)
+    with pytest.raises(RequestError):
+        read_image(tmp_path / "absent.png")
 
 
 def test_a_record_lives_as_long_as_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.spec.base import StrictSpec
 from cluster.spec.compress import CompressSpec
@@ -39,3 +39,13 @@ class RunSpec(StrictSpec):
     serve: ServeSpec | None = ServeSpec()
     """null: stop at the bundle."""
     tracking: TrackingSpec = TrackingSpec()
+
+    @model_validator(mode="after")
+    def _graph_fits_the_engine(self) -> RunSpec:
+        if self.serve is None or self.serve.engine != "tensorrt":
+            return self
+        if "labels" in self.export.fuse:
+            raise ValueError("export.fuse has labels, which are strings: serve.engine tensorrt has none")
+        if self.export.optimize.transformer:
+            raise ValueError("export.optimize.transformer writes ONNX Runtime's operators: tensorrt knows none of them")
+        return self

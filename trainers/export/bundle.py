@@ -29,7 +29,9 @@ def write_sample(folder: Path, variants: tuple[Variant, ...], rows: dict[str, np
     arrays = {f"inputs/{name}": array for name, array in rows.items()}
     for variant in variants:
         for output, values in run_batches(open_session(folder / variant.file), rows).items():
-            arrays[f"outputs/{variant.name}/{output}"] = values
+            # an .npz without pickle holds texts as fixed-width bytes, not as objects
+            texts = values.dtype == object
+            arrays[f"outputs/{variant.name}/{output}"] = np.array([t.encode() for t in values]) if texts else values
     np.savez(folder / SAMPLE, **arrays)  # type: ignore[arg-type]
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from cluster.errors import DataError
 from cluster.spec.run import RunSpec
 from trainers.data.shards import PreparedData
+from trainers.export.graph_file import check_file
 from trainers.export.module import load_module
 from trainers.export.onnx import EXAMPLE_ROWS_MIN, export_onnx
+from trainers.export.optimize import optimize_graph
 from trainers.export.parity import BATCH_SIZES, check_parity
 
 FLOAT_GRAPH = "model.onnx"
@@ -19,18 +21,22 @@ FLOAT_VARIANT = "fp32"
 
 
 def write_float_graph(spec: RunSpec, prepared: PreparedData, weights: Path, folder: Path) -> dict[str, Any]:
-    """Export the trained module into `folder` and check parity on real rows. Raises ModelError.
+    """Export the trained module into `folder`, optimize it and check parity on real rows. Raises ModelError.
 
     Returns:
-        `{"parity": {…}, "opset": int, "operators": {…}, "num_parameters": int, "size_bytes": int}`.
+        `{"parity": {…}, "optimized": {…}, "opset": int, "operators": {…}, "num_parameters": int, "size_bytes": int}`.
     """
     module = load_module(spec.model, prepared.inputs, prepared.num_outputs, weights)
     rows = real_rows(prepared)
     path = folder / FLOAT_GRAPH
     facts = export_onnx(module, prepared.inputs, rows, path, opset=spec.export.opset)
+    optimized = optimize_graph(path, spec.export.optimize)
+    if optimized:
+        facts = check_file(path)
     parity = check_parity(module, path, rows, spec.export.parity)
     return {
         "parity": parity,
+        "optimized": optimized,
         "opset": facts.opset,
         "operators": facts.operators,
         "num_parameters": facts.num_parameters,

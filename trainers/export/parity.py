@@ -2,8 +2,8 @@
 
 Invariant: parity holds only if every output agrees within the stated tolerance at every tried batch size.
 
-Covered: batch 1, 2 and an odd size, any number of inputs. Not covered: low-precision variants, which are judged by the
-gate (trainers/compress/gate.py).
+Covered: batch 1, 2 and an odd size, any number of inputs and outputs. Not covered: low-precision variants, which are
+judged by the gate (trainers/compress/gate.py).
 """
 
 from __future__ import annotations
@@ -13,37 +13,58 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from cluster.errors import ModelError
 from cluster.spec.export import ParitySpec
-from trainers.evaluate.predict import predict_torch
+from trainers.evaluate.predict import tensors_of
 from trainers.export.session import open_session, run_batches
 
 BATCH_SIZES = (1, 2, 7)  # one row, the exporter's example, an odd size that no padding rule favors
 
 
 def check_parity(module: nn.Module, path: Path, rows: Mapping[str, np.ndarray], spec: ParitySpec) -> dict[str, Any]:
-    """Compare torch and the file on the first rows of `rows`. Raises ModelError where they differ.
+    """Compare torch and the file on the first rows of `rows`, every output. Raises ModelError where they differ.
 
     Returns:
-        `{"<output>": {"max_abs_diff": float, "rows": int}, "batch_sizes": […], "absolute": …, "relative": …}`.
+        `{"<output>": {"max_abs_diff": float, "rows": int}, …, "batch_sizes": […], "absolute": …, "relative": …}`.
     """
     session = open_session(path)
-    output = session.get_outputs()[0].name
-    worst = 0.0
+    names = [output.name for output in session.get_outputs()]
     used = [size for size in BATCH_SIZES if size <= len(next(iter(rows.values())))]
+    worst = dict.fromkeys(names, 0.0)
     for size in used:
         some = {name: np.array(array[:size]) for name, array in rows.items()}
-        expected = predict_torch(module, some, batch_rows=size)
-        got = run_batches(session, some, batch_rows=size)[output]
-        worst = max(worst, _compare(output, expected, got, spec, size))
+        expected = torch_outputs(module, some)
+        if len(expected) != len(names):
+            raise ModelError(
+                "Cannot accept the exported file",
+                found=f"it has outputs {', '.join(names)}, torch gives {len(expected)}",
+                rule="each output is compared",
+            )
+        got = run_batches(session, some, batch_rows=size)
+        for name, want in zip(names, expected, strict=True):
+            worst[name] = max(worst[name], _compare(name, want, got[name], spec, size))
     return {
-        output: {"max_abs_diff": worst, "rows": max(used)},
+        **{name: {"max_abs_diff": worst[name], "rows": max(used)} for name in names},
         "batch_sizes": used,
         "absolute": spec.absolute,
         "relative": spec.relative,
     }
+
+
+def torch_outputs(module: nn.Module, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """All outputs of one batch, in eval mode, in the order in which forward gives them."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            found = module(*tensors_of(inputs, slice(None)))
+    finally:
+        module.train(was_training)
+    listed = found if isinstance(found, tuple | list) else (found,)
+    return tuple(one.float().numpy() if one.is_floating_point() else one.numpy() for one in listed)
 
 
 def _compare(output: str, expected: np.ndarray, got: np.ndarray, spec: ParitySpec, size: int) -> float:
@@ -52,7 +73,7 @@ def _compare(output: str, expected: np.ndarray, got: np.ndarray, spec: ParitySpe
         raise ModelError(attempted, found=f"has shape {list(got.shape)}, torch gives {list(expected.shape)}")
     if not np.isfinite(got).all():
         raise ModelError(attempted, found="holds NaN or infinity", rule="outputs must be finite")
-    difference = np.abs(got - expected)
+    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
     allowed = spec.absolute + spec.relative * np.abs(expected)
     if (difference > allowed).any():
         raise ModelError(

@@ -5,6 +5,7 @@ Files of the stage: none of its own; the bundle goes to the run's `bundle/`, as 
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -14,10 +15,12 @@ from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS, WEIGHTS, finish_bundle, open_bundle, write_bundle
 from cluster.bundle.manifest import BundleManifest, FileRecord, Variant
 from cluster.bundle.signature import TensorSignature, TensorSpec
+from cluster.bundle.transforms import load_transforms
 from cluster.pipeline.stage import StageContext, StageResult
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.export.bundle import copy_graph, versions, write_sample
 from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, write_float_graph
+from trainers.export.fuse import Fusion, fuse_graph, plan_fusion
 from trainers.export.graph_file import file_bytes
 
 EVIDENCE = "evidence"
@@ -64,16 +67,38 @@ def _pack(context: StageContext, prepared: PreparedData, compressed: dict[str, A
         transforms = context.files("prepare") / TRANSFORMS
         if transforms.exists():
             shutil.copyfile(transforms, folder / TRANSFORMS)
-        write_sample(folder, variants, real_rows(prepared))
+        fusion = _fuse(context, prepared, variants, folder)
+        rows = real_rows(prepared)
+        write_sample(folder, variants, fusion.raw(rows) if fusion else rows)
         _write_evidence(folder / EVIDENCE, context, compressed)
-        return finish_bundle(folder, _manifest(context, prepared, variants, compressed))
+        return finish_bundle(folder, _manifest(context, prepared, variants, compressed, fusion))
+
+
+def _fuse(context: StageContext, prepared: PreparedData, variants: tuple[Variant, ...], folder: Path) -> Fusion | None:
+    """Put what `export.fuse` names around every variant's graph; transforms.json then leaves it out."""
+    spec = context.run_resolved.spec.export
+    path = folder / TRANSFORMS
+    transforms = load_transforms(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    fusion = plan_fusion(spec.fuse, classes=prepared.classes, transforms=transforms)
+    if fusion is None:
+        return None
+    for variant in variants:
+        fuse_graph(folder / variant.file, fusion, real_rows(prepared), spec.parity, exact=variant.precision == "fp32")
+    if (left := fusion.served_transforms()) is not None:
+        write_json(path, left.to_json())
+    return fusion
 
 
 def _manifest(
-    context: StageContext, prepared: PreparedData, variants: tuple[Variant, ...], compressed: dict[str, Any]
+    context: StageContext,
+    prepared: PreparedData,
+    variants: tuple[Variant, ...],
+    compressed: dict[str, Any],
+    fusion: Fusion | None,
 ) -> BundleManifest:
     run = context.run_resolved
-    outputs = (TensorSpec(name=OUTPUT, datatype="FP32", shape=(-1, prepared.num_outputs)),)
+    logits = TensorSpec(name=OUTPUT, datatype="FP32", shape=(-1, prepared.num_outputs))
+    outputs = (logits, *(fusion.outputs if fusion else ()))
     tested = compressed.get("test") or context.facts("evaluate")
     metrics = {f"test.{name}": value for name, value in tested["metrics"].items()}
     return BundleManifest(
@@ -86,7 +111,12 @@ def _manifest(
         default_variant=compressed["chosen"],
         model=run.spec.model.model_dump(mode="json"),
         metrics=metrics,
-        source={"run": run.name, "data_digest": run.data.source_digest, "versions": versions()},
+        source={
+            "run": run.name,
+            "data_digest": run.data.source_digest,
+            "versions": versions(),
+            "fused": list(run.spec.export.fuse),
+        },
         files=dict[str, FileRecord](),
     )
 
@@ -99,8 +129,6 @@ def _write_evidence(folder: Path, context: StageContext, compressed: dict[str, A
 
 
 def _json(value: Any) -> str:
-    import json
-
     return json.dumps(value)
 
 

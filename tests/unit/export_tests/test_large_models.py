@@ -71,4 +71,3 @@ def test_a_refused_file_leaves_no_weights_behind(
     with pytest.raises(ModelError, match="nothing is right"):
         export_onnx(module, INPUTS, ROWS, tmp_path / "m.onnx", opset=20)
     assert list(tmp_path.iterdir()) == []
-

@@ -7,6 +7,7 @@ Covered: AdamW and SGD, fused where torch has the kernel. Not covered: sparse gr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -20,14 +21,34 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     groups = parameter_groups(model, spec.weight_decay)
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     if spec.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused)
-    return torch.optim.AdamW(groups, lr=0.0, betas=spec.betas, fused=fused)
+        return LightSGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused)
+    return LightAdamW(groups, lr=0.0, betas=spec.betas, fused=fused)
+
+
+class _Light(torch.optim.Optimizer):
+    """torch's optimizers import torch's compiler when the first group is added, only to keep themselves out of it: a
+    second of CPU in each worker before the first update. These are the same methods without that."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class LightAdamW(_Light, torch.optim.AdamW):
+    """`torch.optim.AdamW`."""
+
+
+class LightSGD(_Light, torch.optim.SGD):
+    """`torch.optim.SGD`."""
 
 
 class QuickStep:
     """`optimizer.step()` of a fused optimizer: the same kernel on the same tensors, gathered once instead of at every
     step (torch groups all tensors by device and datatype each time, which takes longer than the kernel of a small
     network). `skip` on the device makes the kernel leave everything as it is, so that the host need not know.
+
+    Moments start at zero, as torch's do; so does SGD's momentum, which in torch starts as the first gradient: the
+    first step makes it that.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -37,35 +58,36 @@ class QuickStep:
 
     @property
     def ready(self) -> bool:
-        """Whether the state is there: the first step of all, which makes it, is the optimizer's own."""
+        """Whether there is such a kernel; else `step` is the optimizer's own."""
         if self._of is not self.optimizer.state:  # another object after load_state_dict
             self._gather()
         return bool(self._calls)
 
     def step(self, skip: torch.Tensor | None = None) -> None:
-        """`skip`: 0-d or (1,) float32 on the device, 1 to change nothing; needs `ready`."""
+        """`skip`: 0-d float32 on the device, 1 to change nothing; needs `ready`."""
         if not self.ready:
-            assert skip is None, "the first step decides on the host"
+            assert skip is None, "without the kernel the host decides"
             self.optimizer.step()
             return
         for call in self._calls:
             call(skip)
 
     def _gather(self) -> None:
-        self._calls.clear()
-        groups, state = self.optimizer.param_groups, self.optimizer.state
-        known = isinstance(self.optimizer, torch.optim.AdamW | torch.optim.SGD)
-        plain = known and all(group.get("fused") and not group["maximize"] for group in groups)
-        stateless = isinstance(self.optimizer, torch.optim.SGD) and all(group["momentum"] == 0 for group in groups)
-        if not plain or not (stateless or all(p in state for group in groups for p in group["params"])):
-            return
+        groups, self._of = self.optimizer.param_groups, self.optimizer.state
         adam = isinstance(self.optimizer, torch.optim.AdamW)
-        self._calls = [_adamw_call(group, state) if adam else _sgd_call(group, state) for group in groups]
-        self._of = state
+        known = adam or isinstance(self.optimizer, torch.optim.SGD)
+        self._calls = []
+        if known and all(group.get("fused") and not group["maximize"] for group in groups):
+            self._calls = [(_adamw_call if adam else _sgd_call)(group, self._of) for group in groups]
 
 
 def _adamw_call(group: dict, state: dict) -> Callable[[torch.Tensor | None], None]:
     parameters = group["params"]
+    for parameter in parameters:
+        if not state.get(parameter):
+            zeros = [torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2)]
+            count = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state[parameter] = {"step": count, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
     steps = torch.stack([state[p]["step"].reshape(()) for p in parameters])
     for parameter, step in zip(parameters, steps.unbind(), strict=True):
         state[parameter]["step"] = step  # views of one tensor: counting is one operation
@@ -97,6 +119,9 @@ def _adamw_call(group: dict, state: dict) -> Callable[[torch.Tensor | None], Non
 
 def _sgd_call(group: dict, state: dict) -> Callable[[torch.Tensor | None], None]:
     parameters, momentum = group["params"], group["momentum"]
+    for parameter in parameters if momentum else ():
+        if state.get(parameter, {}).get("momentum_buffer") is None:
+            state[parameter] = {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
     gradients = [p.grad for p in parameters]
     buffers = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
 

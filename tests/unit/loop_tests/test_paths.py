@@ -128,6 +128,7 @@ def _compiled_on_rank(rank: int, prepared: str, compiled: bool) -> tuple[int, in
     return backend.graphs, state.exchange.num_collectives - before, flat.numpy()
 
 
+@pytest.mark.slow
 def test_compile_keeps_one_exchange_a_window_and_the_same_gradients(tmp_path: Path) -> None:
     prepared = str(write_data(tmp_path / "data", 24, dtype="FP32"))
     eager, _ = run_ranks(2, _compiled_on_rank, tmp_path / "a", prepared, False)

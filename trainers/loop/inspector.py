@@ -3,8 +3,8 @@
 Invariant: between two looks it costs one comparison an update; a look changes nothing that training reads. Hooks
 exist only during the window that is looked at.
 
-Covered: per-layer numbers, where a value that is not finite came from. Not covered: what they mean
-(trainers/diagnose).
+Covered: per-layer numbers, how far weights have moved since the last look, where a value that is not finite came from.
+Not covered: what they mean (trainers/diagnose).
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from trainers.loop.exchange import texts_over_workers
 from trainers.loop.precision import autocast
 from trainers.loop.sampler import Window
 from trainers.loop.state import Job, State
+from trainers.loop.utilization import Meter
 
+ACTIVATION_NUMBERS = ("mean", "std", "dead_share", "nonfinite_share")
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid)
 
 
 class Inspector:
     """One run's looks. Rank 0 emits; the gradients that it sees are those of the whole global batch."""
 
-    def __init__(self, job: Job, state: State) -> None:
-        self.job, self.state = job, state
+    def __init__(self, job: Job, state: State, meter: Meter | None = None) -> None:
+        self.job, self.state, self.meter = job, state, meter or Meter(job)
         self.every = job.request.train.diagnostics_every_updates
+        self.last: list[torch.Tensor] | None = None
+        """Weights after the last look."""
 
     @contextmanager
-    def look(self) -> Iterator[None]:
+    def look(self, window: Window) -> Iterator[None]:
         """Around an update. Does nothing when no look is due."""
         due = self.every is not None and self.state.cursor.update % self.every == 0
         if not due or self.job.world.rank != 0:
@@ -41,49 +45,64 @@ class Inspector:
             return
         number = self.state.cursor.update
         before = [parameter.detach().clone() for parameter in self.state.exchange.parameters]
-        activations: dict[str, dict[str, torch.Tensor]] = {}
+        activations: dict[str, torch.Tensor] = {}
         hooks = [
             module.register_forward_hook(partial(_note_activation, activations, name))
             for name, module in self.state.model.named_modules()
             if isinstance(module, ACTIVATIONS)
         ]
         try:
-            yield
+            with self.meter.counting(window.stop - window.start):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
         if self.state.cursor.update > number:  # a skipped update has nothing to show
             self._emit(number, before, activations)
 
-    def _emit(self, number: int, before: list[torch.Tensor], activations: dict[str, dict[str, torch.Tensor]]) -> None:
+    def _emit(self, number: int, before: list[torch.Tensor], activations: dict[str, torch.Tensor]) -> None:
+        """All numbers are made on the device by fused kernels and read at once."""
         parameters = self.state.exchange.parameters
         now = [parameter.detach() for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms = [
-            torch.stack(torch._foreach_norm(tensors)).tolist()
-            for tensors in (gradients, before, torch._foreach_sub(now, before))
-        ]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        since = torch._foreach_sub(now, self.last) if self.last is not None else []
+        groups = (gradients, before, torch._foreach_sub(now, before), since)
+        norms = [torch.stack(torch._foreach_norm(tensors)).float() for tensors in groups if tensors]
+        read = torch.cat([*norms, *activations.values()]).tolist()
         names = [name for name, parameter in self.state.model.named_parameters() if parameter.requires_grad]
         values: dict[str, dict[str, float]] = {}
-        for name, gradient, weight, change in zip(names, *norms, strict=True):
-            values[name] = {
-                "gradient_norm": gradient,
-                "weight_norm": weight,
-                "update_ratio": change / weight if weight > 0 else 0.0,
-            }
-        for name, tensors in activations.items():
-            values[name] = {key: float(tensor) for key, tensor in tensors.items()}
+        for index, name in enumerate(names):
+            gradient, weight, change, *whole = read[index : len(names) * len(norms) : len(names)]
+            values[name] = {"gradient_norm": gradient, "weight_norm": weight, "update_ratio": _ratio(change, weight)}
+            if whole:
+                values[name]["change_since_last_look"] = _ratio(whole[0], weight)
+        rest = iter(read[len(names) * len(norms) :])
+        for name in activations:
+            values[name] = dict(zip(ACTIVATION_NUMBERS, rest, strict=False))
+        self.last = before  # its tensors are used again: a second copy would cost as much memory
+        for old, new in zip(self.last, now, strict=True):
+            old.copy_(new)
         self.job.sink.emit(Diagnostics(stage=self.job.request.stage, update=number, values=values))
 
 
+def _ratio(change: float, weight: float) -> float:
+    return change / weight if weight > 0 else 0.0
+
+
 def _note_activation(
-    found: dict[str, dict[str, torch.Tensor]], name: str, module: nn.Module, inputs: object, output: torch.Tensor
+    found: dict[str, torch.Tensor], name: str, module: nn.Module, inputs: object, output: torch.Tensor
 ) -> None:
-    """Mean, spread and share of dead units of one micro-batch. A unit (axis 1) is dead if it is 0 for every row."""
+    """(4,) mean, spread, share of dead units and of values that are not finite, of one micro-batch.
+
+    A unit is a channel of an image or a feature of a table or token; it is dead if it is 0 for every row.
+    """
     with torch.no_grad():
         flat = output.detach().float()
-        units = flat.transpose(0, 1).flatten(1) if flat.dim() > 1 else flat.unsqueeze(0)
-        found[name] = {"mean": flat.mean(), "std": flat.std(), "dead_share": (units == 0).all(dim=1).float().mean()}
+        axis = 1 if flat.dim() > 3 else flat.dim() - 1  # (N, C, H, W); (N, F); (N, L, F)
+        units = flat.transpose(0, axis).flatten(1) if flat.dim() > 1 else flat.unsqueeze(0)
+        dead = (units == 0).all(dim=1).float().mean()
+        bad = 1 - torch.isfinite(flat).float().mean()
+        found[name] = torch.stack([flat.mean(), flat.std(), dead, bad])
 
 
 def locate_nonfinite(job: Job, state: State, window: Window) -> str:

@@ -1,4 +1,4 @@
-"""Training progress at an interval: loss, learning rate, speed, time left. Rank 0 emits.
+"""Training progress at an interval: loss, learning rate, speed, time left, use of the device. Rank 0 emits.
 
 Invariant: the logged loss is the mean over the items of the windows since the last record, over all workers: it does
 not depend on workers or micro-batches.
@@ -12,13 +12,14 @@ from cluster.telemetry.events import TrainStep
 from trainers.loop.sampler import num_windows
 from trainers.loop.state import Job, State
 from trainers.loop.step import UpdateReport
+from trainers.loop.utilization import Meter
 
 
 class Logbook:
     """One epoch's records."""
 
-    def __init__(self, job: Job, state: State) -> None:
-        self.job, self.state = job, state
+    def __init__(self, job: Job, state: State, meter: Meter) -> None:
+        self.job, self.state, self.meter = job, state, meter
         self.every = job.request.train.log_every_updates
         self.windows = num_windows(job.train.num_rows, job.batch_size(state.cursor.epoch))
         self._clear()
@@ -37,7 +38,7 @@ class Logbook:
     def _emit(self, report: UpdateReport) -> None:
         request, cursor, total = self.job.request, self.state.cursor, self.job.updates_total
         seconds = max(time.monotonic() - self.since, 1e-9)
-        samples = self.updates * self.job.batch_size(cursor.epoch)
+        samples_per_s = self.updates * self.job.batch_size(cursor.epoch) / seconds
         self.job.sink.emit(
             TrainStep(
                 stage=request.stage,
@@ -47,11 +48,12 @@ class Logbook:
                 updates=total,
                 loss=self.loss_sum / self.weight,
                 learning_rate=report.learning_rate,
-                samples_per_s=samples / seconds,
+                samples_per_s=samples_per_s,
                 eta_s=seconds / self.updates * max(0, total - cursor.update),
                 extra={
                     "gradient_norm": report.gradient_norm,
                     "data_wait_share": min(1.0, (self.job.train.wait_s - self.waited) / seconds),
+                    **self.meter.read(samples_per_s),
                 },
             )
         )

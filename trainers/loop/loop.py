@@ -31,6 +31,7 @@ from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
 from trainers.loop.setup import set_up
 from trainers.loop.state import Job, State
 from trainers.loop.step import UpdateReport, advance, check_budget, settle
+from trainers.loop.utilization import Meter
 from trainers.loop.watchdog import Watchdog
 
 OnEpoch = Callable[[EpochFinished], bool]
@@ -73,8 +74,10 @@ def run_epochs(
 ) -> None:
     """The whole training, visible in one place."""
     cursor = state.cursor
+    meter = Meter(job)
+    inspector = Inspector(job, state, meter)
     while cursor.epoch < job.request.train.epochs and not state.stopped_early:
-        logbook, inspector = Logbook(job, state), Inspector(job, state)
+        logbook = Logbook(job, state, meter)
         try:
             for window in windows_left(job, state):
                 reports = one_window(job, state, window, inspector, bool(interrupt and interrupt()))
@@ -106,7 +109,7 @@ def one_window(job: Job, state: State, window: Window, inspector: Inspector, wan
     state.looking = every is not None and (state.cursor.update + (state.open is not None)) % every == 0
     at_once = not state.lagging or state.looking
     reports = settle(job, state) if at_once else []
-    with inspector.look():
+    with inspector.look(window):
         reports += advance(job, state, window, want_stop=want_stop)
         if at_once:
             reports += settle(job, state)

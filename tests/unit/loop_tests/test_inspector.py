@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from cluster.errors import DivergedError
-from cluster.telemetry.events import Diagnostics, ListSink
+from cluster.telemetry.events import Diagnostics, ListSink, TrainStep
 from tests.unit.loop_tests.rig import CLASSES, FEATURES, request_for, start, write_data
 from trainers.loop import fit
-from trainers.loop.inspector import Inspector, locate_nonfinite
+from trainers.loop.inspector import Inspector, _note_activation, locate_nonfinite
 from trainers.loop.sampler import Window
 from trainers.loop.step import update
+from trainers.loop.utilization import listed_peak, measured_peak, peak_flops
 
+RIG = "tests.unit.loop_tests.rig"
 HERE = "tests.unit.loop_tests.test_inspector"
 WINDOW = Window(0, 0, np.arange(16), 0, 16)
 
@@ -46,19 +48,85 @@ def test_a_look_sees_gradients_updates_and_dead_units(tmp_path: Path) -> None:
     )
     job, state = start(request)
     inspector, changed = Inspector(job, state), 0.0
+    weights = []
     for index in range(3):
         before = state.model.second.weight.detach().clone()  # type: ignore[union-attr, operator]
-        with inspector.look():
-            update(job, state, Window(0, index, WINDOW.rows, 0, 16))
+        window = Window(0, index, WINDOW.rows, 0, 16)
+        with inspector.look(window):
+            update(job, state, window)
         after = state.model.second.weight.detach()  # type: ignore[union-attr]
         changed = float((after - before).norm() / before.norm())  # type: ignore[operator]
+        weights.append(after.clone())  # type: ignore[operator]
     looks = [event for event in job.sink.events if isinstance(event, Diagnostics)]  # type: ignore[attr-defined]
     assert [look.update for look in looks] == [0, 2]
     assert looks[1].values["act"]["dead_share"] == 0.5
     assert looks[1].values["second.weight"]["update_ratio"] == pytest.approx(changed, rel=1e-5)
+    assert "change_since_last_look" not in looks[0].values["second.weight"]
+    moved = float((weights[2] - weights[0]).norm() / before.norm())  # type: ignore[operator]
+    assert looks[1].values["second.weight"]["change_since_last_look"] == pytest.approx(moved, rel=1e-5)
+    assert moved > changed, "two updates, not one"
     gradient = state.model.second.weight.grad  # type: ignore[union-attr]
     assert looks[1].values["second.weight"]["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)  # type: ignore[union-attr, operator]
     assert not state.model.act._forward_hooks, "hooks are gone between looks"  # type: ignore[union-attr]
+
+
+def test_a_unit_of_a_transformer_is_a_feature_not_a_token(tmp_path: Path) -> None:
+    """One feature in four is 0 for all rows and tokens; no token is."""
+    values = torch.ones(2, 3, 4)
+    values[:, :, 1] = 0.0
+    found: dict[str, torch.Tensor] = {}
+    _note_activation(found, "act", nn.ReLU(), (), values)
+    assert found["act"].tolist()[2] == 0.25
+    image = torch.ones(2, 4, 5, 5)
+    image[:, 3] = 0.0
+    image[0, 0, 0, 0] = torch.inf
+    _note_activation(found, "act", nn.ReLU(), (), image)
+    assert found["act"].tolist()[2:] == pytest.approx([0.25, 1 / image.numel()], rel=1e-3)
+
+
+def test_looks_count_flops_and_leave_the_training_byte_for_byte(tmp_path: Path) -> None:
+    prepared = write_data(tmp_path, 32, dtype="FP32")
+    ends, sinks = [], []
+    for every in (1, None):
+        request = request_for(
+            prepared,
+            batch=8,
+            micro=3,
+            epochs=2,
+            factory=f"{RIG}:build_noisy",
+            diagnostics_every_updates=every,
+            log_every_updates=2,
+        )
+        sinks.append(ListSink())
+        ends.append(fit(request, sink=sinks[-1], device=torch.device("cpu")))
+    assert all(torch.equal(ends[0].weights[name], ends[1].weights[name]) for name in ends[0].weights)
+    steps = [event for event in sinks[0].events if isinstance(event, TrainStep)]
+    for step in steps:
+        # forward and both gradients of Linear(8, 16) and Linear(16, 3): the inputs themselves want no gradient
+        per_row = 2 * (3 * FEATURES * 16 - FEATURES * 16 + 3 * 16 * CLASSES)
+        assert step.extra["flops_per_s"] / step.samples_per_s == pytest.approx(per_row)
+        assert 0 < step.extra["mfu"] < 1
+        assert step.extra["memory_bytes"] > 1 << 20
+    unseen = [event for event in sinks[1].events if isinstance(event, TrainStep)]
+    assert unseen
+    assert all("mfu" not in step.extra for step in unseen), "what was not counted is not told"
+
+
+def test_the_peak_of_a_gpu_is_looked_up_by_its_name_and_never_guessed() -> None:
+    names = {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA L4": 121e12,
+        "NVIDIA L40S": 362e12,
+        "Tesla T4": 65e12,
+        "NVIDIA L40": None,
+        "NVIDIA GeForce RTX 5090": None,
+    }
+    assert {name: listed_peak(name, "bf16") for name in names} == names
+    assert listed_peak("NVIDIA A100-SXM4-80GB", "fp32") == 19.5e12
+    assert peak_flops(torch.device("meta"), "bf16") is None
+    assert measured_peak(torch.float32) > 1e8
 
 
 def test_off_means_off(tmp_path: Path) -> None:

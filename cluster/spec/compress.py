@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.spec.base import Auto, Fraction, PositiveFloat, StrictSpec
 
@@ -17,8 +17,10 @@ GraphRecipe = Literal[
     "int8_dynamic",
     "int8_weight_only",
     "fp16",
+    "bf16",
 ]
-"""Recipes that change only the graph: seconds each."""
+"""Recipes that change only the graph: seconds each. `fp16` and `bf16` are formats of a GPU; `bf16` runs on no CPU, and
+convolutions have it from `export.opset: 22` on."""
 ModelRecipe = Literal["prune", "distill", "sparse"]
 """Recipes that train: a pruned network is fine-tuned, a student learns from the trained network, `sparse` masks
 single weights (and makes no file smaller or faster by itself). Each result goes through the graph recipes too."""
@@ -122,3 +124,9 @@ class CompressSpec(StrictSpec):
     """After pruning or distillation, also train a smaller dense network for the same time and compare."""
     concurrency: Annotated[int, Field(gt=0)] = 2
     """Graph trials that run at the same time, as Ray tasks of one CPU each."""
+
+    @model_validator(mode="after")
+    def _bf16_has_a_gpu(self) -> CompressSpec:
+        if "bf16" in self.recipes and self.target.device != "gpu":
+            raise ValueError("recipe bf16 needs target.device gpu: ONNX Runtime has no BF16 convolutions for CPUs")
+        return self

@@ -36,6 +36,7 @@ from trainers.compress.quantize import (
 )
 from trainers.compress.rows import CompressionRows, rows_of, spread_rows
 from trainers.data.shards import open_prepared
+from trainers.export.bfloat16 import convert_bf16
 from trainers.export.session import open_session, run_batches
 
 FORMAT = 2  # raise when a recipe's meaning changes: cached trials of the old meaning are then made again
@@ -103,6 +104,9 @@ def _make(trial: GraphTrial, rows: CompressionRows, target: Path, scratch: Path)
         return {}
     if recipe == "fp16":
         convert_fp16(trial.parent, target)
+        return {}
+    if recipe == "bf16":
+        convert_bf16(trial.parent, target)
         return {}
     prepared = scratch / "prepared.onnx"
     preprocess(trial.parent, prepared)

@@ -28,11 +28,16 @@ def write_sample(folder: Path, variants: tuple[Variant, ...], rows: dict[str, np
     """`sample.npz`: real rows and what each variant answers, for the check when a bundle is loaded."""
     arrays = {f"inputs/{name}": array for name, array in rows.items()}
     for variant in variants:
-        for output, values in run_batches(open_session(folder / variant.file), rows).items():
+        for output, values in run_batches(_session(folder, variant), rows).items():
             # an .npz without pickle holds texts as fixed-width bytes, not as objects
             texts = values.dtype == object
             arrays[f"outputs/{variant.name}/{output}"] = np.array([t.encode() for t in values]) if texts else values
     np.savez(folder / SAMPLE, **arrays)  # type: ignore[arg-type]
+
+
+def _session(folder: Path, variant: Variant) -> ort.InferenceSession:
+    """BF16 runs on no CPU; everything else is sampled where every host can repeat it."""
+    return open_session(folder / variant.file, device="gpu" if variant.precision == "bf16" else "cpu")
 
 
 def versions() -> dict[str, str]:

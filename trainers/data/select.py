@@ -1,6 +1,7 @@
 """Choose among encoded features by their score on the training rows.
 
-Invariant: sees training rows only; the chosen columns keep their order; at least one is kept.
+Invariant: sees training rows only; the chosen columns keep their order; at least one is kept. Names and scores
+travel in the transforms (so in the bundle) and in the stage's facts (so in the report).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.bundle.transforms import Output
+from cluster.bundle.transforms import Output, Selection
 from cluster.errors import DataError
 from cluster.spec.data import SelectSpec
 
@@ -37,13 +38,13 @@ def select_features(
             rule="at least one feature is needed",
             remedy="Lower the threshold, or give k.",
         )
-    chosen = output.model_copy(update={"selected": tuple(int(index) for index in kept)})
-    facts = {
-        "method": spec.method,
-        "kept": [names[index] for index in kept],
-        "scores": {name: float(score) for name, score in zip(names, scores, strict=True)},
-    }
-    return chosen, facts
+    selection = Selection(
+        method=spec.method,
+        kept=tuple(names[index] for index in kept),
+        scores={name: float(score) for name, score in zip(names, scores, strict=True)},
+    )
+    chosen = output.model_copy(update={"selected": tuple(int(index) for index in kept), "selection": selection})
+    return chosen, selection.model_dump(mode="json")
 
 
 def feature_scores(method: str, matrix: np.ndarray, targets: np.ndarray, classification: bool) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Fit free-text columns: a WordPiece vocabulary from the `tokenizers` library, and word weights from scikit-learn.
 
-Invariant: sees training rows only. The library is handed words cut by cluster/bundle/transforms/tokens.py, which is
-what encodes at serving time.
+Invariant: sees training rows only; the same texts give the same vocabulary on every call and machine. The library is
+handed words cut by cluster/bundle/transforms/tokens.py, which is what encodes at serving time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,10 +14,11 @@ from sklearn.feature_extraction.text import TfidfTransformer
 
 from cluster.bundle.transforms import Block, Texts
 from cluster.bundle.transforms.steps import TokenIds, WordCounts
-from cluster.bundle.transforms.tokens import Vocabulary, split_words
+from cluster.bundle.transforms.tokens import CONTINUES, Vocabulary, split_words
 from cluster.spec.data import DataSpec
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
+LETTERS_MAX = 1_000  # the library's default limit of an alphabet; rarer letters make their word unknown
 
 
 def text_block(spec: DataSpec, name: str, column: Texts) -> Block:
@@ -32,7 +34,11 @@ def text_block(spec: DataSpec, name: str, column: Texts) -> Block:
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
-    """A WordPiece vocabulary of at most `size` tokens, in the order of the library's ids."""
+    """A WordPiece vocabulary of at most `size` tokens (or all letters), in the order of the library's ids.
+
+    The library numbers letters inside words in the order of a hash map, which differs from call to call and decides
+    between equally frequent pieces: here letters are given to it in a fixed order, as its first tokens.
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -40,10 +46,20 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
 
     tokenizer = Tokenizer(WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    trainer = WordPieceTrainer(vocab_size=size, special_tokens=[PADDING, UNKNOWN], show_progress=False)
-    tokenizer.train_from_iterator((" ".join(split_words(text)) for text in texts), trainer)
+    lines = [split_words(text) for text in texts]
+    first = [PADDING, UNKNOWN, *_letters(lines)]
+    trainer = WordPieceTrainer(vocab_size=size, special_tokens=first, limit_alphabet=LETTERS_MAX, show_progress=False)
+    tokenizer.train_from_iterator((" ".join(words) for words in lines), trainer)
     ids = tokenizer.get_vocab()
     return Vocabulary(tokens=tuple(sorted(ids, key=lambda token: ids[token])))
+
+
+def _letters(lines: list[list[str]]) -> list[str]:
+    """The most frequent letters as they begin a word, then as they go on in one, each in alphabetical order."""
+    counts = Counter(letter for words in lines for word in words for letter in word)
+    kept = {letter for letter, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:LETTERS_MAX]}
+    inside = {letter for words in lines for word in words for letter in word[1:]}
+    return [*sorted(kept), *(CONTINUES + letter for letter in sorted(kept & inside))]
 
 
 def _word_weights(vocabulary: Vocabulary, words: tuple[str, ...], counts: np.ndarray) -> tuple[float, ...]:

@@ -40,6 +40,16 @@ class Block(StrictSpec):
     """Name of each column of the result."""
 
 
+class Selection(StrictSpec):
+    """Why an output has these columns: evidence, which no answer depends on."""
+
+    method: str
+    kept: tuple[str, ...]
+    """Names of the columns that were chosen, in their order."""
+    scores: dict[str, float]
+    """Every column's score on the training rows, the ones that were left out too."""
+
+
 class Output(StrictSpec):
     """One tensor of the model: blocks side by side, then a choice of columns."""
 
@@ -48,6 +58,7 @@ class Output(StrictSpec):
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
     selected: tuple[int, ...] | None = None
     """Columns that feature selection kept; null keeps all."""
+    selection: Selection | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -161,6 +172,6 @@ def _nearest(name: str, names: set[str]) -> str:
 
 
 __all__ = [
-    "ArrayTransforms", "Block", "Column", "Output", "Pixels", "Standardize", "Texts", "Transforms", "Values",
-    "load_transforms",
+    "ArrayTransforms", "Block", "Column", "Output", "Pixels", "Selection", "Standardize", "Texts", "Transforms",
+    "Values", "load_transforms",
 ]  # fmt: skip

@@ -141,6 +141,15 @@ def test_token_ids_equal_the_tokenizers_library(text: str) -> None:
     assert vocabulary.encode(text) == expected
 
 
+def test_the_same_texts_give_the_same_vocabulary_whenever_and_in_whatever_order_they_come() -> None:
+    """The library alone numbers letters in the order of a hash map, which changes from call to call."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join("".join(rng.choice(list("abcdefgh"), 4)) for _ in range(6)) for _ in range(40)]
+    found = {train_vocabulary(order, 60).tokens for order in (texts, texts, texts[::-1], sorted(texts))}
+    assert len(found) == 1
+    assert len(found.pop()) == 60
+
+
 def test_word_counts_equal_scikit_learns_tfidf() -> None:
     texts = Column(name="text", kind="text").from_rows(MESSAGES)
     assert isinstance(texts, Texts)

@@ -36,7 +36,7 @@ SHARE_MIN = 0.5  # of layers with weights: fewer means that the request did not 
 
 
 def graph_census(path: Path) -> dict[str, Any]:
-    """Counts by element type of weights, and of Q/DQ pairs with their zero points."""
+    """Counts by element type of weights, of layers between Q/DQ pairs, and the pairs' zero points."""
     model = onnx.load(str(path))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     made_by = {output: node for node in model.graph.node for output in node.output}
@@ -44,8 +44,9 @@ def graph_census(path: Path) -> dict[str, Any]:
     quantized = 0
     layers = [node for node in model.graph.node if node.op_type in WEIGHTED]
     for node in layers:
-        source = made_by.get(node.input[1])
-        if source is not None and source.op_type == "DequantizeLinear":
+        # weights alone in INT8 are computed in float: TensorRT needs a pair on both sides of the product
+        sources = [made_by.get(name) for name in node.input[:2]]
+        if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
             quantized += 1
         kind = _weight_type(node.input[1], tensors, made_by)
         weights[kind] += 1
@@ -70,7 +71,7 @@ def prove_graph(path: Path, precision: Precision) -> dict[str, Any]:
         if census["quantized_layers"] / layers < SHARE_MIN:
             raise ModelError(
                 attempted,
-                found=f"{census['quantized_layers']} of {census['layers']} layers have quantized weights",
+                found=f"{census['quantized_layers']} of {census['layers']} layers have Q/DQ pairs on input and weights",
                 rule="TensorRT 11 takes INT8 from Q/DQ pairs in the graph, it does not quantize",
                 remedy="Make the graph with compress.target.device: gpu and recipe int8_static.",
             )

@@ -72,13 +72,14 @@ def deployed(folder: Path) -> Iterator[str]:
 
 def measure(url: str) -> dict[str, float]:
     """One round: rest, wake with one request, grow under traffic, shrink and rest after it."""
-    until(lambda: replicas() == 0)
+    until(lambda: processes() == 0)  # a replica that leaves answers for as long as it drains
     from serve.client import EndpointClient
 
     with EndpointClient(url, "scaling", timeout_s=DEADLINE_S) as client:
         started = time.monotonic()
         client.infer({"x": np.ones((1, WIDTH), np.float32)})
         woke_s = time.monotonic() - started
+    until(lambda: replicas() == 1)
     with traffic(url) as began_s:
         until(lambda: replicas() == 2)
         grew_s = time.monotonic() - began_s
@@ -118,6 +119,14 @@ def replicas() -> int:
     from serve.deployments.endpoint import endpoints
 
     return next(found.replicas for found in endpoints() if found.name == "scaling")
+
+
+def processes() -> int:
+    """Replicas in any state: starting, running, leaving."""
+    from ray import serve as ray_serve
+
+    application = ray_serve.status().applications["scaling"]
+    return sum(sum(each.replica_states.values()) for each in application.deployments.values())
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -100,6 +100,7 @@ def start_serve(options: EndpointOptions) -> tuple[str, int]:
     if running is not None:
         return running
     port = claim_port(options.host, options.port)
+    _warn_of_loopback(options.host)
     ray_serve.start(
         proxy_location="EveryNode",
         http_options={"host": options.host, "port": port},
@@ -107,6 +108,18 @@ def start_serve(options: EndpointOptions) -> tuple[str, int]:
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return options.host, port
+
+
+def _warn_of_loopback(host: str) -> None:
+    """Replicas listen on the endpoint's host: other nodes' proxies cannot reach loopback."""
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(addresses) > 1 and host in ("127.0.0.1", "localhost", "::1"):
+        LOG.warning(
+            "the endpoint listens on %s and this Ray has %d hosts: set serve.host to 0.0.0.0, or a proxy reaches the "
+            "replicas of its own host alone",
+            host,
+            len(addresses),
+        )
 
 
 def _grpc_options(options: EndpointOptions) -> dict[str, Any] | None:

@@ -112,7 +112,8 @@ def places(name: str) -> list[str]:
 def test_replicas_go_where_their_memory_is_and_one_too_many_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     ten = make_rehearsal_bundle(tmp_path / "ten", name="ten", footprint_bytes=10 * GIB)
     thirty = make_rehearsal_bundle(tmp_path / "thirty", name="thirty", footprint_bytes=28 * GIB)
-    found = cluster.manta("deploy", str(thirty), "--name", "thirty", "--device", "cuda", "--port", "0")
+    words = ("--device", "cuda", "--port", "0", "--host", "0.0.0.0")  # both nodes are on this machine, at two addresses
+    found = cluster.manta("deploy", str(thirty), "--name", "thirty", *words)
     assert found["version"] == "1"
     assert places("thirty") == ["large"], "28 GiB fit on the large GPU only"
     cluster.manta("deploy", str(ten), "--name", "ten", "--device", "cuda")

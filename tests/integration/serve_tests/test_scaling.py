@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray import serve as ray_serve
 
 from cluster.errors import EndpointError
 from cluster.spec.serve import ReplicaSpec
@@ -73,12 +74,14 @@ def test_an_endpoint_rests_at_zero_and_comes_back_for_whoever_asks(endpoint: End
     found = deploy(config, EndpointOptions(ready_timeout_s=90))
     row = {"x": np.zeros((1, 1, 8, 8), np.float32)}
 
-    def running() -> int:
-        return next(each.replicas for each in endpoints() if each.name == "resting")
+    def processes() -> int:
+        """In any state: a replica that leaves still answers."""
+        application = ray_serve.status().applications["resting"]
+        return sum(sum(each.replica_states.values()) for each in application.deployments.values())
 
     try:
         for _ in range(2):  # there and back again, twice
-            eventually(lambda: running() == 0)
+            eventually(lambda: processes() == 0)
             answers: Counter[str] = Counter()
 
             def ask(answers: Counter[str] = answers) -> None:

@@ -53,8 +53,7 @@ def worker_channel(events: Path) -> Iterator[ActorSink]:
 
     Needs a running Ray session. Called by the driver.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(_Appender).options(num_cpus=0, scheduling_strategy=here).remote(str(events.resolve()))
+    actor: Any = beside_the_driver(_Appender).remote(str(events.resolve()))
     try:
         yield ActorSink(actor)
     finally:
@@ -63,3 +62,9 @@ def worker_channel(events: Path) -> Iterator[ActorSink]:
             with suppress(ray.exceptions.RayError, TimeoutError):
                 ray.get(actor.flush.remote(), timeout=FLUSH_TIMEOUT_S)
             ray.kill(actor)
+
+
+def beside_the_driver(cls: type) -> Any:
+    """`cls` as an actor class whose actors live on this process's node and need no free CPU."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(cls).options(num_cpus=0, scheduling_strategy=here)

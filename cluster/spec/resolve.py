@@ -17,10 +17,12 @@ from cluster.spec.base import StrictSpec
 from cluster.spec.growth import updates_of_epochs
 from cluster.spec.load import override_spec
 from cluster.spec.run import RunSpec
+from cluster.spec.train import most_workers
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
 BATCH_SIZE_PER_WORKER_CPU = 256  # a CPU core's caches hold this many small samples; larger gains nothing
 PIECEWISE_ROWS_MIN = 2_000  # 16 bins then hold 125 rows each; below, they overfit
+FOUND_BY_SEARCH = "found by the search"
 UPDATES_PER_EPOCH_MIN = 10  # fewer updates an epoch make a schedule coarse
 
 
@@ -96,12 +98,12 @@ class ResolvedRun(StrictSpec):
     batch: BatchPlan
     reasons: tuple[Reason, ...]
 
-    def with_values(self, values: dict[str, Any]) -> ResolvedRun:
-        """The same run with dotted paths set (what a search found), batch plan derived anew."""
+    def with_values(self, values: dict[str, Any], why: str = FOUND_BY_SEARCH) -> ResolvedRun:
+        """The same run with dotted paths set (what a search or a probe found), batch plan derived anew."""
         derived = () if "train.batch_size_per_worker" in values else self._micro_batch_of(values)
         values = {**values, **{reason.path: reason.value for reason in derived}}
         spec = override_spec(self.spec, values)
-        asked = (Reason(path=path, value=value, reason="found by the search") for path, value in values.items())
+        asked = (Reason(path=path, value=value, reason=why) for path, value in values.items())
         found = tuple({reason.path: reason for reason in (*asked, *derived)}.values())
         return self.model_copy(
             update={
@@ -117,7 +119,7 @@ class ResolvedRun(StrictSpec):
         batch, workers = values.get("train.batch_size_global"), self.spec.train.workers
         if batch is None or workers == "auto" or all(reason.path != path for reason in self.reasons):
             return ()
-        micro, why = _micro_batch(int(batch), workers)
+        micro, why = _micro_batch(int(batch), most_workers(workers))
         return (Reason(path=path, value=micro, reason=why),)
 
 
@@ -126,7 +128,10 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     decisions = _Decisions()
     decisions.take("data.task", spec.data.task, (data.task, f"the target looks like {data.task}"))
     decisions.take("data.encode.number", spec.data.encode.number, _number_encoding(data))
-    decisions.take("model.family", spec.model.family, _family(data))
+    family = decisions.take("model.family", spec.model.family, _family(spec, data))
+    if family == "transformer":
+        tokens = (spec.data.encode.vocabulary, "data.encode.vocabulary is its upper bound")
+        decisions.take("model.vocabulary", getattr(spec.model, "vocabulary", "auto"), tokens)
     _decide_train(spec, host, data, decisions)
     if spec.compress is not None:
         metric = "accuracy" if data.task == "classification" else "r2"
@@ -168,14 +173,16 @@ def _decide_train(spec: RunSpec, host: HostFacts, data: DataFacts, decisions: _D
     workers = decisions.take("train.workers", train.workers, _workers(host))
     decisions.take("train.precision", train.precision, _precision(host))
     batch = decisions.take("train.batch_size_global", train.batch_size_global, _batch_size_global(data))
-    decisions.take("train.batch_size_per_worker", train.batch_size_per_worker, _micro_batch(batch, workers))
+    micro = _micro_batch(batch, most_workers(workers))
+    decisions.take("train.batch_size_per_worker", train.batch_size_per_worker, micro)
 
 
 def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
     """Derive accumulation and the number of updates. Needs a spec without `auto`. Raises SpecError."""
     train = spec.train
-    sizes = (train.batch_size_global, train.batch_size_per_worker, train.workers)
-    batch, micro, workers = (int(size) for size in sizes if size != "auto")
+    assert train.workers != "auto"
+    workers = most_workers(train.workers)
+    batch, micro = (int(size) for size in (train.batch_size_global, train.batch_size_per_worker) if size != "auto")
     if batch < workers:
         raise SpecError(
             "Cannot divide the global batch",
@@ -202,9 +209,11 @@ def _number_encoding(data: DataFacts) -> tuple[str, str]:
     return "standard", f"{data.num_rows_train} training rows are fewer than {PIECEWISE_ROWS_MIN}"
 
 
-def _family(data: DataFacts) -> tuple[str, str]:
+def _family(spec: RunSpec, data: DataFacts) -> tuple[str, str]:
     if data.layout == "image":
         return "cnn", f"rows are images of shape {list(data.item_shape)}"
+    if spec.data.encode.text == "token_ids":
+        return "transformer", "data.encode.text is token_ids, which only an embedding can use"
     return "mlp", f"rows are a {data.layout}"
 
 

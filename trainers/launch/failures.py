@@ -1,19 +1,22 @@
 """What ended an attempt: the class of a failure decides whether trying again can help.
 
     lost        a worker, its node or the controller died     again, within train.faults.worker_restarts
-    ours        an error of cluster.errors                    never: it says itself what to mend
+    notice      the workers were told to stop, and did        again, within train.faults.preemptions
+    ours        another error of cluster.errors               never: it says itself what to mend
     bug         anything else that a worker raised            never: it would come again; its traceback is shown
 
-Invariant: when several workers failed, the culprit is reported, not those that only noticed.
+Invariant: when several workers failed, the culprit is reported, not those that only noticed. No budget is infinite but
+that of growing, which only ever happens from fewer workers to more.
 
-Covered: Ray Train 2.60's errors. Not covered: preemption notices (the worker raises InterruptedRunError for one).
+Covered: Ray Train 2.60's errors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.errors import MantaError, ModelError, PeerFailedError, WorkerLostError
+from cluster.errors import InterruptedRunError, MantaError, ModelError, PeerFailedError, WorkerLostError
+from cluster.spec.train import FaultSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Failure:
     """Why an attempt ended."""
 
     kind: str
-    """`lost`, `ours` or `bug`."""
+    """`lost`, `notice`, `ours` or `bug`."""
     text: str
     error: BaseException
     traceback: str = ""
@@ -39,7 +42,7 @@ def classify(error: BaseException) -> Failure:
     for rank, (cause, text) in sorted(causes.items()):
         if isinstance(cause, (PeerFailedError, WorkerLostError, *of_ray)):
             continue
-        kind = "ours" if isinstance(cause, MantaError) else "bug"
+        kind = _kind(cause)
         bugs.append(Failure(kind, f"{type(cause).__name__}: {cause}", cause, text, rank))
     if bugs:
         return bugs[0]
@@ -54,13 +57,37 @@ def classify(error: BaseException) -> Failure:
         return Failure("lost", _first_line(cause), cause, text, rank)
     inner = getattr(error, "controller_failure", error)
     if isinstance(inner, MantaError):
-        return Failure("ours", str(inner), inner)
+        return Failure(_kind(inner), str(inner), inner)
     return Failure("lost", f"the training controller ended: {type(inner).__name__}: {_first_line(inner)}", inner)
+
+
+@dataclass
+class Budget:
+    """What has been tried again so far."""
+
+    faults: FaultSpec
+    restarts: int = 0
+    preemptions: int = 0
+
+    def settle(self, failure: Failure, *, growing: bool) -> str:
+        """What to say before trying again. Raises what the user should see where that cannot help."""
+        if failure.kind == "notice" and growing:
+            return "there is room for more workers; they start anew from the checkpoint just written"
+        if failure.kind == "notice" and self.preemptions < self.faults.preemptions:
+            self.preemptions += 1
+            return (
+                f"a node will be taken away; restart {self.preemptions} of {self.faults.preemptions} for this cause, "
+                "from the checkpoint just written"
+            )
+        if failure.kind != "lost" or self.restarts >= self.faults.worker_restarts:
+            raise_failure(failure, self.restarts)
+        self.restarts += 1
+        return f"{failure.text}; restart {self.restarts} of {self.faults.worker_restarts} from the last checkpoint"
 
 
 def raise_failure(failure: Failure, restarts: int) -> None:
     """Raise what the user should see."""
-    if failure.kind == "ours":
+    if failure.kind in ("ours", "notice"):
         raise failure.error
     if failure.kind == "lost":
         raise WorkerLostError(
@@ -77,6 +104,12 @@ def raise_failure(failure: Failure, restarts: int) -> None:
         remedy=f"Mend the cause:\n{failure.traceback}",
         details={"rank": failure.rank, "traceback": failure.traceback},
     ) from failure.error
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, InterruptedRunError):
+        return "notice"
+    return "ours" if isinstance(error, MantaError) else "bug"
 
 
 def _unwrap(error: BaseException) -> tuple[BaseException, str]:

@@ -1,62 +1,127 @@
-"""`launch_fit`: the same `fit` on Ray Train workers, tried again when a worker is lost.
+"""`launch_fit`: the same `fit` on Ray Train workers, tried again when a worker is lost or a node will be taken away.
 
 Invariant: what an attempt leaves behind is our own checkpoints and nothing else: Ray's storage is a folder that is
-thrown away, its failure handling is off, and each attempt is a new run under a new name.
+thrown away, its failure handling is off, and each attempt is a new run under a new name. The number of workers may
+differ between attempts (`train.workers: {min, max}`); rows, global batches and schedule do not.
 
-Covered: start, events, retry by class of failure. Not covered: what training does (trainers/loop).
+Covered: start, events, retry by class of failure, elastic workers, notices to stop. Not covered: what training does
+(trainers/loop).
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import uuid
 from dataclasses import replace
 from pathlib import Path
 
 from cluster.runtime.channel import worker_channel
+from cluster.spec.train import WorkersSpec
 from cluster.telemetry.events import FileSink, Message
-from trainers.launch.failures import classify, raise_failure
+from trainers.launch.failures import Budget, classify
+from trainers.launch.notice import StopBoard
+from trainers.launch.places import free_places, wait_for_places
 from trainers.launch.worker import WorkerJob, train_on_worker
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.outcome import read_outcome
+
+GROW_POLL_S = 5.0  # starting the workers anew costs about as much
+GROW_LOOKS = 2  # a node that has just come may still go
+STOP_GRACE_S = 20.0  # for a last checkpoint after Ctrl-C; 'manta stop' of a job allows 30 s
 
 
 def launch_fit(request: FitRequest, *, events: Path, folder: Path) -> FitResult:
     """Train on `request.batch.workers` workers; writes `weights.safetensors` and `history.json` into `folder`.
 
     Needs a running Ray session; blocks. Raises what `fit` raises, ModelError for an error of the user's code and
-    WorkerLostError when workers were lost more often than the budget allows.
+    WorkerLostError when workers were lost more often than the budget allows. On KeyboardInterrupt a checkpoint is
+    written before it passes.
     """
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    folder, restarts = folder.resolve(), 0
+    folder, budget = folder.resolve(), Budget(request.train.faults)
     request = replace(
         request,
         prepared=request.prepared.resolve(),
         checkpoints=request.checkpoints.resolve() if request.checkpoints else None,
     )
+    workers = request.batch.workers
     while True:
+        workers = _workers_now(request, workers, events)
+        batch = request.batch.model_copy(update={"workers": workers})
+        attempt = _Attempt(replace(request, batch=batch), events, folder)
         try:
-            _attempt(request, events, folder)
+            attempt.run()
             return read_outcome(folder)
         except (TrainingFailedError, RayError) as error:
-            failure = classify(error)
-            if failure.kind != "lost" or restarts >= request.train.faults.worker_restarts:
-                raise_failure(failure, restarts)
-            restarts += 1
-            FileSink(events).emit(
-                Message(
-                    level="warning",
-                    stage=request.stage,
-                    text=f"{failure.text}; restart {restarts} of {request.train.faults.worker_restarts} "
-                    "from the last checkpoint",
-                )
-            )
+            text = budget.settle(classify(error), growing=attempt.growing)  # raises what is not tried again
+            FileSink(events).emit(Message(level="warning", stage=request.stage, text=text))
 
 
-def _attempt(request: FitRequest, events: Path, folder: Path) -> None:
+def _workers_now(request: FitRequest, before: int, events: Path) -> int:
+    """As many workers as there is room for; where their number is fixed, that number. Blocks."""
+    workers, most = request.train.workers, request.batch.workers
+    if not isinstance(workers, WorkersSpec) or workers.min == workers.max or most != workers.max:
+        return most
+    each, wait_s = resources_per_worker(), request.train.faults.replacement_wait_s
+    found = wait_for_places(workers.min, most, wait_s, lambda: free_places(each))
+    if found != before:
+        text = (
+            f"training goes on with {found} of {most} workers; the global batch stays {request.batch.batch_size_global}"
+        )
+        FileSink(events).emit(Message(level="info", stage=request.stage, text=text))
+    return found
+
+
+class _Attempt:
+    """One Ray Train run in a thread, while this one waits for signals and for room."""
+
+    def __init__(self, request: FitRequest, events: Path, folder: Path) -> None:
+        self.request, self.events, self.folder = request, events, folder
+        self.growing = False
+        """Whether it was told to stop because there is room for more workers."""
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Blocks. Raises what Ray Train raises."""
+        board = StopBoard()
+        thread = threading.Thread(target=self._train, args=(board,), name="ray-train", daemon=True)
+        thread.start()
+        try:
+            self._wait(thread, board)
+        except BaseException:
+            board.ask("stop")
+            thread.join(STOP_GRACE_S)
+            raise
+        finally:
+            board.close()
+        if self._error is not None:
+            raise self._error
+
+    def _wait(self, thread: threading.Thread, board: StopBoard) -> None:
+        workers, seen = self.request.train.workers, 0
+        missing = workers.max - self.request.batch.workers if isinstance(workers, WorkersSpec) else 0
+        may_grow = missing > 0 and self.request.checkpoints is not None
+        while thread.is_alive():
+            thread.join(GROW_POLL_S)
+            if not may_grow or self.growing or not thread.is_alive():
+                continue
+            seen = seen + 1 if free_places(resources_per_worker()) >= missing else 0
+            if seen >= GROW_LOOKS:
+                self.growing = True
+                board.ask("room for more workers")
+
+    def _train(self, board: StopBoard) -> None:
+        try:
+            _train_once(self.request, self.events, self.folder, board)
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._error = error
+
+
+def _train_once(request: FitRequest, events: Path, folder: Path, board: StopBoard) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
@@ -69,7 +134,7 @@ def _attempt(request: FitRequest, events: Path, folder: Path) -> None:
         with worker_channel(events) as sink:
             TorchTrainer(
                 train_on_worker,
-                train_loop_config={"job": WorkerJob(request, sink, str(folder))},
+                train_loop_config={"job": WorkerJob(request, sink, str(folder), board)},
                 scaling_config=ScalingConfig(
                     num_workers=request.batch.workers,
                     use_gpu=uses_gpu(),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from cluster.pipeline.stage import StageContext, StageResult
+from cluster.spec.resolve import FOUND_BY_SEARCH, ResolvedRun
 from trainers.launch.fit import launch_fit
-from trainers.loop import FitRequest
+from trainers.loop import FitRequest, FitResult
+from trainers.loop.request import SizingRequest
+
+MICRO_BATCH = "train.batch_size_per_worker"
 
 
 def run_training(context: StageContext) -> StageResult:
@@ -18,6 +22,7 @@ def run_training(context: StageContext) -> StageResult:
         prepared=context.files("prepare"),
         stage=context.stage,
         checkpoints=context.run.checkpoints / context.digest[:16],
+        sizing=_sizing(context),
     )
     result = launch_fit(request, events=context.run.events, folder=context.folder)
     metrics = {name: value for name, value in result.metrics.items() if value == value and abs(value) != float("inf")}
@@ -29,10 +34,29 @@ def run_training(context: StageContext) -> StageResult:
             "skipped_updates": result.skipped_updates,
             "num_parameters": result.num_parameters,
             "stopped_early": result.stopped_early,
+            "found": {MICRO_BATCH: result.micro_batch} if result.micro_batch_reason else {},
         },
         headline=_headline(metrics, result.best_epoch, len(result.history), resolved.spec.train.best.metric),
-        details=dict(result.details),
+        details={**result.details, "micro_batch_reason": result.micro_batch_reason},
+        resolved=_sized(resolved, result),
     )
+
+
+def _sizing(context: StageContext) -> SizingRequest | None:
+    """A probe when training starts, where the spec says `auto` and no search has decided."""
+    train = context.run_resolved.spec.train
+    searched = any(r.path == MICRO_BATCH and r.reason == FOUND_BY_SEARCH for r in context.run_resolved.reasons)
+    if context.spec.train.batch_size_per_worker != "auto" or searched:
+        return None
+    budget = train.memory_per_worker_gib
+    return SizingRequest(None if budget is None else int(budget * (1 << 30)), context.run.path / "sizing")
+
+
+def _sized(resolved: ResolvedRun, result: FitResult) -> ResolvedRun | None:
+    """The run with the micro-batch that was found."""
+    if not result.micro_batch_reason:
+        return None
+    return resolved.with_values({MICRO_BATCH: result.micro_batch}, why=result.micro_batch_reason)
 
 
 def _headline(metrics: dict[str, float], best_epoch: int, epochs: int, metric: str) -> str:

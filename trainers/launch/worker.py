@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from cluster.telemetry.events import EventSink, Record
+from trainers.launch.notice import NoticeWatch, StopBoard
 from trainers.loop import FitRequest, fit
 from trainers.loop.exchange import current_world
 from trainers.loop.outcome import write_outcome
@@ -27,6 +28,8 @@ class WorkerJob:
     sink: EventSink
     folder: str
     """Where rank 0 writes weights and history."""
+    board: StopBoard
+    """Where the driver says that it wants to stop."""
 
 
 class SilentSink:
@@ -46,11 +49,14 @@ def train_on_worker(config: dict[str, WorkerJob]) -> None:
     torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     first = current_world().rank == 0
+    notices = NoticeWatch(job.board if first else None)
     try:
-        result = fit(job.request, sink=job.sink if first else SilentSink(), device=device)
+        result = fit(job.request, sink=job.sink if first else SilentSink(), device=device, interrupt=notices)
     except Exception as error:  # worker main: a traceback does not travel, a note does
         error.add_note("".join(traceback.format_exception(error)))
         raise
+    finally:
+        notices.close()
     if first:
         write_outcome(Path(job.folder), result)
 

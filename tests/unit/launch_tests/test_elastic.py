@@ -1,0 +1,73 @@
+"""What an elastic run decides, without Ray: room, budgets, the spec."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from cluster.errors import InterruptedRunError, MemoryShortError, ModelError, SpecError, WorkerLostError
+from cluster.spec import parse_spec
+from cluster.spec.resolve import batch_plan
+from cluster.spec.train import FaultSpec, WorkersSpec
+from trainers.launch.failures import Budget, Failure
+from trainers.launch.places import count_places, wait_for_places
+
+SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
+
+
+def lost() -> Failure:
+    return Failure("lost", "worker 1 died", RuntimeError("gone"), rank=1)
+
+
+def test_room_is_counted_by_node_because_a_worker_does_not_straddle_two() -> None:
+    free = {"a": {"CPU": 1.5, "GPU": 2.0}, "b": {"CPU": 2.5}, "c": {}}
+    assert count_places(free, {"CPU": 1}) == 3, "the sum would say 4"
+    assert count_places(free, {"CPU": 1, "GPU": 1}) == 1
+
+
+def test_all_room_is_taken_at_once_and_less_only_after_the_wait() -> None:
+    assert wait_for_places(1, 4, 60.0, lambda: 9) == 4
+    looks = itertools.chain([1, 2, 4], itertools.repeat(0))
+    assert wait_for_places(1, 4, 60.0, lambda: next(looks)) == 4, "a place that comes back in time is waited for"
+    assert wait_for_places(2, 4, 0.0, lambda: 3) == 3
+    with pytest.raises(WorkerLostError, match=r"room for 1 workers .* train\.workers\.min is 2"):
+        wait_for_places(2, 4, 0.0, lambda: 1)
+
+
+def test_lost_workers_and_notices_have_a_budget_each_and_growing_has_none() -> None:
+    budget = Budget(FaultSpec(worker_restarts=1, preemptions=2))
+    notice = Failure("notice", "", InterruptedRunError("Training was told to stop", found="a notice"))
+    assert "restart 1 of 2 for this cause" in budget.settle(notice, growing=False)
+    assert "restart 1 of 1 from the last checkpoint" in budget.settle(lost(), growing=False)
+    for _ in range(5):
+        assert "room for more workers" in budget.settle(notice, growing=True)
+    assert "restart 2 of 2" in budget.settle(notice, growing=False)
+    with pytest.raises(InterruptedRunError):
+        budget.settle(notice, growing=False)
+    with pytest.raises(WorkerLostError, match="after 1 restarts"):
+        budget.settle(lost(), growing=False)
+
+
+def test_bugs_and_errors_of_ours_are_never_tried_again() -> None:
+    budget = Budget(FaultSpec())
+    with pytest.raises(MemoryShortError):
+        budget.settle(Failure("ours", "", MemoryShortError("Cannot", found="little")), growing=False)
+    with pytest.raises(ModelError, match="not tried again"):
+        budget.settle(Failure("bug", "KeyError: 'x'", KeyError("x"), "Traceback", 0), growing=False)
+    assert budget.restarts == 0
+
+
+def test_workers_are_a_number_or_a_range_and_the_plan_is_made_for_the_most() -> None:
+    spec = parse_spec(SPEC + "train: {workers: {min: 2, max: 4}, batch_size_global: 64, batch_size_per_worker: 4}")
+    assert spec.train.workers == WorkersSpec(min=2, max=4)
+    plan = batch_plan(spec, 1000)
+    assert (plan.workers, plan.batch_size_per_worker, plan.accumulation_steps) == (4, 4, 4)
+    again = parse_spec(json.dumps(spec.model_dump(mode="json")))
+    assert again == spec, "what is written to resolved.yaml is read again"
+
+
+def test_min_above_max_is_refused() -> None:
+    with pytest.raises(SpecError, match="min must not be above max"):
+        parse_spec(SPEC + "train: {workers: {min: 5, max: 4}}")

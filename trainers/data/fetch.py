@@ -10,13 +10,13 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 from cluster.errors import DataError
 from trainers.data.files import readable_file
 
 
-class FetchedFile(type(Path())):  # type: ignore[misc] - pathlib's own class for this system
+class FetchedFile(PosixPath):
     """A local copy of a file behind a URL."""
 
     url: str = ""

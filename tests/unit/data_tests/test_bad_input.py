@@ -51,6 +51,19 @@ CASES: dict[str, tuple[Callable[[Path], None], dict, str]] = {
     "target not there": (text("a,b,label\n" + ROWS), {"target": "labell"}, "Did you mean 'label'?"),
     "spec names an absent column": (
         text("a,b,y\n" + ROWS), {"drop_columns": ["bb"]}, "no column 'bb', which data.drop_columns names"),
+    **{
+        f"{place} names an absent column": (
+            text("alpha,b,y\n" + ROWS), values, f"no column 'alpa', which data.{place} names")
+        for place, values in (
+            ("columns", {"columns": {"alpa": "number"}}),
+            ("clean.map_values", {"clean": {"map_values": {"alpa": {"a": "b"}}}}),
+            ("clean.drop_missing_rows", {"clean": {"drop_missing_rows": ["alpa"]}}),
+            ("split.group", {"split": {"group": "alpa"}}),
+            ("split.time", {"split": {"time": "alpa"}}),
+            ("split.column", {"split": {"column": "alpa"}}),
+        )
+    },
+    "the nearest name": (text("alpha,b,y\n" + ROWS), {"drop_columns": ["alpa"]}, "Did you mean 'alpha'?"),
     "constant target": (text("a,b,y\n" + "1,2,yes\n2,3,yes\n"), {}, "all 2 rows have the value 'yes'"),
     "target is an identifier": (
         text("a,b,y\n" + "".join(f"{i},{i % 3},id{i}\n" for i in range(60))), {}, "60 different values in 60 rows"),

@@ -152,6 +152,10 @@ def test_balance_touches_the_training_split_alone(method: str, category: str, tm
     [
         ({"balance": {"method": "smote"}}, "Set data.balance.method: smotenc"),
         ({"balance": {"method": "smotenc", "neighbors": 400}}, "data.balance.neighbors is 400"),
+        *(
+            ({"balance": {"method": how, "neighbors": 400}, "encode": {"category": "target"}}, "neighbors is 400")
+            for how in ("smote", "borderline_smote", "adasyn", "smote_under")
+        ),
         ({"balance": {"method": "smotenc"}, "drop_columns": ["color"]}, "no column is a category"),
         ({"select": {"method": "variance", "threshold": 1e9}}, "none of"),
     ],

@@ -20,10 +20,11 @@ from cluster.bundle.signature import TensorSpec
 from cluster.spec.model import MlpSpec
 from cluster.spec.resolve import BatchPlan
 from cluster.spec.train import TrainSpec
-from cluster.telemetry.events import ListSink
+from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import Split, write_prepared
-from trainers.loop import FitRequest
+from trainers.loop import FitRequest, fit
 from trainers.loop.losses import IGNORE_INDEX
+from trainers.loop.outcome import write_outcome
 from trainers.loop.setup import set_up
 from trainers.loop.state import Job, State
 
@@ -213,6 +214,27 @@ def build_breaking(rank: int, in_backward: bool = False) -> nn.Module:
     return Breaking(rank, in_backward)
 
 
+class Overheating(nn.Module):
+    """The layer `hot` gives infinity from training forward number `at` on, for good."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.cold, self.hot, self.last = nn.Linear(FEATURES, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+        self.at, self.calls = at, 0
+        self.hot.register_forward_hook(lambda module, inputs, output: output * self.heat())
+
+    def heat(self) -> float:
+        return float("inf") if self.calls > self.at else 1.0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        return self.last(self.hot(self.cold(inputs)))
+
+
+def build_overheating(at: int) -> nn.Module:
+    return Overheating(at)
+
+
 def poisoned_losses(at: tuple[int, ...], value: float = float("inf")) -> Any:
     """An objective whose loss is multiplied by `value` in the given calls."""
     calls = {"n": 0}
@@ -223,6 +245,12 @@ def poisoned_losses(at: tuple[int, ...], value: float = float("inf")) -> Any:
         return items * value if calls["n"] - 1 in at else items
 
     return losses
+
+
+def train_to_files(request: FitRequest, out: str) -> None:
+    """In a process of its own: weights, history and events into a folder."""
+    torch.set_num_threads(1)
+    write_outcome(Path(out), fit(request, sink=FileSink(Path(out) / "events.jsonl"), device=torch.device("cpu")))
 
 
 def run_ranks(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.errors import MemoryShortError, WorkerLostError
+from cluster.errors import DivergedError, MemoryShortError, WorkerLostError
 from cluster.telemetry.events import ListSink, Message
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
 from trainers.loop import fit
+from trainers.loop.checkpoint import CheckpointFolder
 from trainers.loop.sampler import Window, part
 from trainers.loop.step import _gradient_of_window, update
 
@@ -114,6 +115,31 @@ def test_rollback_leaves_the_offending_windows_out(tmp_path: Path) -> None:
     assert result.skipped_updates == 2
     said = [event.text for event in sink.events if isinstance(event, Message)]
     assert any("leaving out 2 windows" in text for text in said)
+
+
+def test_skip_then_roll_back_then_stop_and_name_the_layer(tmp_path: Path) -> None:
+    """All three steps in one run: windows 10, 11, 12 are skipped (two are allowed), the run goes back to the last
+    epoch and does without them, what follows diverges too, and the layer is named. The checkpoint stays finite."""
+    sink = ListSink()
+    request = request_for(
+        write_data(tmp_path / "data", 16, dtype="FP32"),
+        batch=4,
+        micro=4,
+        factory=f"{HERE}:build_overheating",
+        arguments={"at": 9},
+        epochs=6,
+        checkpoints=tmp_path / "ck",
+        faults={"nonfinite_updates": 2, "rollbacks": 1},
+    )
+    with pytest.raises(DivergedError, match=r"3 windows in a row .* the output of layer hot is the first"):
+        fit(request, sink=sink, device=CPU)
+    said = [event.text for event in sink.events if isinstance(event, Message)]
+    assert len(said) == 1
+    assert "back to checkpoint e00002-w00000000, leaving out 3 windows" in said[0]
+    folder = CheckpointFolder(tmp_path / "ck", request.train.checkpoint, request.train.best)
+    name, problems = folder.newest_valid()
+    assert (name, problems) == ("e00003-w00000000", [])
+    assert all(torch.isfinite(tensor).all() for tensor in folder.read(name).tensors["model"].values())
 
 
 def _one_rank_hangs(rank: int, prepared: str) -> Any:

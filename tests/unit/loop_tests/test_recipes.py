@@ -146,6 +146,21 @@ def test_cutmix_share_is_the_area_that_is_left() -> None:
     assert change.share == pytest.approx(1 - (bottom - top) * (right - left) / 36)
 
 
+def test_cutmix_takes_the_box_from_the_partner_and_the_targets_by_area() -> None:
+    augmenter, reader, window = mixing(cutmix_alpha=1.0)
+    change = augmenter.draw(window)
+    mixed = augmenter.apply(reader.read(window.rows), change, slice(0, 12), reader)
+    own, other = reader.read(window.rows), reader.read(change.partners)  # type: ignore[arg-type]
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    top, bottom, left, right = change.box  # type: ignore[misc]
+    inside[top:bottom, left:right] = True
+    assert torch.equal(mixed.inputs[0][..., inside], other.inputs[0][..., inside])
+    assert torch.equal(mixed.inputs[0][..., ~inside], own.inputs[0][..., ~inside])
+    share = float((~inside).float().mean())
+    classes = [F.one_hot(batch.targets, CLASSES).float() for batch in (own, other)]
+    torch.testing.assert_close(mixed.targets, share * classes[0] + (1 - share) * classes[1])
+
+
 def test_shift_moves_and_fills_with_zeros() -> None:
     image = torch.arange(9.0).reshape(1, 1, 3, 3) + 1
     moved = shift_images(image, torch.tensor([[1, -1]]))
@@ -176,6 +191,39 @@ def test_early_stopping_ends_after_patience_and_the_best_epoch_is_kept(tmp_path:
     assert len(losses) < 40
     assert result.best_epoch == losses.index(min(losses)) + 1 == len(losses) - 3
     assert result.metrics["validation.loss"] == min(losses)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "ended_after", "best"),
+    [
+        ("min", [1.0, 0.9, 0.85, 0.84, 0.83, 0.1], 5, 5),
+        ("max", [0.5, 0.6, 0.65, 0.66, 0.64, 0.9], 5, 4),
+        ("max", [0.5, float("nan"), 0.8, 0.7, 0.95, 0.2], 6, 5),
+    ],
+)
+def test_early_stopping_counts_epochs_without_min_delta_in_either_direction(
+    tmp_path: Path, mode: str, values: list[float], ended_after: int, best: int
+) -> None:
+    """Gains smaller than min_delta do not keep a run alive, but the weights of the best epoch are kept all the same."""
+    from trainers.loop.loop import _keep_best
+
+    request = request_for(
+        write_data(tmp_path, 16),
+        batch=8,
+        micro=8,
+        early_stopping={"patience": 3, "min_delta": 0.09},
+        best={"metric": "m", "mode": mode},
+    )
+    job, state = start(request)
+    seen = 0
+    for epoch, value in enumerate(values):
+        state.cursor.epoch, seen = epoch, epoch + 1
+        _keep_best(job, state, value, {"m": value})
+        if state.stopped_early:
+            break
+    assert seen == ended_after
+    assert state.best.epoch + 1 == best
+    assert state.best.value == values[best - 1]
 
 
 def test_on_epoch_ends_the_run(tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ def test_every_schedule_starts_above_zero_peaks_after_warmup_and_ends_at_the_flo
     assert max(values) <= 1.0 + 1e-12
     assert values[-1] == pytest.approx(0.05, abs=1e-12)
     assert min(values[warmup:]) >= 0.05 - 1e-12
+    spec = ScheduleSpec.model_validate_json(json.dumps({"name": name, "warmup": 0.1, "floor": 0.05}))
+    assert learning_rate_factor(spec, total + 500, total) == values[-1], "and stays there"
+    if name != "one_cycle":
+        assert values[:warmup] == [(index + 1) / warmup for index in range(warmup)], "a linear warm-up"
 
 
 @pytest.mark.parametrize("name", DECAYING)

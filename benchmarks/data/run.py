@@ -1,17 +1,21 @@
-"""Prepare mixed rows, and read shuffled batches, against scikit-learn with joblib and torch's DataLoader.
+"""The three rows of the data benchmark: quality report, prepare, shuffled reads.
 
-    python -m benchmarks.data.run [--rows 1000000] [--pairs 3]
+    python -m benchmarks.data.run [--cases quality prepare] [--rows 1000000] [--quality-rows 5000000] [--pairs 3]
 
-Pairs alternate in one process; the ratio of medians is what to read. Both sides of `prepare` start from the same typed
-columns in memory and end with float32 features of all rows on disk.
+Pairs alternate; the ratio of medians is what to read. `quality` starts a process for each side and measures its wall
+time and peak resident memory from outside (wait4). `prepare` and `read` run in one process: both sides of `prepare`
+start from the same typed columns in memory and end with float32 features of all rows on disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +24,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import sklearn
 import torch
 from sklearn.compose import ColumnTransformer
@@ -27,6 +32,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from benchmarks.data import quality_table
 from cluster.bundle.transforms import Texts
 from cluster.spec.data import DataSpec
 from trainers.data.columns import make_column, to_numbers, to_texts
@@ -36,6 +42,7 @@ from trainers.data.raw import Table
 from trainers.data.shards import Split, write_prepared
 
 NUMBERS, CATEGORIES, BATCH = 20, 10, 1024
+CASES = ("quality", "prepare")  # prepare also reads what it wrote
 
 
 def make_frame(rows: int) -> pd.DataFrame:
@@ -52,8 +59,6 @@ def make_frame(rows: int) -> pd.DataFrame:
 
 
 def prepare_ours(frame: pd.DataFrame, train: np.ndarray, targets: np.ndarray, folder: Path) -> None:
-    import pyarrow as pa
-
     spec = DataSpec.model_validate_json(
         json.dumps(
             {
@@ -121,35 +126,81 @@ def alternate(first: Callable[[], object], second: Callable[[], object], pairs: 
     return {"ours_s": ours, "theirs_s": theirs, "ratio": theirs / ours, "all_s": times}
 
 
+def measure(command: list[str], folder: Path) -> tuple[float, float, str]:
+    """Wall seconds, peak resident MiB and standard output of `python -m COMMAND` in a process of its own."""
+    result = folder / "peak.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.data.peak", str(result), sys.executable, "-m", *command],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    if done.returncode not in (0, 2):  # 2: a finding is an error
+        raise RuntimeError(f"{command} ended with {done.returncode}")
+    peak = json.loads(result.read_text())
+    return peak["wall_s"], peak["peak_mib"], done.stdout
+
+
+def quality(rows: int, pairs: int, folder: Path) -> dict[str, object]:
+    """The report of a Parquet file within 1 GiB, against plain pandas with the same findings."""
+    path = folder / "quality.parquet"
+    measure(["benchmarks.data.quality_table", str(path), "--rows", str(rows)], folder)
+    table = [str(path), "--target", quality_table.TARGET]
+    commands = (
+        ["trainers.data.check", *table, "--json", "--memory-mb", "1024"],
+        ["benchmarks.data.quality_pandas", *table],
+    )
+    runs = [tuple(measure(command, folder) for command in commands) for _ in range(pairs)]
+    ours = sorted((item["rule"], item["column"]) for item in json.loads(runs[0][0][2])["findings"])
+    theirs = sorted(map(tuple, json.loads(runs[0][1][2])["findings"]))
+    (ours_s, theirs_s), (ours_mib, theirs_mib) = (
+        [statistics.median(run[side][what] for run in runs) for side in (0, 1)] for what in (0, 1)
+    )
+    return {
+        "rows": rows, "file_mib": path.stat().st_size / 2**20, "findings": len(ours), "same_findings": ours == theirs,
+        "ours_s": ours_s, "theirs_s": theirs_s, "ratio": theirs_s / ours_s,
+        "ours_peak_mib": ours_mib, "theirs_peak_mib": theirs_mib, "memory_share": ours_mib / theirs_mib,
+        "all": [[list(side[:2]) for side in run] for run in runs],
+    }  # fmt: skip
+
+
+def prepare_and_read(rows: int, pairs: int, folder: Path) -> dict[str, object]:
+    frame = make_frame(rows)
+    rng = np.random.default_rng(1)
+    targets = rng.integers(0, 2, rows)
+    train = np.sort(rng.permutation(rows)[: rows * 7 // 10])
+    ours, theirs = folder / "ours", folder / "theirs"
+    prepare = alternate(
+        lambda: prepare_ours(frame, train, targets, ours),
+        lambda: prepare_sklearn(frame, train, targets, theirs),
+        pairs,
+    )
+    features = np.load(ours / "train" / "inputs.features.npy")
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(features), torch.from_numpy(targets))
+    read = alternate(lambda: read_ours(ours), lambda: read_loader(dataset), pairs)
+    shape = {"rows": rows, "features": int(features.shape[1])}
+    return {"prepare": {**shape, **prepare}, "read": {**shape, **read}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--quality-rows", type=int, default=5_000_000)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--result", type=Path, default=Path(__file__).parent / "result.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    frame = make_frame(arguments.rows)
-    rng = np.random.default_rng(1)
-    targets = rng.integers(0, 2, arguments.rows)
-    train = np.sort(rng.permutation(arguments.rows)[: arguments.rows * 7 // 10])
+    result = json.loads(arguments.result.read_text()) if arguments.result.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        ours, theirs = Path(temporary) / "ours", Path(temporary) / "theirs"
-        prepare = alternate(
-            lambda: prepare_ours(frame, train, targets, ours),
-            lambda: prepare_sklearn(frame, train, targets, theirs),
-            arguments.pairs,
-        )
-        features = np.load(ours / "train" / "inputs.features.npy")
-        dataset = torch.utils.data.TensorDataset(torch.from_numpy(features), torch.from_numpy(targets))
-        read = alternate(lambda: read_ours(ours), lambda: read_loader(dataset), arguments.pairs)
-    result = {
-        "rows": arguments.rows,
-        "features": int(features.shape[1]),
-        "prepare": prepare,
-        "read": read,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scikit-learn": sklearn.__version__,
-                     "torch": torch.__version__, "machine": platform.machine()},
+        if "quality" in arguments.cases:
+            result["quality"] = quality(arguments.quality_rows, arguments.pairs, Path(temporary))
+        if "prepare" in arguments.cases:
+            result |= prepare_and_read(arguments.rows, arguments.pairs, Path(temporary))
+    result["versions"] = {
+        "python": platform.python_version(), "numpy": np.__version__, "pandas": pd.__version__,
+        "pyarrow": pa.__version__, "scikit-learn": sklearn.__version__, "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
     }  # fmt: skip
-    (Path(__file__).parent / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    arguments.result.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "versions"}, indent=2))
 
 

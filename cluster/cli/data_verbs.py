@@ -11,7 +11,7 @@ from cluster.cli.children import run_module
 from cluster.cli.options import AsJson
 from cluster.entrypoints import COMMAND_MODULES
 
-DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, TSV or Parquet file.")]
+DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, TSV, JSON Lines or Parquet file, or a pattern.")]
 Target = Annotated[str | None, typer.Option("--target", help="Target column: adds balance, leakage and label noise.")]
 Test = Annotated[Path | None, typer.Option("--test", help="A second file: overlap and drift against it.")]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of a text file; a comma, or a tab for .tsv.")]

@@ -1,91 +1,207 @@
-"""The files of a table in batches of rows, and how much memory the whole would take.
+"""The files of a table in pieces that can be read apart, each in batches of rows, and how much memory the whole takes.
 
-Invariant: a batch has all columns under the names and types of the whole; a few batches are in memory at once.
+Invariant: all pieces together have all rows once; a piece's batches come in the file's order; a few batches of a piece
+are in memory at once. A piece is a row group of Parquet or a whole text file, and can be sent to another process.
 
-Covered: Parquet, plain and gzip CSV in UTF-8. Not covered: JSON Lines, other encodings (they are read whole).
+Covered: Parquet, CSV and JSON Lines, plain or gzip, CSV in any encoding. Not covered: sources that are no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.dataset as pa_dataset
+import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
-from cluster.spec.data import CsvSource, ParquetSource
-from trainers.data.files import GZIP_MAGIC, open_bytes
+from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
+from trainers.data.files import GZIP_MAGIC, open_bytes, text_file
 from trainers.data.table_files import csv_header
 
+FileSource = CsvSource | JsonlSource | ParquetSource
 BATCH_ROWS = 65_536
 BLOCK_BYTES = 8 << 20
+BUFFER_BYTES = 1 << 20
 HEADER_BYTES_MAX = 1 << 20
 WHOLE_FACTOR = 8  # bytes that the report in memory is taken to need for each byte of the table
 GZIP_FACTOR = 6  # text packs about so well
+DICTIONARY_BYTES_MAX = 3  # a column chunk with fewer bytes a value is stored as codes
 
 
-def whole_bytes(paths: list[Path], source: CsvSource | ParquetSource) -> int:
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source that one worker reads."""
+
+    path: Path
+    source: FileSource
+    file: int
+    """Place of the file among the source's files."""
+    names: tuple[str, ...]
+    """Columns in the first file's order; empty for JSON Lines, where each block says its own."""
+    row_group: int | None = None
+    """Of Parquet; None: the whole file."""
+    first_row: int = 0
+    """Row of the file with which the piece begins."""
+    rows: int | None = None
+    """Where known without reading."""
+
+
+def whole_bytes(paths: Sequence[Path], source: FileSource) -> int:
     """An estimate, on the high side, of the memory that the report of the whole table takes. Raises DataError."""
-    if isinstance(source, CsvSource):
-        sizes = [path.stat().st_size * (GZIP_FACTOR if _zipped(path) else 1) for path in paths]
-    else:
+    if isinstance(source, ParquetSource):
         sizes = [
             sum(meta.row_group(index).total_byte_size for index in range(meta.num_row_groups))
             for meta in (_parquet(path).metadata for path in paths)
         ]
+    else:
+        sizes = [path.stat().st_size * (GZIP_FACTOR if _zipped(path) else 1) for path in paths]
     return WHOLE_FACTOR * sum(sizes)
 
 
-def read_batches(paths: list[Path], source: CsvSource | ParquetSource) -> Iterator[pa.Table]:
+def find_pieces(paths: Sequence[Path], source: FileSource) -> list[Piece]:
+    """The pieces of all files, in order. Raises DataError for files that do not fit together."""
+    pieces: list[Piece] = []
+    names: tuple[str, ...] = ()
+    for place, path in enumerate(paths):
+        if isinstance(source, JsonlSource):
+            pieces.append(Piece(text_file(path, "utf-8"), source, place, ()))
+            continue
+        meta = None if isinstance(source, CsvSource) else _parquet(path)
+        found = _header(path, source) if isinstance(source, CsvSource) else meta.schema_arrow.names  # type: ignore[union-attr]
+        names = names or tuple(found)
+        _check_names(path, found, names)
+        if meta is None:
+            pieces.append(Piece(path, source, place, names))
+            continue
+        first = 0
+        for group in range(meta.metadata.num_row_groups):
+            rows = meta.metadata.row_group(group).num_rows
+            pieces.append(Piece(path, source, place, names, group, first, rows))
+            first += rows
+    return pieces
+
+
+def read_batches(paths: Sequence[Path], source: FileSource) -> Iterator[pa.Table]:
     """All rows of the files in their order. Raises DataError, also midway."""
-    if isinstance(source, CsvSource):
-        names: list[str] = []
-        for path in paths:
-            yield from _csv_batches(path, source, names)
-        return
-    schemas = [_parquet(path).schema_arrow for path in paths]
-    for path, schema in zip(paths, schemas, strict=True):
-        _check_names(path, schema.names, schemas[0].names)
-    try:
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-        dataset = pa_dataset.dataset(paths, schema=schema, format="parquet")
-        for batch in dataset.to_batches(batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1):
-            yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise DataError(
-            f"Cannot read {paths[0]} as Parquet", found=" ".join(str(error).split())[:300],
-            rule="the file must be whole Parquet", remedy="Copy it again.",
-        ) from None  # fmt: skip
+    for piece in find_pieces(paths, source):
+        yield from read_piece(piece)
 
 
-def _csv_batches(path: Path, source: CsvSource, names: list[str]) -> Iterator[pa.Table]:
-    """The batches of one file with every column as text; `names` are the first file's columns."""
-    found = csv_header(path, open_bytes(path, HEADER_BYTES_MAX).removeprefix(b"\xef\xbb\xbf"), source)
-    names.extend(found if not names else ())
-    _check_names(path, found, names)
+def read_piece(piece: Piece, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The batches of a piece. Raises DataError, also midway."""
+    if isinstance(piece.source, CsvSource):
+        return _csv_batches(piece, piece.source, columns)
+    if isinstance(piece.source, JsonlSource):
+        return _jsonl_batches(piece)
+    return _parquet_batches(piece, list(columns or piece.names))
+
+
+def _parquet_batches(piece: Piece, names: list[str]) -> Iterator[pa.Table]:
+    with _parquet_errors(piece.path):
+        coded = _coded_columns(piece)
+        file = pa_parquet.ParquetFile(
+            piece.path, read_dictionary=coded, pre_buffer=False, buffer_size=BUFFER_BYTES,
+            page_checksum_verification=True,
+        )  # fmt: skip
+        batches = file.iter_batches(BATCH_ROWS, row_groups=[piece.row_group], columns=names, use_threads=False)
+        for batch in batches:
+            yield pa.Table.from_batches([batch]).select(names)
+
+
+def _coded_columns(piece: Piece) -> list[str]:
+    """Text columns that the file stores as codes: reading them so saves decoding every word."""
+    file = pa_parquet.ParquetFile(piece.path)
+    group, schema = file.metadata.row_group(piece.row_group), file.schema_arrow
+    places = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
+    return [
+        name
+        for name in piece.names
+        if pa.types.is_string(schema.field(name).type)
+        and places[name].total_uncompressed_size < DICTIONARY_BYTES_MAX * max(places[name].num_values, 1)
+    ]
+
+
+def _csv_batches(piece: Piece, source: CsvSource, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """The batches of one file with every column as text."""
+    found = _header(piece.path, source)
     parse = pa_csv.ParseOptions(
         delimiter=source.delimiter, quote_char=source.quote or False, newlines_in_values=source.quote is not None
     )
     convert = pa_csv.ConvertOptions(
-        column_types={name: pa.string() for name in found}, strings_can_be_null=False, include_columns=names
-    )
+        column_types={name: pa.string() for name in found}, strings_can_be_null=False,
+        include_columns=list(columns or piece.names),
+    )  # fmt: skip
     options = pa_csv.ReadOptions(column_names=found, skip_rows=1, block_size=BLOCK_BYTES, use_threads=False)
     try:
-        with pa.input_stream(str(path), compression="gzip" if _zipped(path) else None) as stream:
-            for batch in pa_csv.open_csv(stream, read_options=options, parse_options=parse, convert_options=convert):
+        with pa.input_stream(str(piece.path), compression="gzip" if _zipped(piece.path) else None) as stream:
+            text = stream if _is_utf8(source.encoding) else pa.transcoding_input_stream(stream, source.encoding, "utf8")
+            for batch in pa_csv.open_csv(text, read_options=options, parse_options=parse, convert_options=convert):
                 yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise DataError(
-            f"Cannot read {path}", found=" ".join(str(error).split())[:300],
-            rule="each line is UTF-8 text and has as many fields as the header",
-            remedy="Mend that line, or give the delimiter that the file uses.",
+            f"Cannot read {piece.path}", found=" ".join(str(error).split())[:300],
+            rule=f"each line is {source.encoding} text and has as many fields as the header",
+            remedy="Mend that line, or give the delimiter and encoding that the file uses.",
         ) from None  # fmt: skip
 
 
-def _check_names(path: Path, found: list[str], names: list[str]) -> None:
+def _jsonl_batches(piece: Piece) -> Iterator[pa.Table]:
+    """Blocks of whole lines; each says its own columns and types."""
+    rows = 0
+    try:
+        with pa.input_stream(str(piece.path), compression="gzip" if _zipped(piece.path) else None) as stream:
+            for block in _line_blocks(stream):
+                table = pa_json.read_json(io.BytesIO(block), pa_json.ReadOptions(use_threads=False))
+                rows += table.num_rows
+                yield table
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"Cannot read {piece.path} as JSON Lines",
+            found=" ".join(str(error).split())[:300] + f" (after row {rows})",
+            rule="each line is one flat JSON object with values of the same types",
+            remedy="Mend that line, or choose the source that fits.",
+        ) from None
+
+
+def _line_blocks(stream: IO[bytes] | Any) -> Iterator[bytes]:
+    """About `BLOCK_BYTES` at a time, cut after a line."""
+    rest = b""
+    while chunk := stream.read(BLOCK_BYTES):
+        head, mark, tail = chunk.rpartition(b"\n")
+        if mark:
+            if (rest + head).strip():
+                yield rest + head + mark
+            rest = tail
+        else:
+            rest += chunk
+    if rest.strip():
+        yield rest
+
+
+def _header(path: Path, source: CsvSource) -> list[str]:
+    start = open_bytes(text_file(path, source.encoding), HEADER_BYTES_MAX)
+    if not _is_utf8(source.encoding):
+        start = start.decode(source.encoding, errors="ignore").encode()
+    return csv_header(path, start.removeprefix(b"\xef\xbb\xbf"), source)
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+
+
+def _check_names(path: Path, found: Sequence[str], names: Sequence[str]) -> None:
+    twice = sorted({name for name in found if list(found).count(name) > 1})
+    if twice:
+        raise DataError(
+            f"Cannot read {path}", found=f"column '{twice[0]}' is there twice", remedy="Rename one of them."
+        )
     if set(found) != set(names):
         differ = sorted(set(found) ^ set(names))
         raise DataError(
@@ -95,12 +211,18 @@ def _check_names(path: Path, found: list[str], names: list[str]) -> None:
 
 
 def _parquet(path: Path) -> pa_parquet.ParquetFile:
-    try:
+    with _parquet_errors(path):
         return pa_parquet.ParquetFile(path)
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"Cannot read {path} as Parquet", found=" ".join(str(error).split())[:300],
-            rule="the file must be whole Parquet", remedy="Copy it again.",
+            rule="the file must be whole Parquet", remedy="It was changed or its copy was cut short: copy it again.",
         ) from None  # fmt: skip
 
 

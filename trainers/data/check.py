@@ -1,5 +1,5 @@
 """`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH]
-[--memory-mb N]`: `manta data check` starts it.
+[--memory-mb N] [--distributed]`: `manta data check` starts it.
 
 Invariant: exit code 0 when no finding is an error, 2 for errors and for a file that cannot be read.
 """
@@ -10,7 +10,6 @@ import argparse
 import html
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ import pyarrow as pa
 from cluster.atomic import write_text
 from cluster.errors import DataError, MantaError
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
-from trainers.data.batches import read_batches, whole_bytes
+from trainers.data.batches import FileSource, whole_bytes
 from trainers.data.quality import QualityReport, check_table
-from trainers.data.quality_stream import check_stream
+from trainers.data.quality_stream import check_files
 from trainers.data.table_files import find_files, read_file
 
-FileSource = CsvSource | JsonlSource | ParquetSource
 MEMORY_MB = 1024
 STYLE = "body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .7em;text-align:left}" \
     ".error{color:#b00}.warning{color:#960}.info{color:#456}svg{vertical-align:middle}"  # fmt: skip
@@ -39,13 +37,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--delimiter", help="of a text file; `,`, or a tab for .tsv, when absent")
     parser.add_argument("--memory-mb", type=int, default=MEMORY_MB,
                         help="a table that would take more is read in one pass, with sketches")  # fmt: skip
+    parser.add_argument("--distributed", action="store_true",
+                        help="read on Ray Data: the cluster of RAY_ADDRESS, or a private one")  # fmt: skip
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path)
     arguments = parser.parse_args(argv)
     try:
         report = make_report(
             arguments.file, arguments.target, test=arguments.test, delimiter=arguments.delimiter,
-            memory_bytes=arguments.memory_mb << 20,
+            memory_bytes=arguments.memory_mb << 20, distributed=arguments.distributed,
         )  # fmt: skip
         if arguments.html:
             write_text(arguments.html, to_html(report, arguments.file))
@@ -77,26 +77,26 @@ def read_any(path: str, delimiter: str | None = None) -> pa.Table:
 
 
 def make_report(
-    path: str, target: str | None, *, test: str | None, delimiter: str | None, memory_bytes: int
-) -> QualityReport:
-    """The report in memory, or in one pass over batches where the table would take more. Raises DataError.
+    path: str, target: str | None, *, test: str | None, delimiter: str | None, memory_bytes: int,
+    distributed: bool = False,
+) -> QualityReport:  # fmt: skip
+    """The report in memory, or in one pass over the files' pieces where the tables would take more.
 
-    A test file is compared in memory only, and so are JSON Lines.
+    `distributed`: the pass runs on Ray Data, on the cluster that RAY_ADDRESS names or else a private one. Raises
+    DataError.
     """
     source = source_of(path, delimiter)
-    if test is None and not isinstance(source, JsonlSource):
-        paths = find_files(path)
-        if whole_bytes(paths, source) > memory_bytes:
-            return check_stream(_with_target(read_batches(paths, source), target, path), target)
+    paths, others = find_files(path), find_files(test) if test else []
+    if distributed:
+        from trainers.data.ray_data import ray_for_report
+
+        with ray_for_report() as run:
+            return check_files(paths, source, target, test=others, run=run)
+    if whole_bytes([*paths, *others], source) > memory_bytes:
+        return check_files(paths, source, target, test=others)
     table = read_any(path, delimiter)
     _check_target(target, table, path)
     return check_table(table, target, test=read_any(test, delimiter) if test else None)
-
-
-def _with_target(batches: Iterable[pa.Table], target: str | None, name: str) -> Iterator[pa.Table]:
-    for batch in batches:
-        _check_target(target, batch, name)
-        yield batch
 
 
 def to_lines(report: QualityReport) -> str:

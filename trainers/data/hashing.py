@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
 
 from cluster.bundle.transforms import Texts, Values
 
@@ -60,3 +61,23 @@ def column_keys(values: Values) -> np.ndarray:
 def text_key(data: bytes) -> int:
     """A 64-bit hash of bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def words_keys(words: pa.Array) -> np.ndarray:
+    """(N,) uint64 hash of each text of a string array, eight bytes at a time: for sketches, not for splits."""
+    offsets = np.frombuffer(words.buffers()[1], dtype=np.int32)[words.offset : words.offset + len(words) + 1]
+    raw = words.buffers()[2]
+    data = np.frombuffer(raw, dtype=np.uint8)[offsets[0] : offsets[-1]] if raw is not None and len(words) else b""
+    padded = np.concatenate([np.frombuffer(data, dtype=np.uint8), np.zeros(8, dtype=np.uint8)])
+    eights = np.ndarray(shape=(len(padded) - 7,), dtype="<u8", buffer=padded, strides=(1,))
+    places = offsets[:-1].astype(np.int64) - int(offsets[0])
+    left = np.diff(offsets).astype(np.int64)
+    keys = mix(left.astype(np.uint64))
+    while len(active := np.flatnonzero(left > 0)):
+        take = np.minimum(left[active], 8).astype(np.uint64)
+        mask = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - take * np.uint64(8))
+        with np.errstate(over="ignore"):
+            keys[active] = mix(keys[active] * MIX_1 ^ (eights[places[active]] & mask))
+        places[active] += 8
+        left[active] -= 8
+    return keys

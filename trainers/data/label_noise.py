@@ -18,6 +18,7 @@ CLASSES_MAX = 20
 CLASS_ROWS_MIN = 10
 FOLDS = 5
 TREES = 60
+THREADS = 2  # the forest is the same with any number
 LEAF_ROWS = 10  # smaller leaves are sure of themselves on pure chance
 CONFIDENT = 0.8  # probability from which the model's word stands against the label's
 OVERCONFIDENT = 0.25  # a model that is wrong this often where it is sure has no say over labels
@@ -35,7 +36,7 @@ def label_noise(target: str, labels: Texts, columns: Mapping[str, Values], rows:
     features = [_feature(column, rows) for name, column in columns.items() if name != target]
     if not features or not 2 <= (counts > 0).sum() <= CLASSES_MAX or counts[counts > 0].min() < CLASS_ROWS_MIN:
         return []
-    forest = RandomForestClassifier(TREES, min_samples_leaf=LEAF_ROWS, random_state=0, n_jobs=1)
+    forest = RandomForestClassifier(TREES, min_samples_leaf=LEAF_ROWS, random_state=0, n_jobs=THREADS)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     chances = cross_val_predict(forest, np.stack(features, axis=1), goal, cv=folds, method="predict_proba")
     classes = np.unique(goal)

@@ -3,32 +3,37 @@
 Invariant: looks only, changes nothing; the same file gives the same report. Engine: in memory on pyarrow and NumPy,
 every figure exact (drift and leakage on at most `ROWS_MAX` rows, drawn by content).
 
-Covered: missing values and their suspicious words, white space, duplicates, constant and identifier columns, mixed
-types, label variants, outliers (1.5 IQR), class balance, leakage of one column, overlap and drift between splits;
-quality_columns.py: hidden missing values, dates, near-duplicate columns; label_noise.py: labels that look wrong.
-Not covered: tables past memory (quality_stream.py).
+Covered: all findings: those of counts in quality_rules.py, those of a column's values in quality_columns.py, wrong
+labels in label_noise.py; here facts, leakage of one column, overlap and drift between files.
+Not covered: tables past memory (quality_stream.py, which judges its sample with this module).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts
-from trainers.data import label_noise, quality_columns
+from cluster.bundle.transforms.columns import number_text
+from trainers.data import label_noise, quality_columns, quality_rules
 from trainers.data.columns import to_numbers, to_texts
-from trainers.data.findings import SEVERITIES, Finding, Severity
+from trainers.data.findings import SEVERITIES, Finding
 from trainers.data.hashing import seeded, table_keys
+from trainers.data.quality_rules import CLASSES_MAX, OUTLIER_FENCE_IQR, SUSPICIOUS, is_prose
 
-SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
-OUTLIER_FENCE_IQR = 1.5  # Tukey 1977
+LEAK_FOLDS = 3
 LEAK_SCORE = 0.999  # a column that orders or groups the classes this well is the target under another name
-RARE_SHARE = 0.05  # below it plain accuracy says little
 PSI_SHIFTED = 0.2  # usual reading of the population stability index: above it the population has moved
+DRIFT_ROWS_MIN = 100
 ROWS_MAX = 200_000
+HISTOGRAM_BINS = 20
+HISTOGRAM_TAIL = 0.001  # values beyond these quantiles go to the outer bins: one outlier would leave all in one bar
+MAP_CELLS = 40  # of the missing-value map: each is a run of rows of the table
 
 
 @dataclass(frozen=True)
@@ -48,34 +53,42 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
     table = as_plain(table)
     test = test if test is None else as_plain(test)
     facts: dict[str, dict[str, Any]] = {}
-    findings: list[Finding] = []
+    findings: list[Finding | None] = []
     values: dict[str, np.ndarray | Texts] = {}
     for name in table.column_names:
-        texts = to_texts(Column(name=name, kind="text", missing=SUSPICIOUS), table.column(name))
-        numbers = _numbers(texts)  # one number spelt in two ways ("1", "1.0") is one value
-        values[name] = texts if numbers is None else numbers
-        facts[name] = _facts(texts, numbers)
-        findings += _column_findings(name, texts, numbers, facts[name], table.column(name), is_target=name == target)
-    spaced = [name for name in table.column_names if _outer_spaces(table.column(name))]
-    if spaced:
-        text = f"{len(spaced)} columns have values with outer white space: {', '.join(spaced[:5])}"
-        findings.append(Finding("white_space", "info", "", text, "none needed: it is always stripped"))
+        raw = table.column(name)
+        if pa.types.is_floating(raw.type) or pa.types.is_integer(raw.type):
+            values[name] = numbers = pc.fill_null(raw.cast(pa.float64()), np.nan).to_numpy() + 0.0  # no -0.0
+            words: tuple[Any, ...] = tuple(np.unique(numbers[~np.isnan(numbers)]))
+        else:
+            texts = to_texts(Column(name=name, kind="text", missing=SUSPICIOUS), raw)
+            read = _numbers(texts)  # one number spelt in two ways ("1", "1.0") is one value
+            values[name], words = texts if read is None else read, texts.words
+        facts[name] = _facts(values[name], len(words))
+        findings += _column_findings(name, values[name], words, facts[name], raw, is_target=name == target)
+    spaced = {name: count for name in table.column_names if (count := _outer_spaces(table.column(name)))}
     keys = table_keys(values, table.num_rows)
     drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
     features = {name: column for name, column in values.items() if name != target}
-    findings += _duplicate_rows(keys)
+    findings += [quality_rules.white_space(spaced),
+                 quality_rules.duplicate_rows(len(keys) - len(np.unique(keys)), len(keys))]  # fmt: skip
     findings += quality_columns.near_duplicates(features, drawn)
     if target is not None:
         labels = to_texts(Column(name=target, kind="text", missing=SUSPICIOUS), table.column(target))
-        findings += _target_findings(target, labels)
+        findings.append(quality_rules.target_finding(target, _counts(labels)))
         findings += _leaks(target, labels, values)
-        names = {finding.column for finding in findings if finding.rule == "identifier"}
+        names = {finding.column for finding in findings if finding and finding.rule in ("identifier", "leakage")}
         useful = {name: column for name, column in features.items() if name not in names}
         findings += label_noise.label_noise(target, labels, useful, drawn)
     if test is not None:
-        findings += _split_findings(target, test, values)
-    ordered = sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
-    return QualityReport(table.num_rows, facts, tuple(ordered))
+        findings += _test_findings(target, test, values)
+    return QualityReport(table.num_rows, facts, ordered(findings))
+
+
+def ordered(findings: list[Finding | None]) -> tuple[Finding, ...]:
+    """Without the empty ones, worst first."""
+    there = [finding for finding in findings if finding is not None]
+    return tuple(sorted(there, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule)))
 
 
 def _numbers(texts: Texts) -> np.ndarray | None:
@@ -87,78 +100,86 @@ def _numbers(texts: Texts) -> np.ndarray | None:
     return np.array([*words, np.nan])[texts.codes]
 
 
-def _facts(texts: Texts, numbers: np.ndarray | None) -> dict[str, Any]:
-    missing = int((texts.codes < 0).sum())
+def _counts(texts: Texts) -> dict[str, int]:
+    counts = np.bincount(texts.codes[texts.codes >= 0], minlength=len(texts.words))
+    return {word: int(count) for word, count in zip(texts.words, counts, strict=True) if count}
+
+
+def _facts(values: np.ndarray | Texts, different: int) -> dict[str, Any]:
+    texts = isinstance(values, Texts)
+    holes = values.codes < 0 if isinstance(values, Texts) else np.isnan(values)
+    missing = int(holes.sum())
     facts: dict[str, Any] = {
-        "kind": "number" if numbers is not None else "text",
+        "kind": "text" if texts else "number",
         "missing": missing,
-        "missing_share": missing / max(len(texts), 1),
-        "different": len(texts.words),
+        "missing_share": missing / max(len(values), 1),
+        "missing_map": missing_map(holes) if missing else [],
+        "different": different,
     }
-    if numbers is None or missing == len(texts):
-        counts = np.bincount(texts.codes[texts.codes >= 0], minlength=len(texts.words))
-        top = sorted(range(len(counts)), key=lambda code: (-counts[code], texts.words[code]))[:10]
-        return {**facts, "most_frequent": {texts.words[code]: int(counts[code]) for code in top}}
-    finite = numbers[np.isfinite(numbers)]
-    quantiles = np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]) if len(finite) else np.zeros(5)
-    counts, edges = np.histogram(finite, bins=20)
-    names = ("min", "q25", "median", "q75", "max")
+    if isinstance(values, Texts) or missing == len(values):
+        counts = _counts(values) if isinstance(values, Texts) else {}
+        top = sorted(counts, key=lambda word: (-counts[word], word))[:10]
+        return {**facts, "most_frequent": {word: counts[word] for word in top}}
+    return {**facts, "infinite": int(np.isinf(values).sum()), **number_facts(values[np.isfinite(values)])}
+
+
+def missing_map(holes: np.ndarray) -> list[float]:
+    """The share of missing values in each of `MAP_CELLS` runs of rows, in the table's order."""
+    return [float(np.round(part.mean(), 4)) for part in np.array_split(holes, min(MAP_CELLS, len(holes)))]
+
+
+def number_facts(finite: np.ndarray) -> dict[str, Any]:
+    """Quantiles, mean, values beyond Tukey's fences and histogram of finite numbers."""
+    ranks = [0, 0.25, 0.5, 0.75, 1, HISTOGRAM_TAIL, 1 - HISTOGRAM_TAIL]
+    found = np.quantile(finite, ranks) if len(finite) else np.zeros(len(ranks))
+    quantiles, tails = found[:5], found[5:]
     spread = quantiles[3] - quantiles[1]
     low, high = quantiles[1] - OUTLIER_FENCE_IQR * spread, quantiles[3] + OUTLIER_FENCE_IQR * spread
+    counts, edges = np.histogram(np.clip(finite, *tails), bins=HISTOGRAM_BINS)
+    names = ("min", "q25", "median", "q75", "max")
     return {
-        **facts,
         **{name: float(value) for name, value in zip(names, quantiles, strict=True)},
         "mean": float(finite.mean()) if len(finite) else 0.0,
-        "infinite": int(np.isinf(numbers).sum()),
         "outliers": int(((finite < low) | (finite > high)).sum()) if spread > 0 else 0,
+        "fences": [float(low), float(high)],
         "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
     }
 
 
 def _column_findings(
-    name: str, texts: Texts, numbers: np.ndarray | None, facts: dict[str, Any], raw: pa.ChunkedArray, *, is_target: bool
-) -> list[Finding]:
-    found: list[Finding] = []
-
-    def add(rule: str, severity: Severity, text: str, fix: str, **evidence: Any) -> None:
-        found.append(Finding(rule, severity, name, text, fix, evidence))
-
-    rows, missing = len(texts), facts["missing"]
-    if missing:
-        found.append(missing_finding(name, rows, missing, _suspicious_words(raw), is_target=is_target))
-    if len(texts.words) == 1 and not missing:
-        add("constant", "warning", f"all values are {texts.words[0]!r}", f"data.drop_columns: [{name}]")
-    if numbers is None and len(texts.words) == rows - missing > 100:
-        add("identifier", "warning", "each row has a value of its own", f"data.drop_columns: [{name}]",
-            examples=list(texts.words[:3]))  # fmt: skip
-    if numbers is None and not _is_prose(texts.words):
-        numeric = [word for word in texts.words if _is_number(word)]
-        if numeric and len(numeric) < len(texts.words):
-            others = [word for word in texts.words if not _is_number(word)]
-            add("mixed_types", "warning", f"{len(numeric)} of {len(texts.words)} different values are numbers",
-                f"data.columns.{name}: category", numbers=numeric[:5], words=others[:5])  # fmt: skip
-        variants = _variants(texts.words)
-        if variants:
-            mapped = ", ".join(f'"{group[1]}": "{group[0]}"' for group in variants[:5])
-            add("label_variants", "error" if is_target else "warning", f"{len(variants)} differ in case or marks",
-                f"data.clean.map_values: {{{name}: {{{mapped}}}}}", variants=variants[:5])  # fmt: skip
-    if numbers is not None and not is_target:
-        found += quality_columns.hidden_missing(name, numbers, in_text=pa.types.is_string(raw.type))
+    name: str, values: np.ndarray | Texts, words: tuple[Any, ...], facts: dict[str, Any], raw: pa.ChunkedArray, *,
+    is_target: bool,
+) -> list[Finding | None]:  # fmt: skip
+    """`words`: the different values, as texts or numbers."""
+    rows, missing = len(values), facts["missing"]
+    numbers = None if isinstance(values, Texts) else values
+    example = words[0] if words and isinstance(words[0], str) else number_text(float(words[0])) if words else None
+    found = [
+        quality_rules.missing_finding(name, rows, missing, _suspicious_words(raw), is_target=is_target),
+        quality_rules.constant_finding(name, example, len(words), missing),
+        quality_rules.infinite_finding(name, facts.get("infinite", 0)),
+    ]
     if not is_target:
-        found += quality_columns.date_like(name, texts.words, numbers)
-    if facts.get("infinite"):
-        add("infinite", "error", f"{facts['infinite']} values are infinite", "data.clean.infinite: missing")
-    if facts.get("outliers", 0) > 0 and not is_target:
-        add("outliers", "info", f"{facts['outliers']} values lie beyond {OUTLIER_FENCE_IQR} IQR of the quartiles",
-            "data.clean.clip_iqr: 1.5", min=facts["min"], max=facts["max"])  # fmt: skip
+        found += quality_columns.date_like(name, words, numbers)
+        found.append(quality_rules.outliers_finding(name, facts))
+    if numbers is None:
+        found.append(quality_rules.identifier_finding(name, rows - missing, len(words), words[:3]))
+        if not is_prose(words):
+            found.append(quality_rules.mixed_types(name, words))
+            found.append(quality_rules.label_variants(name, words, is_target=is_target))
+    elif not is_target:
+        finite = numbers[np.isfinite(numbers)]
+        if len(finite) and np.array_equal(finite, np.floor(finite)):
+            examples, ends = [float(value) for value in finite[:3]], (facts["min"], facts["max"])
+            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), examples, ends=ends))
+        found += quality_columns.hidden_missing(name, numbers, in_text=is_text(raw.type))
     return found
 
 
-def missing_finding(name: str, rows: int, missing: int, words: dict[str, int], *, is_target: bool) -> Finding:
-    """How many values are missing; `words`: the suspicious ones among them."""
-    severity: Severity = "error" if missing == rows else "warning" if missing > rows / 2 or is_target else "info"
-    fix = f"data.source.missing: {sorted(words)}" if words else "data.clean.impute"
-    return Finding("missing", severity, name, f"{missing} of {rows} values are missing", fix, {"words": words})
+def is_text(kind: pa.DataType) -> bool:
+    """Whether reading rules apply: the source holds words."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def as_plain(table: pa.Table) -> pa.Table:
@@ -170,55 +191,21 @@ def as_plain(table: pa.Table) -> pa.Table:
 
 
 def _suspicious_words(raw: pa.ChunkedArray) -> dict[str, int]:
-    if not pa.types.is_string(raw.type):
+    if not is_text(raw.type):
         return {}
     texts = to_texts(Column(name="", kind="text", missing=()), raw)
-    counts = np.bincount(texts.codes[texts.codes >= 0], minlength=len(texts.words))
-    return {word: int(counts[code]) for code, word in enumerate(texts.words) if word in SUSPICIOUS}
+    return {word: count for word, count in _counts(texts).items() if word in SUSPICIOUS}
 
 
 def _outer_spaces(raw: pa.ChunkedArray) -> int:
-    import pyarrow.compute as pc
-
-    if not pa.types.is_string(raw.type):
+    if not is_text(raw.type) or pa.types.is_dictionary(raw.type):
         return 0
     return int(pc.sum(pc.not_equal(raw, pc.utf8_trim_whitespace(raw))).as_py() or 0)
 
 
-def _variants(words: tuple[str, ...]) -> list[list[str]]:
-    """Groups of texts that are equal but for case, white space and outer marks."""
-    groups: dict[str, list[str]] = {}
-    for word in words:
-        groups.setdefault(" ".join(word.casefold().split()).strip(".,;:!"), []).append(word)
-    return [sorted(group) for key, group in sorted(groups.items()) if key and len(group) > 1]
-
-
-def _duplicate_rows(keys: np.ndarray) -> list[Finding]:
-    repeated = len(keys) - len(np.unique(keys))
-    if not repeated:
-        return []
-    text = f"{repeated} of {len(keys)} rows repeat another row"
-    return [Finding("duplicate_rows", "warning", "", text, "data.clean.drop_duplicates: true")]
-
-
-def _target_findings(target: str, labels: Texts) -> list[Finding]:
-    counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.words))
-    if len(counts) < 2:
-        return [Finding("target", "error", target, "the target has fewer than two values", "data.target")]
-    smallest = int(counts.argmin())
-    share = float(counts[smallest] / counts.sum())
-    if len(counts) > 50 or share >= RARE_SHARE:
-        return []
-    text = f"class {labels.words[smallest]!r} has {counts[smallest]} of {counts.sum()} rows ({share:.1%})"
-    return [Finding("class_balance", "warning", target, text, "data.balance: {method: class_weights}")]
-
-
-def _leaks(target: str, labels: Texts, values: dict[str, np.ndarray | Texts]) -> list[Finding]:
+def _leaks(target: str, labels: Texts, values: Mapping[str, np.ndarray | Texts]) -> list[Finding]:
     """Columns that alone predict the target of rows they were not fitted on."""
-    from sklearn.model_selection import cross_val_score
-    from sklearn.tree import DecisionTreeClassifier
-
-    if len(labels.words) > 50 or np.bincount(labels.codes[labels.codes >= 0]).min() < 3:
+    if len(labels.words) > CLASSES_MAX or np.bincount(labels.codes[labels.codes >= 0]).min() < LEAK_FOLDS:
         return []
     rows = np.flatnonzero(labels.codes >= 0)[:ROWS_MAX]
     found = []
@@ -226,66 +213,94 @@ def _leaks(target: str, labels: Texts, values: dict[str, np.ndarray | Texts]) ->
         if name == target:
             continue
         feature = column.codes[rows] if isinstance(column, Texts) else np.nan_to_num(column[rows], posinf=0, neginf=0)
-        tree = DecisionTreeClassifier(max_depth=6, min_samples_leaf=2, random_state=0)
-        goal = labels.codes[rows]
-        score = cross_val_score(tree, feature[:, None], goal, cv=3, scoring="balanced_accuracy").mean()
+        score = _alone(feature[:, None], labels.codes[rows])
         if score >= LEAK_SCORE:
             text = f"it alone predicts '{target}' (balanced accuracy {score:.3f} on rows not fitted)"
-            found.append(
-                Finding("leakage", "error", name, text, f"data.drop_columns: [{name}]", {"score": float(score)})
-            )
+            evidence = {"score": score, "rows": len(rows)}
+            found.append(Finding("leakage", "error", name, text, f"data.drop_columns: [{name}]", evidence))
     return found
 
 
-def _split_findings(target: str | None, test: pa.Table, values: dict[str, np.ndarray | Texts]) -> list[Finding]:
-    """Rows that both tables have, and number columns whose distribution has moved."""
-    from scipy.stats import ks_2samp
+def _alone(feature: np.ndarray, goal: np.ndarray) -> float:
+    """Cross-validated balanced accuracy of one column; 0 as soon as it cannot reach `LEAK_SCORE` any more."""
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.tree import DecisionTreeClassifier
 
-    found: list[Finding] = []
-    there: dict[str, np.ndarray | Texts] = {}
+    scores: list[float] = []
+    for train, test in StratifiedKFold(LEAK_FOLDS).split(feature, goal):
+        tree = DecisionTreeClassifier(max_depth=6, min_samples_leaf=2, random_state=0).fit(feature[train], goal[train])
+        scores.append(float(balanced_accuracy_score(goal[test], tree.predict(feature[test]))))
+        if sum(scores) + LEAK_FOLDS - len(scores) < LEAK_SCORE * LEAK_FOLDS:
+            return 0.0
+    return float(np.mean(scores))
+
+
+def _test_findings(target: str | None, test: pa.Table, values: dict[str, np.ndarray | Texts]) -> list[Finding | None]:
+    """Rows that both tables have, labels spelt otherwise, and columns whose distribution has moved."""
+    there = read_like(test, values)
     features = {name: column for name, column in values.items() if name != target}
-    for name, column in values.items():
-        kind: Literal["number", "text"] = "text" if isinstance(column, Texts) else "number"
-        rules = Column(name=name, kind=kind, missing=SUSPICIOUS)
-        there[name] = (to_texts if kind == "text" else to_numbers)(rules, test.column(name))
-        found += _other_labels(name, column, there[name])
     theirs = table_keys({name: there[name] for name in features}, test.num_rows)
     both = np.isin(theirs, table_keys(features, len(next(iter(values.values())))))
-    if both.any():
-        text = f"{int(both.sum())} of {test.num_rows} test rows have the features of a training row"
-        found.append(Finding("overlap", "warning", "", text, "data.source: remove them from one file"))
+    respelt = [
+        quality_rules.other_labels(name, column.words, other.words)
+        for name, column in values.items()
+        if isinstance(column, Texts) and isinstance(other := there[name], Texts)
+    ]
+    names = {finding.column for finding in respelt if finding}  # other spellings are no drift
+    overlap = quality_rules.overlap_finding(int(both.sum()), test.num_rows)
+    return [overlap, *respelt, *drift({name: column for name, column in values.items() if name not in names}, there)]
+
+
+def read_like(test: pa.Table, values: Mapping[str, np.ndarray | Texts]) -> dict[str, np.ndarray | Texts]:
+    """The test table's columns, each as the kind that training has it."""
+    there: dict[str, np.ndarray | Texts] = {}
+    for name, column in values.items():
+        kind: Literal["number", "text"] = "text" if isinstance(column, Texts) else "number"
+        rules = Column(name=name, kind=kind, missing=SUSPICIOUS, infinite="missing")
+        there[name] = (to_texts if kind == "text" else to_numbers)(rules, test.column(name))
+    return there
+
+
+def drift(values: Mapping[str, np.ndarray | Texts], there: Mapping[str, np.ndarray | Texts]) -> list[Finding | None]:
+    """Number columns by PSI over deciles with the Kolmogorov-Smirnov distance, text columns by PSI over words."""
+    from scipy.stats import ks_2samp
+
+    found: list[Finding | None] = []
     for name, column in values.items():
         other = there[name]
         if isinstance(column, Texts) or isinstance(other, Texts):
+            assert isinstance(column, Texts)
+            assert isinstance(other, Texts)
+            found.append(_words_moved(name, _counts(column), _counts(other)))
             continue
         a, b = column[np.isfinite(column)], other[np.isfinite(other)]
-        if len(a) < 100 or len(b) < 100:
+        if min(len(a), len(b)) < DRIFT_ROWS_MIN:
             continue
         psi = stability_index(a, b)
         if psi > PSI_SHIFTED:
             distance = float(ks_2samp(a, b).statistic)
             text = f"it differs between training and test: PSI {psi:.2f}, Kolmogorov-Smirnov {distance:.2f}"
-            found.append(Finding("drift", "warning", name, text, "look at how the files were made",
-                                 {"psi": psi, "ks": distance}))  # fmt: skip
+            evidence = {"psi": psi, "ks": distance, "medians": [float(np.median(a)), float(np.median(b))]}
+            found.append(Finding("drift", "warning", name, text, "look at how the files were made", evidence))
     return found
 
 
-def _other_labels(name: str, column: np.ndarray | Texts, other: np.ndarray | Texts) -> list[Finding]:
-    """Texts of the test table that are one of the training table's but for case and marks (`>50K.`)."""
-    if not isinstance(column, Texts) or not isinstance(other, Texts) or _is_prose(column.words):
-        return []
-    unknown = set(other.words) - set(column.words)
-    pairs = [group for group in _variants((*column.words, *unknown)) if unknown & set(group)]
-    if not pairs:
-        return []
-    mapped = {word: next((w for w in group if w in column.words), group[0]) for group in pairs for word in group}
-    fix = {word: to for word, to in mapped.items() if word in unknown}
-    text = f"{len(fix)} values of the test file are spelt otherwise in training"
-    return [Finding("label_variants", "error", name, text, f"data.clean.map_values: {{{name}: {fix}}}", {"map": fix})]
-
-
-def _is_prose(words: tuple[str, ...]) -> bool:
-    return len(words) > 64 and sum(word.count(" ") + 1 for word in words) > 3 * len(words)
+def _words_moved(name: str, here: dict[str, int], there: dict[str, int]) -> Finding | None:
+    """PSI over the words, where they are few; the words that moved most are the evidence."""
+    rows, others = sum(here.values()), sum(there.values())
+    if min(rows, others) < DRIFT_ROWS_MIN or len(here) > CLASSES_MAX:
+        return None
+    words = sorted({*here, *there})
+    a = np.maximum([here.get(word, 0) for word in words], 0.5) / rows
+    b = np.maximum([there.get(word, 0) for word in words], 0.5) / others
+    parts = (b - a) * np.log(b / a)
+    psi = float(parts.sum())
+    if psi <= PSI_SHIFTED:
+        return None
+    moved = {words[at]: [float(a[at]), float(b[at])] for at in np.argsort(-parts, kind="stable")[:3]}
+    return Finding("drift", "warning", name, f"its words differ between training and test: PSI {psi:.2f}",
+                   "look at how the files were made", {"psi": psi, "shares": moved})  # fmt: skip
 
 
 def stability_index(a: np.ndarray, b: np.ndarray, bins: int = 10) -> float:
@@ -296,11 +311,3 @@ def stability_index(a: np.ndarray, b: np.ndarray, bins: int = 10) -> float:
         counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
         shares.append(np.maximum(counts, 0.5) / len(values))
     return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True

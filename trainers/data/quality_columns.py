@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
@@ -31,18 +32,35 @@ DATES = (
 )
 
 
+@dataclass(frozen=True)
+class End:
+    """The outermost value of a column on one side, how many rows have it, and the value beside it."""
+
+    value: float
+    count: int
+    beside: float
+
+
 def hidden_missing(name: str, numbers: np.ndarray, *, in_text: bool) -> list[Finding]:
     """Sentinel numbers that repeat and lie far from every other value. `in_text`: the source holds words."""
     values, counts = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
+    if len(values) < 3:
+        return []
+    low = End(float(values[0]), int(counts[0]), float(values[1]))
+    return hidden_ends(name, low, End(float(values[-1]), int(counts[-1]), float(values[-2])), in_text=in_text)
+
+
+def hidden_ends(name: str, low: End, high: End, *, in_text: bool) -> list[Finding]:
+    """`hidden_missing` from the two ends of a column's values."""
     found: list[Finding] = []
-    for place in (0, len(values) - 1) if len(values) > 2 else ():
-        rest = np.delete(values, place)
-        gap = float(rest[0] - values[0] if place == 0 else values[-1] - rest[-1])
-        spread = float(rest[-1] - rest[0])
-        if values[place] in SENTINELS and counts[place] >= SENTINEL_ROWS_MIN and gap >= SENTINEL_GAP * spread:
-            word = f"{values[place]:g}" if abs(values[place]) < 1e5 else str(int(values[place]))
-            text = f"{counts[place]} values are {word}, far from all others ({rest[0]:g} to {rest[-1]:g})"
-            evidence = {"value": float(values[place]), "count": int(counts[place])}
+    if not low.beside < high.value:  # fewer than three different values
+        return found
+    for end, first, last in ((low, low.beside, high.value), (high, low.value, high.beside)):
+        gap, spread = abs(end.value - end.beside), last - first
+        if end.value in SENTINELS and end.count >= SENTINEL_ROWS_MIN and gap >= SENTINEL_GAP * spread:
+            word = f"{end.value:g}" if abs(end.value) < 1e5 else str(int(end.value))
+            text = f"{end.count} values are {word}, far from all others ({first:g} to {last:g})"
+            evidence = {"value": end.value, "count": end.count}
             mapped = f'data.clean.map_values: {{{name}: {{"{word}": ""}}}}'
             fix = mapped if in_text else "write null in their place: reading rules apply to text alone"
             found.append(Finding("hidden_missing", "warning", name, text, fix, evidence))

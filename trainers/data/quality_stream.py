@@ -1,188 +1,177 @@
-"""The quality report of a table past the memory budget: one pass over batches of rows, bounded memory.
+"""The quality report of a table past the memory budget: one pass over its pieces, in bounded memory.
 
-Invariant: rows, missing and infinite values, minimum, maximum and mean are exact. Different values and repeated rows
-come from the k smallest of their 64-bit hashes: exact below k, else within `DistinctSketch.relative_error` (three
-standard errors). Everything else is judged on `SAMPLE_ROWS` rows drawn evenly over the whole table: a quantile's rank
-is off by at most `QUANTILE_RANK_ERROR`, except once in a million (Dvoretzky, Kiefer, Wolfowitz; Massart 1990).
+Invariant: the report does not depend on who read which piece. Exact: rows, missing, infinite and repeated values as in
+quality_facts.py, minimum, maximum, mean, sentinels, white space, and the words, classes, label variants and mixed types
+of columns with at most `WORDS_MAX` different words. Different values, repeated rows and overlap come from the k
+smallest 64-bit hashes: exact below k, else within `DistinctSketch.relative_error` (three standard errors). All other
+findings are judged on `SAMPLE_ROWS` rows drawn evenly over the table: a quantile's rank is off by at most
+`QUANTILE_RANK_ERROR`, except once in a million (Dvoretzky, Kiefer, Wolfowitz; Massart 1990).
 
-Covered: Parquet and plain or gzip CSV of any size; memory is a batch, the sample and the sketches. Not covered: a test
-table, JSON Lines; in a column of words, numbers that are spelt in two ways ("1", "1.0") count as equal rows.
+Covered: Parquet, CSV and JSON Lines of any size, a second file; threads here, or Ray Data (ray_data.py).
+Not covered: sources that are no files.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cluster.bundle.transforms import Column
 from cluster.errors import DataError
-from trainers.data.columns import to_texts
-from trainers.data.findings import SEVERITIES, Finding
-from trainers.data.hashing import MISSING, MIX_1, mix, seeded, text_key
-from trainers.data.quality import SUSPICIOUS, QualityReport, as_plain, check_table, missing_finding
+from trainers.data.batches import FileSource, Piece, find_pieces, read_piece
+from trainers.data.quality import QualityReport, as_plain
+from trainers.data.quality_facts import ColumnFacts
+from trainers.data.quality_merge import merged_report
+from trainers.data.quality_part import FILE_ROWS_BITS, SAMPLE_ROWS, Ask, Part, place
 
-SAMPLE_ROWS = 32_768
-QUANTILE_RANK_ERROR = math.sqrt(math.log(2 / 1e-6) / (2 * SAMPLE_ROWS))  # 0.0149
-COLUMN_HASHES = 4_096
-ROW_HASHES = 1 << 21  # 16 MiB
-EXACT_RULES = ("missing", "infinite", "duplicate_rows", "constant", "identifier", "target")
+SAMPLE_SPARE = 1.2  # a threshold that keeps a fifth more rows than the sample needs falls short once in 10^200 tables
+WORKERS_MAX = 4  # each holds a few batches
 
-
-class DistinctSketch:
-    """How many different hashes were seen, from the `size` smallest ones (Bar-Yossef et al. 2002)."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.smallest = np.zeros(0, dtype=np.uint64)
-        self.full = False
-
-    @property
-    def relative_error(self) -> float:
-        """Three standard errors; 0 while the count is exact."""
-        return 3 / math.sqrt(self.size - 2) if self.full else 0.0
-
-    def add(self, hashes: np.ndarray) -> None:
-        if self.full:
-            hashes = hashes[hashes < self.smallest[-1]]
-        merged = np.union1d(self.smallest, hashes)
-        self.full = self.full or len(merged) > self.size
-        self.smallest = merged[: self.size]
-
-    def count(self) -> int:
-        if not self.full:
-            return len(self.smallest)
-        return round((self.size - 1) * 2.0**64 / float(self.smallest[-1]))
-
-
-class _ColumnFacts:
-    """What is known of one column so far."""
-
-    def __init__(self) -> None:
-        self.missing = self.infinite = self.finite = 0
-        self.low, self.high, self.total = math.inf, -math.inf, 0.0
-        self.numeric = True
-        self.different = DistinctSketch(COLUMN_HASHES)
-
-    def add(self, values: pa.ChunkedArray) -> np.ndarray:
-        """Take in a batch; its hashes, by which equal rows are found."""
-        if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
-            numbers = pc.fill_null(values.cast(pa.float64()), math.nan).to_numpy()
-            there = ~np.isnan(numbers)
-            hashes = np.where(there, mix((numbers + 0.0).view(np.uint64)), MISSING)
-            self.different.add(hashes[there])
-            self._add_numbers(numbers[there], int((~there).sum()))
-            return hashes
-        texts = to_texts(Column(name="", kind="text", missing=SUSPICIOUS), values)
-        self.different.add(np.array([text_key(word.encode()) for word in texts.words], dtype=np.uint64))
-        parsed = [_number(word) for word in texts.words]
-        self.numeric = self.numeric and None not in parsed
-        floats = np.array([math.nan if number is None else number for number in parsed] + [math.nan])
-        numbers = floats[texts.codes]
-        self._add_numbers(numbers[~np.isnan(numbers)], int((texts.codes < 0).sum()))
-        words = [text_key(word.encode()) if number is None else 0 for word, number in zip(texts.words, parsed,
-                 strict=True)]  # fmt: skip
-        by_text = np.array([*words, int(MISSING)], dtype=np.uint64)
-        return np.where(np.isnan(floats), by_text, mix((floats + 0.0).view(np.uint64)))[texts.codes]
-
-    def _add_numbers(self, numbers: np.ndarray, missing: int) -> None:
-        finite = numbers[np.isfinite(numbers)]
-        self.missing += missing
-        self.infinite += len(numbers) - len(finite)
-        self.finite += len(finite)
-        if len(finite):
-            self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
-            self.total += float(finite.sum())
-
-    def merged(self, sampled: dict[str, Any], rows: int, share: float) -> dict[str, Any]:
-        """The sample's facts with the exact ones in their places, counts scaled to all rows, and the bounds."""
-        facts = {**sampled, "kind": "number" if self.numeric else "text", "missing": self.missing}
-        facts |= {"missing_share": self.missing / max(rows, 1), "different": self.different.count()}
-        bounds = {"different": self.different.relative_error}
-        if "median" in facts and self.numeric and self.finite:
-            facts |= {"min": self.low, "max": self.high, "mean": self.total / self.finite, "infinite": self.infinite}
-            facts["outliers"] = round(facts["outliers"] * share)
-            bounds["quantile_rank"] = QUANTILE_RANK_ERROR if share > 1 else 0.0
-        return {**facts, "bounds": bounds}
+Task = Callable[[], Part]
 
 
 def check_stream(batches: Iterable[pa.Table], target: str | None = None) -> QualityReport:
-    """The report of a table that comes in batches of the same columns."""
-    columns: dict[str, _ColumnFacts] = {}
-    repeats, rows = DistinctSketch(ROW_HASHES), 0
-    sample, places = pa.table({}), np.zeros(0, dtype=np.uint64)
+    """The report of a table that comes in batches."""
+    ask = Ask(target)
+    return merged_report(_checked(merge_parts(partial(_batch_tasks, batches, 0, ask)), ask), target)
+
+
+def check_files(
+    paths: Sequence[Path], source: FileSource, target: str | None = None, *, test: Sequence[Path] = (),
+    run: Callable[[list[Piece], Ask], Part] | None = None,
+) -> QualityReport:  # fmt: skip
+    """The report of files, and of a second set of files beside it. `run` makes the part of pieces (default: threads).
+
+    Raises DataError.
+    """
+    run = run or run_here
+    pieces = find_pieces(paths, source)
+    ask = _with_threshold(Ask(target, str(paths[0]), with_features=bool(test)), pieces)
+    whole = _checked(run(pieces, ask), ask)
+    if not test:
+        return merged_report(whole, target)
+    others = find_pieces(test, source)
+    whole.features.count()
+    known = replace(ask, name=str(test[0]), known=whole.features.smallest)
+    part = _checked(run(others, _with_threshold(known, others)), known)
+    return merged_report(whole, target, test=part)
+
+
+def run_here(pieces: list[Piece], ask: Ask) -> Part:
+    """Read the pieces in threads of this process."""
+    return merge_parts(partial(_piece_tasks, pieces, ask))
+
+
+def summarize(piece: Piece, ask: Ask, known: Mapping[str, ColumnFacts] | None = None) -> Part:
+    """The part of one piece: what a worker elsewhere returns. `known`: facts of other pieces, which save work."""
+    part, first = Part(), (piece.file << FILE_ROWS_BITS) + piece.first_row
+    for batch in read_piece(piece):
+        if batch.num_rows:
+            look(part, batch, first, ask, known)
+            first += batch.num_rows
+    return part
+
+
+def merge_parts(tasks: Callable[[Part], Iterable[Task]]) -> Part:
+    """Run the tasks on all cores and merge their parts in order; a few are in flight.
+
+    `tasks` is handed what is merged so far, which only this thread changes, and only between two tasks that it makes.
+    """
+    workers = max(1, min(WORKERS_MAX, len(os.sched_getaffinity(0))))
+    whole = Part()
+    with ThreadPoolExecutor(workers, thread_name_prefix="quality") as pool:
+        waiting: deque[Future[Part]] = deque()
+        try:
+            for task in tasks(whole):
+                waiting.append(pool.submit(task))
+                if len(waiting) > workers:
+                    whole.merge(waiting.popleft().result())
+            while waiting:
+                whole.merge(waiting.popleft().result())
+        finally:
+            for future in waiting:
+                future.cancel()
+    return whole
+
+
+def _piece_tasks(pieces: Iterable[Piece], ask: Ask, whole: Part) -> Iterator[Task]:
+    """A task a piece of Parquet; a text file is cut into batches by whoever reads it."""
+    for piece in pieces:
+        if piece.row_group is not None:
+            yield partial(summarize, piece, ask, whole.hints())
+        else:
+            yield from _batch_tasks(read_piece(piece), piece.file << FILE_ROWS_BITS, ask, whole)
+
+
+def _batch_tasks(batches: Iterable[pa.Table], first: int, ask: Ask, whole: Part) -> Iterator[Task]:
     for batch in batches:
-        if batch.num_rows == 0:
-            continue
-        batch = as_plain(batch)
-        keys = np.zeros(batch.num_rows, dtype=np.uint64)
-        for name in batch.column_names:
-            with np.errstate(over="ignore"):
-                keys = mix(keys * MIX_1 + columns.setdefault(name, _ColumnFacts()).add(batch.column(name)))
-        repeats.add(keys)
-        fresh = seeded(np.arange(rows, rows + batch.num_rows, dtype=np.uint64), 1)
-        sample, places = _draw(sample, places, batch, fresh)
-        rows += batch.num_rows
-    if rows == 0:
-        raise DataError("Cannot check the table", found="it has zero rows", remedy="Give a file that has rows.")
-    sampled = check_table(sample, target)
-    share = rows / max(sample.num_rows, 1)
-    facts = {name: column.merged(sampled.columns[name], rows, share) for name, column in columns.items()}
-    found = _findings(sampled, columns, rows, target)
-    repeated = rows - repeats.count()
-    if repeated > repeats.relative_error * rows:
-        about = f" (within {repeats.relative_error:.2%} of the rows)" if repeats.full else ""
-        found.append(Finding("duplicate_rows", "warning", "", f"{repeated} of {rows} rows repeat another row{about}",
-                             "data.clean.drop_duplicates: true"))  # fmt: skip
-    found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
-    return QualityReport(rows, facts, tuple(found))
+        if batch.num_rows:
+            yield partial(_look_alone, batch, first, ask, whole.hints())
+            first += batch.num_rows
 
 
-def _draw(sample: pa.Table, places: np.ndarray, batch: pa.Table, fresh: np.ndarray) -> tuple[pa.Table, np.ndarray]:
-    """The `SAMPLE_ROWS` rows with the smallest places of the old sample and the batch, in the table's order."""
-    if len(places) == SAMPLE_ROWS:
-        keep = fresh < places.max()
-        batch, fresh = batch.filter(pa.array(keep)), fresh[keep]
-    joined = pa.concat_tables([sample, batch]) if sample.num_columns else batch
-    places = np.concatenate([places, fresh])
-    if len(places) <= SAMPLE_ROWS:
-        return joined, places
-    kept = np.sort(np.argpartition(places, SAMPLE_ROWS)[:SAMPLE_ROWS])
-    return joined.take(pa.array(kept)).combine_chunks(), places[kept]
+def _look_alone(batch: pa.Table, first: int, ask: Ask, known: Mapping[str, ColumnFacts]) -> Part:
+    part = Part()
+    look(part, batch, first, ask, known)
+    return part
 
 
-def _findings(sampled: QualityReport, columns: dict[str, _ColumnFacts], rows: int, target: str | None) -> list[Finding]:
-    """The sample's findings where the sketches do not speak against them, and those of the exact counts."""
-    found: list[Finding] = []
-    suffix = f" (in a sample of {sampled.rows:,} rows)" if sampled.rows < rows else ""
-    for finding in sampled.findings:
-        column = columns.get(finding.column)
-        true = finding.rule not in EXACT_RULES
-        if column is not None:
-            different, there = column.different, rows - column.missing
-            true = true or (finding.rule in ("constant", "target") and different.count() < 2)
-            true = true or (
-                finding.rule == "identifier" and different.count() >= there * (1 - different.relative_error)
-            )
-        if true:
-            found.append(replace(finding, text=finding.text + suffix))
-    words = {item.column: item.evidence["words"] for item in sampled.findings if item.rule == "missing"}
-    for name, column in columns.items():
-        if column.missing:
-            found.append(missing_finding(name, rows, column.missing, words.get(name, {}), is_target=name == target))
-        if column.infinite and column.numeric:
-            found.append(Finding("infinite", "error", name, f"{column.infinite} values are infinite",
-                                 "data.clean.infinite: missing"))  # fmt: skip
-    return found
+def look(part: Part, batch: pa.Table, first: int, ask: Ask, known: Mapping[str, ColumnFacts] | None = None) -> None:
+    """Take a batch into a part; `first` is the number of its first row. Raises DataError."""
+    if ask.target is not None and ask.target not in batch.column_names:
+        raise DataError(
+            f"Cannot check {ask.name}", found=f"it has no column '{ask.target}'",
+            rule="its columns are " + ", ".join(batch.column_names[:20]), remedy="Mend --target.",
+        )  # fmt: skip
+    batch = as_plain(batch)
+    part.rows += batch.num_rows
+    features, label = np.zeros(batch.num_rows, dtype=np.uint64), np.zeros(1, dtype=np.uint64)
+    for name in batch.column_names:
+        facts = part.columns.get(name)
+        if facts is None:
+            facts = part.columns[name] = ColumnFacts(name, (known or {}).get(name))
+        hashes = facts.add(batch.column(name))
+        if name == ask.target:
+            label = hashes
+        else:
+            features += hashes  # wraps around, and a missing value adds nothing, be its column there or not
+    if ask.known is None:
+        part.repeats.add(features + label)
+        if ask.with_features:
+            part.features.add(features)
+    else:
+        part.shared += int(np.isin(features, ask.known).sum())
+    numbers = np.arange(first, first + batch.num_rows, dtype=np.uint64)
+    if ask.sample_below is not None:
+        drawn = place(numbers) < np.uint64(ask.sample_below)
+        batch, numbers = batch.filter(pa.array(drawn)), numbers[drawn]
+    part.draw(_decoded(batch), numbers)
 
 
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
+def _with_threshold(ask: Ask, pieces: Sequence[Piece]) -> Ask:
+    rows = [piece.rows for piece in pieces]
+    total = sum(count for count in rows if count is not None)
+    if None in rows or total <= 2 * SAMPLE_ROWS:
+        return replace(ask, sample_below=None)
+    return replace(ask, sample_below=int(2**64 * SAMPLE_SPARE * SAMPLE_ROWS / total))
+
+
+def _checked(part: Part, ask: Ask) -> Part:
+    if part.rows == 0:
+        raise DataError(f"Cannot check {ask.name}", found="it has zero rows", remedy="Give a file that has rows.")
+    return part
+
+
+def _decoded(batch: pa.Table) -> pa.Table:
+    """Coded columns as texts: parts with other codes are joined."""
+    for at, column in enumerate(batch.columns):
+        if pa.types.is_dictionary(column.type):
+            batch = batch.set_column(at, batch.column_names[at], column.cast(column.type.value_type))
+    return batch

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from trainers.data import batches, check, quality_stream
+from trainers.data import batches, check, quality_part
 from trainers.data.quality import check_table
-from trainers.data.quality_stream import QUANTILE_RANK_ERROR, SAMPLE_ROWS, DistinctSketch, check_stream
+from trainers.data.quality_facts import DistinctSketch
+from trainers.data.quality_part import QUANTILE_RANK_ERROR, SAMPLE_ROWS
+from trainers.data.quality_stream import check_stream
 
 ROWS = 90_000
 
@@ -142,8 +144,8 @@ def test_the_stream_refuses_ragged_lines_and_cut_parquet_in_one_sentence(tmp_pat
 
 
 def test_memory_stays_bounded_while_the_table_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality_stream, "SAMPLE_ROWS", 1_000)
-    monkeypatch.setattr(quality_stream, "ROW_HASHES", 1_000)
+    monkeypatch.setattr(quality_part, "SAMPLE_ROWS", 1_000)
+    monkeypatch.setattr(quality_part, "ROW_HASHES", 1_000)
 
     def peak(num_batches: int) -> int:
         made = (pa.table({"a": np.random.default_rng(i).normal(size=20_000)}) for i in range(num_batches))

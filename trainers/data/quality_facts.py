@@ -1,0 +1,263 @@
+"""What a pass over rows leaves of one column: counts that add up, however the rows were divided and who read them.
+
+Invariant: `merge` of the facts of two parts is the facts of both together. Rows, missing and infinite values, words
+(up to `WORDS_MAX` different ones), white space, minimum, maximum and the mean (up to rounding) are exact; the number
+of different values is a `DistinctSketch`.
+
+Covered: numbers, booleans, texts. Not covered: quantiles (quality_stream.py takes them from its sample).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.bundle.transforms import Column
+from cluster.bundle.transforms.columns import number_text
+from trainers.data.columns import to_texts, whole_array
+from trainers.data.hashing import mix, text_key, words_keys
+from trainers.data.quality_columns import SENTINELS, End
+from trainers.data.quality_rules import SUSPICIOUS
+
+COLUMN_HASHES = 1 << 14
+WORDS_MAX = 4_096  # different words of a column that are counted one by one
+CLASSES_KEPT_MAX = 64  # different numbers of a column that are: a target of whole numbers has classes
+NUMBER_START = r"^[+-]?(\.?[0-9]|[iI][nN][fF]|[nN][aA][nN])"
+
+
+class DistinctSketch:
+    """How many different hashes were seen, from the `size` smallest ones (Bar-Yossef et al. 2002)."""
+
+    def __init__(self, size: int, ceiling: np.uint64 | None = None) -> None:
+        """`ceiling`: the largest hash of a full sketch of other rows that this one will be merged into."""
+        self.size = size
+        self.ceiling = ceiling
+        self.smallest = np.zeros(0, dtype=np.uint64)
+        self.full = False
+        self._waiting: list[np.ndarray] = []
+        self._num_waiting = 0
+
+    @property
+    def limit(self) -> np.uint64 | None:
+        """Hashes from this one on change nothing."""
+        return self.smallest[-1] if self.full else self.ceiling
+
+    @property
+    def relative_error(self) -> float:
+        """Three standard errors; 0 while the count is exact."""
+        self._settle()
+        return 3 / math.sqrt(self.size - 2) if self.full else 0.0
+
+    def add(self, hashes: np.ndarray) -> None:
+        """Take in hashes; sorting waits until there are as many new ones as the sketch holds."""
+        if (limit := self.limit) is not None:
+            hashes = hashes[hashes < limit]
+        if len(hashes):
+            self._waiting.append(hashes)
+            self._num_waiting += len(hashes)
+        if self._num_waiting > self.size:
+            self._settle()
+
+    def merge(self, other: DistinctSketch) -> None:
+        for hashes in (other.smallest, *other._waiting):
+            self.add(hashes)
+        if other.full and not self.full:
+            self._settle()  # the other one alone fills the sketch
+            self.full = True
+
+    def count(self) -> int:
+        self._settle()
+        if not self.full:
+            return len(self.smallest)
+        return round((self.size - 1) * 2.0**64 / float(self.smallest[-1]))
+
+    def _settle(self) -> None:
+        if self._waiting:
+            merged = np.sort(np.concatenate([self.smallest, *self._waiting]))  # np.unique hashes: five times slower
+            merged = merged[np.append(True, merged[1:] != merged[:-1])]
+            self.full = self.full or len(merged) > self.size
+            self.smallest = merged[: self.size]
+            self._waiting, self._num_waiting = [], 0
+
+
+class ColumnFacts:
+    """What is known of one column so far."""
+
+    def __init__(self, name: str, known: ColumnFacts | None = None) -> None:
+        """`known`: facts of other rows that these will be merged into; what those make needless is not counted."""
+        self.salt = np.uint64(text_key(name.encode()))
+        self.rows = self.missing = self.infinite = self.finite = self.spaced = 0
+        self.low, self.high = End(math.inf, 0, math.inf), End(-math.inf, 0, -math.inf)
+        self.sums: list[float] = []
+        self.holes: list[tuple[int, int]] = []
+        """(rows, missing) of each batch, in order."""
+        self.numeric = self.whole = True
+        self.in_text = False
+        self.different: DistinctSketch = DistinctSketch(COLUMN_HASHES, None if known is None else known.different.limit)
+        self.words: dict[str, int] | None = {} if known is None or known.words is not None else None
+        """Rows of each word; None from too many words on."""
+        self.suspicious: dict[str, int] = {}
+
+    def add(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Take in a batch. Returns (N,) uint64 hashes by which equal rows are found: 0 for a missing value."""
+        array = whole_array(values)
+        self.rows += len(array)
+        before = self.missing
+        kind = array.type
+        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+            hashes = self._add_numbers(array)
+        else:
+            if pa.types.is_boolean(kind):
+                array = array.cast(pa.string())
+            hashes = self._add_texts(array)
+        self.holes.append((len(array), self.missing - before))
+        return hashes
+
+    def merge(self, other: ColumnFacts) -> None:
+        """Take in the facts of the rows that follow."""
+        for name in ("rows", "missing", "infinite", "finite", "spaced"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.low, self.high = _joined(self.low, other.low, -1), _joined(self.high, other.high, 1)
+        self.sums += other.sums
+        self.holes += other.holes
+        self.numeric, self.whole = self.numeric and other.numeric, self.whole and other.whole
+        self.in_text = self.in_text or other.in_text
+        self.different.merge(other.different)
+        for word, count in other.suspicious.items():
+            self.suspicious[word] = self.suspicious.get(word, 0) + count
+        self._count_words(other.words)
+
+    def _add_numbers(self, array: pa.Array) -> np.ndarray:
+        numbers = pc.fill_null(array.cast(pa.float64()), math.nan).to_numpy(zero_copy_only=False) + 0.0
+        holes = np.isnan(numbers)
+        hashes = _number_hashes(numbers, self.salt)
+        hashes[holes] = 0
+        self.missing += int(holes.sum())
+        there = numbers[~holes] if self.missing or holes.any() else numbers
+        few = None if self.words is None else _few_numbers(there)
+        if few is not None:
+            self.different.add(_number_hashes(np.array(list(few), dtype=np.float64), self.salt))
+        else:
+            self.different.add(hashes[hashes != 0])
+        if self.words is not None:
+            self._count_words(None if few is None else {_word(value): count for value, count in few.items()})
+        self._measure(numbers)
+        return hashes
+
+    def _add_texts(self, array: pa.Array) -> np.ndarray:
+        self.in_text = True
+        encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+        words = encoded.dictionary
+        if not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type)):
+            to_texts(Column(name="", kind="text"), pa.chunked_array([array]))  # raises: the type holds no text
+            words = words.cast(pa.string())
+        words = words.cast(pa.string())
+        codes = pc.fill_null(encoded.indices, len(words)).to_numpy(zero_copy_only=False)
+        counts = np.bincount(codes, minlength=len(words) + 1)
+        trimmed = pc.utf8_trim_whitespace(words)
+        gone = pc.is_in(trimmed, value_set=pa.array(SUSPICIOUS)).to_numpy(zero_copy_only=False)
+        used = counts[:-1] > 0
+        self.spaced += int(counts[:-1][pc.not_equal(trimmed, words).to_numpy(zero_copy_only=False)].sum())
+        for place in np.flatnonzero(gone & used):
+            word = trimmed[int(place)].as_py()
+            self.suspicious[word] = self.suspicious.get(word, 0) + int(counts[place])
+        self.missing += int(counts[:-1][gone].sum() + counts[-1])
+        there = used & ~gone
+        keys = words_keys(trimmed) ^ self.salt
+        self.different.add(keys[there])
+        floats = _parsed(trimmed)
+        numeric = ~np.isnan(floats)
+        self.numeric = self.numeric and bool(numeric[there].all())
+        if self.words is not None:
+            few = int(there.sum()) <= WORDS_MAX
+            self._count_words({trimmed[int(at)].as_py(): int(counts[at]) for at in np.flatnonzero(there)} if few
+                              else None)  # fmt: skip
+        if self.numeric:
+            self._measure(np.append(floats, math.nan)[codes])
+        hashes = np.append(np.where(numeric, _number_hashes(floats + 0.0, self.salt), keys), np.uint64(0))
+        hashes[:-1][gone] = 0
+        return hashes[codes]
+
+    def _measure(self, numbers: np.ndarray) -> None:
+        """Sum, count and ends of the finite numbers of a batch."""
+        finite = numbers[np.isfinite(numbers)]
+        self.infinite += int(np.isinf(numbers).sum())
+        self.finite += len(finite)
+        if not len(finite):
+            return
+        self.sums.append(float(finite.sum()))
+        self.whole = self.whole and bool((finite == np.floor(finite)).all())
+        self.low = _joined(self.low, _end(finite, finite.min(), -1), -1)
+        self.high = _joined(self.high, _end(finite, finite.max(), 1), 1)
+
+    def _count_words(self, more: dict[str, int] | None) -> None:
+        if self.words is None or more is None:
+            self.words = None
+            return
+        for word, count in more.items():
+            self.words[word] = self.words.get(word, 0) + count
+        if len(self.words) > WORDS_MAX:
+            self.words = None
+
+
+def _number_hashes(numbers: np.ndarray, salt: np.uint64) -> np.ndarray:
+    return mix(numbers.view(np.uint64) ^ salt)
+
+
+def _few_numbers(numbers: np.ndarray) -> dict[float, int] | None:
+    """Rows of each value where they are few."""
+    found = pc.value_counts(pa.array(numbers))
+    if len(found) > CLASSES_KEPT_MAX:
+        return None
+    return {value["values"].as_py(): value["counts"].as_py() for value in found}
+
+
+def _word(value: float) -> str:
+    return number_text(value) if math.isfinite(value) else repr(value)
+
+
+def _parsed(words: pa.Array) -> np.ndarray:
+    """(N,) float64: the words that are numbers; NaN for the others."""
+    floats = np.full(len(words), math.nan)
+    starts = pc.match_substring_regex(words, NUMBER_START).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(starts)
+    if not len(places):
+        return floats
+    candidates = words.take(pa.array(places))
+    try:
+        floats[places] = candidates.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:  # some are none, or only Python reads them (1_000)
+        floats[places] = [_number(word) for word in candidates.to_pylist()]
+    return floats
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
+
+
+def _end(finite: np.ndarray, value: float, side: int) -> End:
+    """The end of a batch. Only a sentinel needs to know what lies beside it."""
+    if value not in SENTINELS:
+        return End(float(value), 1, float(value))
+    rest = finite[finite != value]
+    beside = side * -math.inf if not len(rest) else float(rest.min() if side < 0 else rest.max())
+    return End(float(value), len(finite) - len(rest), beside)
+
+
+def _joined(a: End, b: End, side: int) -> End:
+    """The end of two parts: `side` -1 for the lower one."""
+    if a.count == 0 or b.count == 0:
+        return a if b.count == 0 else b
+    if a.value == b.value:
+        return End(a.value, a.count + b.count, min(a.beside, b.beside) if side < 0 else max(a.beside, b.beside))
+    outer, inner = (a, b) if (a.value < b.value) == (side < 0) else (b, a)
+    if outer.value not in SENTINELS:
+        return outer
+    beside = min(outer.beside, inner.value) if side < 0 else max(outer.beside, inner.value)
+    return End(outer.value, outer.count, beside)

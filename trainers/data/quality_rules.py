@@ -1,0 +1,174 @@
+"""The findings of the quality report as pure functions of counts and words, so that both engines say the same.
+
+Invariant: a finding follows from its arguments alone; None where there is nothing to say. Both the engine in memory
+(quality.py) and the streaming one (quality_stream.py) call these with exact counts, or with those of a sample.
+
+Covered: missing values, constants, identifiers, mixed types, label variants, infinity, outliers, white space, repeated
+rows, the target's classes, overlap. Not covered: what needs the values (quality_columns.py, quality.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainers.data.findings import Finding, Severity
+
+SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
+OUTLIER_FENCE_IQR = 1.5  # Tukey 1977
+RARE_SHARE = 0.05  # below it plain accuracy says little
+CLASSES_MAX = 50  # a target with more different values is a quantity
+IDENTIFIER_SHARE = 0.99  # of different values among those that are there; a repeated row repeats its identifier
+IDENTIFIER_VALUES_MIN = 100
+RUNNING_GAPS = 2.0  # a running number uses at least every other number of its range
+EXAMPLES = 5
+
+
+def missing_finding(name: str, rows: int, missing: int, words: Mapping[str, int], *, is_target: bool) -> Finding | None:
+    """How many values are missing; `words`: the suspicious ones among them."""
+    if not missing:
+        return None
+    severity: Severity = "error" if missing == rows else "warning" if missing > rows / 2 or is_target else "info"
+    fix = f"data.source.missing: {sorted(words)}" if words else "data.clean.impute"
+    return Finding("missing", severity, name, f"{missing} of {rows} values are missing", fix, {"words": dict(words)})
+
+
+def constant_finding(name: str, example: Any, different: int, missing: int) -> Finding | None:
+    """One value in all rows."""
+    if different != 1 or missing:
+        return None
+    return Finding("constant", "warning", name, f"all values are {example!r}", f"data.drop_columns: [{name}]",
+                   {"examples": [example]})  # fmt: skip
+
+
+def identifier_finding(
+    name: str, there: int, different: int, examples: Sequence[Any], *, ends: tuple[float, float] | None = None
+) -> Finding | None:
+    """Nearly every row has a value of its own. `ends`: minimum and maximum of whole numbers, which must be running."""
+    if different <= IDENTIFIER_VALUES_MIN or different < IDENTIFIER_SHARE * there:
+        return None
+    if ends is not None and ends[1] - ends[0] + 1 > RUNNING_GAPS * there:
+        return None
+    what = (
+        "each row has a value of its own"
+        if different >= there
+        else f"nearly each row ({different} of {there}) has \
+a value of its own"
+    )
+    text = what if ends is None else f"a running number: {what}"
+    return Finding("identifier", "warning", name, text, f"data.drop_columns: [{name}]", {"examples": list(examples)})
+
+
+def mixed_types(name: str, words: Sequence[str]) -> Finding | None:
+    """Numbers beside words among the different values of a text column that is no prose."""
+    numeric = [word for word in words if is_number(word)]
+    if not numeric or len(numeric) == len(words):
+        return None
+    others = [word for word in words if not is_number(word)]
+    return Finding("mixed_types", "warning", name, f"{len(numeric)} of {len(words)} different values are numbers",
+                   f"data.columns.{name}: category",
+                   {"numbers": sorted(numeric)[:EXAMPLES], "words": sorted(others)[:EXAMPLES]})  # fmt: skip
+
+
+def label_variants(name: str, words: Sequence[str], *, is_target: bool) -> Finding | None:
+    """Texts that are equal but for case, white space and outer marks."""
+    groups = variants(words)
+    if not groups:
+        return None
+    mapped = ", ".join(f'"{group[1]}": "{group[0]}"' for group in groups[:EXAMPLES])
+    return Finding("label_variants", "error" if is_target else "warning", name,
+                   f"{len(groups)} differ in case or marks", f"data.clean.map_values: {{{name}: {{{mapped}}}}}",
+                   {"variants": groups[:EXAMPLES]})  # fmt: skip
+
+
+def infinite_finding(name: str, count: int) -> Finding | None:
+    """Infinite values."""
+    if not count:
+        return None
+    return Finding("infinite", "error", name, f"{count} values are infinite", "data.clean.infinite: missing",
+                   {"count": count})  # fmt: skip
+
+
+def outliers_finding(name: str, facts: Mapping[str, Any]) -> Finding | None:
+    """Values beyond Tukey's fences, from a column's facts."""
+    count = facts.get("outliers", 0)
+    if not count:
+        return None
+    text = f"{count} values lie beyond {OUTLIER_FENCE_IQR} IQR of the quartiles"
+    return Finding("outliers", "info", name, text, "data.clean.clip_iqr: 1.5",
+                   {"count": count, "min": facts["min"], "max": facts["max"], "fences": facts["fences"]})  # fmt: skip
+
+
+def white_space(counts: Mapping[str, int]) -> Finding | None:
+    """`counts`: column -> values with outer white space."""
+    if not counts:
+        return None
+    text = f"{len(counts)} columns have values with outer white space: {', '.join(list(counts)[:EXAMPLES])}"
+    return Finding("white_space", "info", "", text, "none needed: it is always stripped", {"values": dict(counts)})
+
+
+def duplicate_rows(repeated: int, rows: int, *, about: str = "") -> Finding | None:
+    """`about`: the bound of an estimate."""
+    if repeated <= 0:
+        return None
+    text = f"{repeated} of {rows} rows repeat another row{about}"
+    return Finding("duplicate_rows", "warning", "", text, "data.clean.drop_duplicates: true", {"rows": repeated})
+
+
+def target_finding(target: str, counts: Mapping[str, int]) -> Finding | None:
+    """A target of one value, and a rare class. `counts`: class -> rows."""
+    if len(counts) < 2:
+        return Finding("target", "error", target, "the target has fewer than two values", "data.target")
+    total = sum(counts.values())
+    smallest = min(sorted(counts), key=lambda word: counts[word])
+    share = counts[smallest] / total
+    if len(counts) > CLASSES_MAX or share >= RARE_SHARE:
+        return None
+    text = f"class {smallest!r} has {counts[smallest]} of {total} rows ({share:.1%})"
+    return Finding("class_balance", "warning", target, text, "data.balance: {method: class_weights}",
+                   {"counts": dict(counts)})  # fmt: skip
+
+
+def overlap_finding(both: int, test_rows: int, *, about: str = "") -> Finding | None:
+    """Rows that two files share."""
+    if both <= 0:
+        return None
+    text = f"{both} of {test_rows} test rows have the features of a training row{about}"
+    return Finding("overlap", "warning", "", text, "data.source: remove them from one file", {"rows": both})
+
+
+def other_labels(name: str, words: Sequence[str], others: Sequence[str]) -> Finding | None:
+    """Texts of the test file (`others`) that are one of training's but for case and marks (`>50K.`)."""
+    known = set(words)
+    unknown = set(others) - known
+    if not unknown or is_prose(words):
+        return None
+    pairs = [group for group in variants((*words, *unknown)) if unknown & set(group)]
+    if not pairs:
+        return None
+    mapped = {word: next((w for w in group if w in known), group[0]) for group in pairs for word in group}
+    fix = {word: to for word, to in mapped.items() if word in unknown}
+    text = f"{len(fix)} values of the test file are spelt otherwise in training"
+    return Finding("label_variants", "error", name, text, f"data.clean.map_values: {{{name}: {fix}}}", {"map": fix})
+
+
+def variants(words: Sequence[str]) -> list[list[str]]:
+    """Groups of texts that are equal but for case, white space and outer marks."""
+    groups: dict[str, list[str]] = {}
+    for word in words:
+        groups.setdefault(" ".join(word.casefold().split()).strip(".,;:!"), []).append(word)
+    return [sorted(group) for key, group in sorted(groups.items()) if key and len(group) > 1]
+
+
+def is_prose(words: Sequence[str]) -> bool:
+    """Sentences: many different texts of more than three words."""
+    return len(words) > 64 and sum(word.count(" ") + 1 for word in words) > 3 * len(words)
+
+
+def is_number(word: str) -> bool:
+    """Whether Python reads the word as a number."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,75 @@
+"""The seam to Ray Data: the same passes over a source's pieces, on every node of a cluster.
+
+Invariant: what a piece gives does not depend on where it was read, and parts are merged in the pieces' order, so that
+the result is the one that threads of a single process give. Pieces are read by path: nodes need the same files.
+
+Covered: the quality report's pass, writing shards. Not covered: reading a user's Ray Dataset (table_files.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+
+from trainers.data.batches import Piece
+from trainers.data.quality_part import Ask, Part
+from trainers.data.quality_stream import summarize
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def ray_for_report() -> Iterator[Callable[[list[Piece], Ask], Part]]:
+    """Yield what makes a part of pieces on Ray: on the session that stands, else RAY_ADDRESS's, else a private one."""
+    from cluster.runtime.session import ray_session
+
+    if ray.is_initialized():
+        yield run_on_ray
+        return
+    with ray_session():
+        yield run_on_ray
+
+
+def run_on_ray(pieces: list[Piece], ask: Ask) -> Part:
+    """The part of all pieces, each read by a worker. Raises DataError as the reader raised it."""
+    whole = Part()
+    for part in map_in_order(summarize, pieces, ask):
+        whole.merge(part)
+    return whole
+
+
+def map_in_order(function: Callable[..., Result], items: Sequence[Item], *arguments: Any) -> Iterator[Result]:
+    """`function(item, *arguments)` of every item, on Ray Data's workers, yielded in the items' order.
+
+    Raises what the function raised there.
+    """
+    shared = ray.put(arguments)
+
+    def apply(row: dict[str, Any]) -> dict[str, Any]:
+        return {"result": function(row["item"], *ray.get(shared))}
+
+    dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=max(1, len(items)))
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    try:
+        for row in dataset.map(apply).iter_rows():
+            yield row["result"]
+    except ray.exceptions.RayTaskError as error:
+        raise _cause(error) from None
+
+
+def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
+    """The error of ours that a worker raised, which Ray Data wraps in its own."""
+    from cluster.errors import MantaError
+
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MantaError):
+            return found
+        found = getattr(found, "cause", None) or found.__cause__
+    return error

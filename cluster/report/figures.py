@@ -42,7 +42,7 @@ def line_plot(
     percent: bool = False,
 ) -> str:
     """Lines over a common axis. `name` must be unique in the page."""
-    figure, axes = _axes(width, 2.6)
+    figure, axes = axes_of(width, 2.6)
     for index, (label, (xs, ys)) in enumerate(series.items()):
         xs, ys = _thin(xs, ys)
         marker = "o" if len(xs) == 1 else None
@@ -56,12 +56,12 @@ def line_plot(
     axes.xaxis.get_major_locator().set_params(integer=True)  # updates and epochs are whole
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=TEXT, fontsize=9, loc="best")
-    return _svg(figure, name)
+    return svg_of(figure, name)
 
 
 def trial_scatter(name: str, rows: Sequence[TrialRow], paths: Sequence[str], metric: str, best: str | None) -> str:
     """Two searched values against each other; the value's rank is the point's strength, the winner is ringed."""
-    figure, axes = _axes(5.2, 3.2)
+    figure, axes = axes_of(5.2, 3.2)
     known = [row for row in rows if row.value is not None]
     strength = _strengths(known, metric)
     for row in rows:
@@ -81,12 +81,12 @@ def trial_scatter(name: str, rows: Sequence[TrialRow], paths: Sequence[str], met
             axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.set_ticks([], minor=True)
         axis.set_label_text(path.rsplit(".", 1)[-1].replace("_", " "))
-    return _svg(figure, name)
+    return svg_of(figure, name)
 
 
 def trial_curves(name: str, rows: Sequence[TrialRow], metric: str, best: str | None, width: float = 5.2) -> str:
     """The metric of each trial over epochs: where lines end early, ASHA stopped them."""
-    figure, axes = _axes(width, 3.2)
+    figure, axes = axes_of(width, 3.2)
     for row in rows:
         if not row.curve:
             continue
@@ -99,12 +99,12 @@ def trial_curves(name: str, rows: Sequence[TrialRow], metric: str, best: str | N
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure, name)
+    return svg_of(figure, name)
 
 
 def parallel_plot(name: str, rows: Sequence[TrialRow], paths: Sequence[str], metric: str, best: str | None) -> str:
     """Parallel coordinates for more than two searched values; the last axis is the metric."""
-    figure, axes = _axes(10.6, 3.2)
+    figure, axes = axes_of(10.6, 3.2)
     known = [row for row in rows if row.value is not None]
     strength = _strengths(known, metric)
     columns = [*paths, metric]
@@ -121,10 +121,10 @@ def parallel_plot(name: str, rows: Sequence[TrialRow], paths: Sequence[str], met
     axes.set_xticks(range(len(columns)), [column.rsplit(".", 1)[-1].replace("_", " ") for column in columns])
     axes.set_yticks([])
     axes.grid(axis="x", color=LINE, linewidth=1)
-    return _svg(figure, name)
+    return svg_of(figure, name)
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def axes_of(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -141,7 +141,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any, name: str) -> str:
+def svg_of(figure: Any, name: str) -> str:
     """The figure as an `<svg>` element with CSS variables for colors."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from cluster.atomic import write_text
-from cluster.report import figures
+from cluster.report import compression, figures
 from cluster.report.facts import RunReport, gather
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import Record
@@ -68,7 +68,8 @@ def _parts(report: RunReport) -> dict[str, Any]:
             key: value for key, value in evaluation.get("metrics", {}).items() if isinstance(value, int | float)
         },
         "repeats": report.facts("search").get("repeats", []),
-        "candidates": _candidates(report),
+        "candidates": compression.candidate_rows(report.facts("compress"), _budget(report)),
+        "pareto": Markup(compression.pareto_plot("pareto", report.facts("compress"), _budget(report)) or ""),
         "stage_times": _stage_times(report),
         "environment": _environment_rows(report),
         "spec_text": _spec_text(report),
@@ -179,34 +180,9 @@ def _confusion(report: RunReport) -> dict[str, Any] | None:
     }
 
 
-def _candidates(report: RunReport) -> dict[str, Any] | None:
-    """Compression candidates with the place of their interval on a common scale."""
-    facts = report.facts("compress")
-    rows = facts.get("candidates") or []
-    if not rows:
-        return None
-    bounds = [
-        float(row[key]) for row in rows for key in ("low", "high", "drop") if isinstance(row.get(key), int | float)
-    ]
-    budget = (
-        report.resolved.spec.compress.budget.max_drop if report.resolved and report.resolved.spec.compress else None
-    )
-    if budget is not None:
-        bounds += [budget, 0.0]
-    low, high = min(bounds, default=0.0), max(bounds, default=1.0)
-    span = (high - low) or 1.0
-
-    def place(value: Any) -> float | None:
-        return None if not isinstance(value, int | float) else 100 * (float(value) - low) / span
-
-    shown = [{**row, "places": {key: place(row.get(key)) for key in ("low", "high", "drop")}} for row in rows]
-    return {
-        "rows": shown,
-        "chosen": facts.get("chosen"),
-        "budget": budget,
-        "budget_at": place(budget),
-        "zero_at": place(0),
-    }
+def _budget(report: RunReport) -> float | None:
+    section = report.resolved.spec.compress if report.resolved else None
+    return section.budget.max_drop if section else None
 
 
 def _stage_times(report: RunReport) -> list[dict[str, Any]]:

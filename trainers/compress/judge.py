@@ -18,7 +18,9 @@ from cluster.bundle.manifest import Variant
 from cluster.errors import ModelError
 from cluster.spec.compress import CompressSpec
 from trainers.compress.gate import GateResult, gate_outputs
-from trainers.compress.measure import Cost, paired_cost
+from trainers.compress.macs import graph_macs
+from trainers.compress.measure import LARGEST_BATCH, Cost, paired_cost
+from trainers.compress.memory import peak_memory_bytes
 from trainers.compress.rows import CompressionRows
 from trainers.export.graph_file import file_bytes
 from trainers.export.session import open_session, run_batches
@@ -39,6 +41,9 @@ class Baseline:
     outputs: np.ndarray
     """(N, C) on the gate split."""
     size_bytes: int
+    macs: int | None = None
+    """Multiply-accumulates of one row."""
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class Judgment:
     cost: Cost | None = None
     baseline_cost: Cost | None = None
     size_bytes: int | None = None
+    macs: int | None = None
+    """Multiply-accumulates of one row; a quantized graph has its parent's."""
+    peak_memory_bytes: int | None = None
+    """What loading it and answering the largest measured batch adds to a process."""
     agreement: float | None = None
     """Share of gate rows where candidate and baseline choose the same class."""
     worst_class_drop: float | None = None
@@ -93,6 +102,8 @@ class Judgment:
             "reason": self.reason,
             **quality,
             "size_bytes": self.size_bytes,
+            "macs": self.macs,
+            "peak_memory_bytes": self.peak_memory_bytes,
             **cost,
             "baseline_latency_ms_p50": self.baseline_cost.latency_ms_p50 if self.baseline_cost else None,
             "notes": self.notes,
@@ -130,6 +141,7 @@ class Candidate:
     outputs: np.ndarray
     precision: Precision
     notes: dict[str, Any] = field(default_factory=dict)
+    macs: int | None = None
 
 
 def predict_graph(path: Path, inputs: dict[str, np.ndarray], *, threads: int = 1) -> np.ndarray:
@@ -148,7 +160,7 @@ def make_baseline(path: Path, rows: CompressionRows) -> Baseline:
             rule="candidates are compared with the float graph's answers, which must be numbers",
             remedy="Look for extreme values in the data, or train with a lower learning rate.",
         )
-    return Baseline(path, outputs, file_bytes(path))
+    return Baseline(path, outputs, file_bytes(path), graph_macs(path), peak_memory_bytes(path, rows=LARGEST_BATCH))
 
 
 def bad_rows(outputs: np.ndarray) -> int:
@@ -165,6 +177,7 @@ def judge(candidate: Candidate, baseline: Baseline, rows: CompressionRows, spec:
         "path": candidate.path,
         "precision": candidate.precision,
         "size_bytes": file_bytes(candidate.path),
+        "macs": candidate.macs,
         "notes": candidate.notes,
     }
     bad = bad_rows(candidate.outputs)
@@ -173,6 +186,7 @@ def judge(candidate: Candidate, baseline: Baseline, rows: CompressionRows, spec:
         return Judgment(accepted=False, reason=reason, **common)
     gate = gate_outputs(baseline.outputs, candidate.outputs, rows, spec.budget.max_drop)
     before, after = paired_cost(baseline.path, candidate.path, rows.gate, spec.target)
+    memory = peak_memory_bytes(candidate.path, rows=LARGEST_BATCH, threads=spec.target.threads)
     worst = agreement = None
     if rows.task == "classification":
         agreement = float((candidate.outputs.argmax(1) == baseline.outputs.argmax(1)).mean())
@@ -184,6 +198,7 @@ def judge(candidate: Candidate, baseline: Baseline, rows: CompressionRows, spec:
         gate=gate,
         cost=after,
         baseline_cost=before,
+        peak_memory_bytes=memory,
         agreement=agreement,
         worst_class_drop=worst,
         **common,

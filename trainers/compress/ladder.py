@@ -28,7 +28,7 @@ from trainers.compress.judge import Baseline, Candidate, Judgment, Precision, ju
 from trainers.compress.rows import CompressionRows
 from trainers.compress.trials import TrialOutcome, run_trials
 
-FIRST_RUNG = ("int8_dynamic", "int8_static_per_tensor", "int8_static", "int8_weight_only", "fp16")
+FIRST_RUNG = ("int8_dynamic", "int8_static_per_tensor", "int8_static", "int8_weight_only", "fp16", "bf16")
 REMEDIES = (("int8_static_percentile", "int8_static_entropy"), ("int8_static_excluded",))
 """Tried rung by rung, only while no static INT8 keeps the budget."""
 STATIC = frozenset({"int8_static", "int8_static_per_tensor", *REMEDIES[0], *REMEDIES[1]})
@@ -44,6 +44,7 @@ class Parent:
     name: str
     path: Path
     notes: dict[str, Any] = field(default_factory=dict)
+    macs: int | None = None
 
 
 @dataclass
@@ -106,13 +107,14 @@ class Ladder:
         recipe = outcome.trial.recipe
         name = candidate_name(parent.name, recipe)
         notes = {**parent.notes, **outcome.facts["notes"], "proxies": outcome.facts.get("proxies")}
-        precision: Precision = "fp16" if recipe == "fp16" else "int8"
+        precision: Precision = "fp16" if recipe == "fp16" else "bf16" if recipe == "bf16" else "int8"
         if outcome.stopped is not None:
             judgment = Judgment(name, recipe, parent.name, None, precision, False, outcome.stopped, notes=notes)
             self.record(judgment)
             return judgment
         outputs = np.load(outcome.gate_outputs, allow_pickle=False)
-        return self.judge(Candidate(name, recipe, parent.name, outcome.model, outputs, precision, notes))
+        macs = self.baseline.macs if parent.name == BASELINE else parent.macs
+        return self.judge(Candidate(name, recipe, parent.name, outcome.model, outputs, precision, notes, macs))
 
     def _worth_trying(self, parent: Parent, recipes: list[str]) -> list[str]:
         """The first-rung recipes that were accepted on the baseline; all of them when none was."""

@@ -27,6 +27,7 @@ THROUGHPUT_ROUNDS = 3
 ROUND_S = 0.02  # long against the clock's and the scheduler's grain of about 1 ms
 RUNS_PER_ROUND_MAX = 400
 THROUGHPUT_BATCHES = (8, 32)  # larger ones leave the caches with small images and gain nothing
+LARGEST_BATCH = max(THROUGHPUT_BATCHES)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def mask_weights(ladder: Ladder, workshop: Workshop) -> None:
     }
     path = folder / "model.onnx"
     outputs = predict_graph(path, ladder.rows.gate)
-    candidate = Candidate(name, "sparse", BASELINE, path, outputs, "fp32", notes)
+    candidate = Candidate(name, "sparse", BASELINE, path, outputs, "fp32", notes, facts["macs"])
     judgment = judge(candidate, ladder.baseline, ladder.rows, ladder.spec)
     reason = f"masks alone save nothing, whatever the clock says: {judgment.reason}"
     ladder.record(replace(judgment, accepted=False, reason=reason))
@@ -175,10 +175,11 @@ def judge_made(ladder: Ladder, made: Made, recipe: str, notes: dict[str, Any]) -
     """Judge a trained network as it is and after the graph recipes; whether it keeps the budget in float."""
     parent_notes = {**notes, "parameters": made.facts["parameters"], "macs": made.facts["macs"]}
     outputs = predict_graph(made.graph, ladder.rows.gate)
-    judgment = ladder.judge(Candidate(made.name, recipe, BASELINE, made.graph, outputs, "fp32", parent_notes))
+    macs = made.facts["macs"]
+    judgment = ladder.judge(Candidate(made.name, recipe, BASELINE, made.graph, outputs, "fp32", parent_notes, macs))
     keeps = judgment.gate is not None and judgment.gate.drop <= ladder.spec.budget.max_drop
     if keeps:
-        ladder.climb(Parent(made.name, made.graph, {"macs": made.facts["macs"], "made_by": recipe}))
+        ladder.climb(Parent(made.name, made.graph, {"made_by": recipe}, macs))
     return keeps
 
 

@@ -45,7 +45,12 @@ def compression_facts(ladder: Ladder, chosen: Judgment | None) -> dict[str, Any]
         "variants": [variant.model_dump(mode="json") for variant in variants],
         "candidates": [judgment.to_dict() for judgment in ladder.judgments],
         "skipped": ladder.skipped,
-        "baseline": {"size_bytes": ladder.baseline.size_bytes, **metrics},
+        "baseline": {
+            "size_bytes": ladder.baseline.size_bytes,
+            "macs": ladder.baseline.macs,
+            "peak_memory_bytes": ladder.baseline.peak_memory_bytes,
+            **metrics,
+        },
     }
 
 

@@ -1,0 +1,119 @@
+"""Compression in the report: the table of candidates and the plot of accuracy against latency with its frontier.
+
+Invariant: a candidate is on the frontier if no other measured one, the float graph included, is at least as good in
+both accuracy and latency and better in one.
+
+Covered: facts of the compress stage. Not covered: how they came about (trainers/compress).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.report.figures import LINE, MUTED, SERIES, TEXT, axes_of, svg_of
+
+BASELINE = "fp32"
+LOG_FROM = 4  # latencies that spread by more than this are read more easily on a logarithmic axis
+LABELS_MAX = 14  # more names than that overlap
+
+
+def candidate_rows(facts: Mapping[str, Any], budget: float | None) -> dict[str, Any] | None:
+    """Candidates with the place of their interval on a common scale, in percent of its width."""
+    rows = facts.get("candidates") or []
+    if not rows:
+        return None
+    bounds = [
+        float(row[key]) for row in rows for key in ("low", "high", "drop") if isinstance(row.get(key), int | float)
+    ]
+    if budget is not None:
+        bounds += [budget, 0.0]
+    low, high = min(bounds, default=0.0), max(bounds, default=1.0)
+    span = (high - low) or 1.0
+
+    def place(value: Any) -> float | None:
+        return None if not isinstance(value, int | float) else 100 * (float(value) - low) / span
+
+    best = frontier(points_of(facts))
+    shown = [
+        {**row, "places": {key: place(row.get(key)) for key in ("low", "high", "drop")}, "pareto": _name(row) in best}
+        for row in rows
+    ]
+    return {
+        "rows": shown,
+        "chosen": facts.get("chosen"),
+        "baseline": facts.get("baseline") or {},
+        "rival": (facts.get("rival") or {}).get("sentence"),
+        "skipped": facts.get("skipped") or [],
+        "budget": budget,
+        "budget_at": place(budget),
+        "zero_at": place(0),
+    }
+
+
+def points_of(facts: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """name -> (latency relative to the float graph, accuracy) of everything that was measured.
+
+    Each candidate was timed against the float graph in alternation, so ratios compare where milliseconds do not.
+    """
+    rows = [row for row in facts.get("candidates") or [] if row.get("speedup") and row.get("accuracy") is not None]
+    points = {_name(row): (1.0 / row["speedup"], row["accuracy"]) for row in rows}
+    if rows:
+        points[BASELINE] = (1.0, rows[0].get("baseline_accuracy", rows[0]["accuracy"] + (rows[0].get("drop") or 0.0)))
+    return points
+
+
+def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of the points that no other one dominates, from the fastest on."""
+    kept: list[str] = []
+    best = float("-inf")
+    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if accuracy > best:
+            kept.append(name)
+            best = accuracy
+    return kept
+
+
+def pareto_plot(name: str, facts: Mapping[str, Any], budget: float | None) -> str | None:
+    """Accuracy against latency: the frontier as a line, what was rejected as crosses, the chosen one ringed."""
+    points = points_of(facts)
+    if len(points) < 2:
+        return None
+    figure, axes = axes_of(10.6, 3.6)
+    rows = {_name(row): row for row in facts["candidates"]}
+    best = frontier(points)
+    axes.plot(*_columns([points[one] for one in best]), color=SERIES[0], linewidth=1.4, alpha=0.6, zorder=1)
+    if budget is not None:
+        axes.axhline(points[BASELINE][1] - budget, color=MUTED, linewidth=1, linestyle="--", zorder=0)
+    for one, (latency, accuracy) in points.items():
+        row = rows.get(one, {"accepted": True})
+        if row.get("low") is not None:
+            drop = (points[BASELINE][1] - row["high"], points[BASELINE][1] - row["low"])
+            axes.plot([latency, latency], drop, color=LINE, linewidth=3, zorder=1)
+        marker, color = ("o", SERIES[0]) if row["accepted"] else ("x", SERIES[3])
+        axes.scatter([latency], [accuracy], s=55, marker=marker, color=color, zorder=3, linewidths=1.6)
+        if one == facts.get("chosen"):
+            axes.scatter(
+                [latency], [accuracy], s=190, facecolors="none", edgecolors=SERIES[1], linewidths=1.8, zorder=3
+            )
+        if len(points) <= LABELS_MAX or one in best:
+            axes.annotate(one, (latency, accuracy), (6, 6), textcoords="offset points", color=TEXT, fontsize=9)
+    latencies = [latency for latency, _ in points.values()]
+    if max(latencies) / min(latencies) > LOG_FROM:
+        axes.set_xscale("log")
+        ticks = [
+            tick for tick in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if min(latencies) / 2 < tick < 2 * max(latencies)
+        ]
+        axes.xaxis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_ticks([], minor=True)
+    axes.set_xlabel("latency, the float graph is 1")
+    axes.set_ylabel(str(next(iter(rows.values())).get("metric") or "accuracy"))
+    return svg_of(figure, name)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row.get("name", row.get("recipe", "")))
+
+
+def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in pairs], [y for _, y in pairs]

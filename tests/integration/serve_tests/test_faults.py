@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -100,7 +101,8 @@ def ours(name: str) -> list[psutil.Process]:
 def faults(endpoint: EndpointClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Two replicas."""
     bundle = make_bundle(tmp_path_factory.mktemp("faults") / "bundle", name="faults")
-    config = one_version("faults", bundle).model_copy(update={"replicas": ReplicaSpec(min=2, max=2)})
+    changes = {"replicas": ReplicaSpec(min=2, max=2), "access_log": 0.2}
+    config = one_version("faults", bundle).model_copy(update=changes)
     found = deploy(config, EndpointOptions())
     yield found
     undeploy("faults")
@@ -127,6 +129,23 @@ def test_one_look_and_one_scrape_are_about_all_replicas(faults: Endpoint) -> Non
     assert {name: value for name, value in success.items() if value} == {
         name: each["requests"] for name, each in entry["replicas"].items() if each["requests"]
     }
+
+
+def test_a_share_of_the_requests_is_in_the_nodes_log_without_what_was_said(faults: Endpoint) -> None:
+    import ray
+
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+
+    def lines() -> list[str]:
+        return [line for path in logs.glob("access_faults_*.jsonl") for line in path.read_text().splitlines()]
+
+    with Clients(faults.url).running() as clients:
+        clients.wait(200)
+    found = [json.loads(line) for line in lines() if line.endswith("}")]
+    infer = [line for line in found if line["path"] == "/faults/v2/models/faults/infer"]
+    assert 0 < len(infer) < clients.answers[200]
+    assert {line["endpoint"] for line in found} == {"faults"}
+    assert "inputs" not in "".join(lines())
 
 
 def test_a_killed_replica_costs_at_most_what_it_held(faults: Endpoint) -> None:

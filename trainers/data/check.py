@@ -19,6 +19,7 @@ from cluster.atomic import write_text
 from cluster.errors import DataError, MantaError
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
 from trainers.data.batches import FileSource, whole_bytes
+from trainers.data.fetch import called_by_url
 from trainers.data.quality import QualityReport, check_table
 from trainers.data.quality_stream import check_files
 from trainers.data.table_files import find_files, read_file
@@ -87,13 +88,14 @@ def make_report(
     """
     source = source_of(path, delimiter)
     paths, others = find_files(path), find_files(test) if test else []
-    if distributed:
-        from trainers.data.ray_data import ray_for_report
+    with called_by_url([*paths, *others]):
+        if distributed:
+            from trainers.data.ray_data import ray_for_report
 
-        with ray_for_report() as run:
-            return check_files(paths, source, target, test=others, run=run)
-    if whole_bytes([*paths, *others], source) > memory_bytes:
-        return check_files(paths, source, target, test=others)
+            with ray_for_report() as run:
+                return check_files(paths, source, target, test=others, run=run)
+        if whole_bytes([*paths, *others], source) > memory_bytes:
+            return check_files(paths, source, target, test=others)
     table = read_any(path, delimiter)
     _check_target(target, table, path)
     return check_table(table, target, test=read_any(test, delimiter) if test else None)

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import DataError
 from tests.unit.data_tests.making import check, data_spec, prepare, run_spec, write_table
+from trainers.data.check import make_report
 from trainers.data.shards import open_prepared
 from trainers.data.stages import make_plan
 
@@ -109,3 +110,11 @@ def test_an_error_in_a_fetched_file_names_the_url_and_not_the_local_copy(tmp_pat
     for kind, name in (("parquet", "1.parquet"), ("jsonl", "1.csv")):
         with pytest.raises(DataError, match=f"memory://manta-bad/{name}"):
             check(tmp_path / "run", run_spec({"kind": kind, "path": f"memory://manta-bad/{name}"}, target="y"))
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 30], ids=["in one pass", "in memory"])
+def test_the_quality_report_names_the_url_too(memory_bytes: int) -> None:
+    fsspec.filesystem("memory").pipe("/manta-report/t.csv", b"a,b,y\n1,2\n")
+    url = "memory://manta-report/t.csv"
+    with pytest.raises(DataError, match=url):
+        make_report(url, None, test=None, delimiter=None, memory_bytes=memory_bytes)

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cluster.atomic import sha256_file
 from cluster.bundle.manifest import MANIFEST
+from cluster.errors import RequestError
 from cluster.spec.base import PositiveFloat, StrictSpec
 from cluster.spec.serve import (
     ENDPOINT_NAME,
@@ -99,7 +100,8 @@ class EndpointConfig(StrictSpec):
         """What a YAML asks for. An endpoint that is there gets a new version, unless it serves this very bundle."""
         digest = sha256_file(bundle / MANIFEST)
         first = VersionConfig(version="1", bundle=str(bundle), manifest_sha256=digest)
-        same = next((v for v in before.versions if v.manifest_sha256 == digest), None) if before else None
+        have = before.versions if before else ()
+        same = next((v for v in have if (v.manifest_sha256, v.bundle) == (digest, str(bundle))), None)
         if before is None:
             history = cls(name=name, versions=(first,), default_version="1")
         elif same is not None:
@@ -117,7 +119,15 @@ class EndpointConfig(StrictSpec):
             "token_file": absolute(spec.token_file),
             "admin_token_file": absolute(spec.admin_token_file),
         }
-        return cls.from_json(history.model_copy(update=asked).to_json())
+        return history.with_values(asked)
+
+    def with_values(self, values: Mapping[str, Any]) -> EndpointConfig:
+        """The endpoint with other values, every rule checked anew. Raises RequestError."""
+        try:
+            return EndpointConfig.from_json(self.model_copy(update=dict(values)).to_json())
+        except ValidationError as error:
+            found = "; ".join(each["msg"] for each in error.errors(include_url=False))
+            raise RequestError(f"Cannot deploy '{self.name}'", found=found) from None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, for Ray Serve's user_config."""

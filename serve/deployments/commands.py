@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import ValidationError
-
 from cluster.atomic import sha256_file
 from cluster.bundle import open_bundle
 from cluster.bundle.manifest import MANIFEST
@@ -82,16 +80,7 @@ def _wanted(
     if options.versions is not None:
         is_word = options.versions in ("latest", "all")
         asked["policy"] = options.versions if is_word else tuple(options.versions.split(","))
-    return _checked(config.model_copy(update=asked), name)
-
-
-def _checked(config: EndpointConfig, name: str) -> EndpointConfig:
-    """The same, with every rule of an endpoint's configuration. Raises RequestError."""
-    try:
-        return EndpointConfig.from_json(config.to_json())
-    except ValidationError as error:
-        found = "; ".join(each["msg"] for each in error.errors(include_url=False))
-        raise RequestError(f"Cannot deploy '{name}'", found=found) from None
+    return config.with_values(asked)
 
 
 def endpoints(options: argparse.Namespace) -> int:

@@ -114,7 +114,7 @@ def test_a_run_that_is_deployed_again_is_a_new_version_only_where_its_bundle_is_
     second = EndpointConfig.of_spec(spec, "m", make_bundle(tmp_path / "bundle", seed=2), first)
     assert (second.default_version, [v.version for v in second.loaded]) == ("2", ["2", "1"])
     assert second.versions[0].manifest_sha256 != second.versions[1].manifest_sha256
-    with pytest.raises(ValidationError, match="version '9'"):
+    with pytest.raises(RequestError, match="version '9'"):
         EndpointConfig.of_spec(ServeSpec(versions=("9",)), "m", tmp_path / "bundle", first)
 
 

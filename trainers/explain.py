@@ -14,7 +14,9 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import MantaError
@@ -25,6 +27,9 @@ from cluster.spec.load import load_spec
 from cluster.spec.resolve import ResolvedRun
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import ListSink
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CURVE_COLUMNS, CURVE_ROWS = 60, 8
 TABLE_ROWS_MAX = 100_000  # a table's width is known after encoding: up to this many rows that takes seconds
@@ -64,10 +69,36 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
         found = check_data(context)
         assert found.resolved is not None
         inputs = _inputs(context, found.resolved, Path(folder))
-    return _facts(found.resolved, found.facts, inputs)
+    model = _model(found.resolved, inputs)
+    resolved = found.resolved
+    if spec.train.batch_size_per_worker == "auto":
+        resolved = _with_micro_batch(resolved, model, inputs)
+    return _facts(resolved, found.facts, inputs, model)
 
 
-def _facts(resolved: ResolvedRun, check: dict[str, Any], inputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+def _with_micro_batch(resolved: ResolvedRun, model: nn.Module | None, inputs: tuple[TensorSpec, ...]) -> ResolvedRun:
+    """What the probe at the start of training will find: on a CPU it goes by the same estimate, on a GPU it tries."""
+    from trainers.loop.sizing import size_by_estimate
+
+    path, workers = "train.batch_size_per_worker", resolved.batch.workers
+    if resolved.host.gpus or model is None:
+        where = "on the GPU" if resolved.host.gpus else "on the prepared data"
+        why = f"{_reason(resolved, path)}; a probe {where} decides when training starts"
+        return resolved.with_values({path: resolved.batch.batch_size_per_worker}, why=why)
+    stated = resolved.spec.train.memory_per_worker_gib
+    budget = int(stated * (1 << 30)) if stated else psutil.virtual_memory().available // workers
+    share = max(1, resolved.batch.batch_size_global // workers)
+    report = size_by_estimate(model, inputs, resolved.spec.train, share, budget)
+    return resolved.with_values({path: report.rows}, why=report.reason)
+
+
+def _reason(resolved: ResolvedRun, path: str) -> str:
+    return next((reason.reason for reason in resolved.reasons if reason.path == path), "")
+
+
+def _facts(
+    resolved: ResolvedRun, check: dict[str, Any], inputs: tuple[TensorSpec, ...], model: nn.Module | None
+) -> dict[str, Any]:
     train, batch = resolved.spec.train, resolved.batch
     updates = updates_of_epochs(train, batch.batch_size_global, resolved.data.num_rows_train)
     return {
@@ -77,7 +108,7 @@ def _facts(resolved: ResolvedRun, check: dict[str, Any], inputs: tuple[TensorSpe
         "splits": check["splits"],
         "batch": {**batch.model_dump(), "equation": batch.equation(), "updates_of_epochs": list(updates)},
         "learning_rate": _learning_rates(resolved, sum(updates)),
-        "memory": _memory(resolved, inputs),
+        "memory": _memory(resolved, inputs, model),
         "spec": resolved.spec.model_dump(mode="json"),
     }
 
@@ -97,15 +128,23 @@ def _learning_rates(resolved: ResolvedRun, total: int) -> dict[str, Any]:
     }
 
 
-def _memory(resolved: ResolvedRun, inputs: tuple[TensorSpec, ...]) -> dict[str, Any] | None:
-    """Bytes of one worker, or None where the model's inputs are not known before preparing."""
+def _model(resolved: ResolvedRun, inputs: tuple[TensorSpec, ...]) -> nn.Module | None:
+    """None where the model's inputs are not known before preparing."""
     if not inputs:
         return None
-    from trainers.loop.memory import estimate_memory
-    from trainers.models import build_model, count_parameters
+    from trainers.models import build_model
 
     outputs = max(1, resolved.data.num_classes if resolved.data.task == "classification" else 1)
-    model = build_model(resolved.spec.model, inputs, outputs)
+    return build_model(resolved.spec.model, inputs, outputs)
+
+
+def _memory(resolved: ResolvedRun, inputs: tuple[TensorSpec, ...], model: nn.Module | None) -> dict[str, Any] | None:
+    """Bytes of one worker."""
+    if model is None:
+        return None
+    from trainers.loop.memory import estimate_memory
+    from trainers.models import count_parameters
+
     estimate = estimate_memory(model, inputs, resolved.batch.batch_size_per_worker, resolved.spec.train)
     return {**asdict(estimate), "total": estimate.total, "num_parameters": count_parameters(model)}
 

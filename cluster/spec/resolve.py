@@ -129,7 +129,7 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     decisions.take("data.task", spec.data.task, (data.task, f"the target looks like {data.task}"))
     decisions.take("data.encode.number", spec.data.encode.number, _number_encoding(data))
     family = decisions.take("model.family", spec.model.family, _family(spec, data))
-    if family == "transformer":
+    if family in ("transformer", "transformers"):
         tokens = (spec.data.encode.vocabulary, "data.encode.vocabulary is its upper bound")
         decisions.take("model.vocabulary", getattr(spec.model, "vocabulary", "auto"), tokens)
     _decide_train(spec, host, data, decisions)

@@ -190,7 +190,10 @@ class TrainSpec(StrictSpec):
     batch_size_global: AutoPositiveInt = "auto"
     """Samples an update, over all workers and accumulation steps."""
     batch_size_per_worker: AutoPositiveInt = "auto"
-    """Largest micro-batch of one worker; accumulation makes up the rest of the global batch."""
+    """Largest micro-batch of one worker; accumulation makes up the rest of the global batch. `auto`: probed when
+    training starts."""
+    memory_per_worker_gib: PositiveFloat | None = None
+    """Memory that the probe of `batch_size_per_worker` may count on; null: what is free when training starts."""
     growth: GrowthSpec | None = None
     workers: AutoPositiveInt | WorkersSpec = "auto"
     """A number, or `{min: 2, max: 4}`: the run goes on with fewer when a lost worker's place does not come back."""

@@ -29,7 +29,8 @@ from trainers.loop.plateau import improves
 from trainers.loop.request import FitRequest, FitResult
 from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
 from trainers.loop.setup import set_up
-from trainers.loop.state import Job, State
+from trainers.loop.sizing import take_size
+from trainers.loop.state import Cursor, Job, State
 from trainers.loop.step import UpdateReport, advance, check_budget, settle
 from trainers.loop.utilization import Meter
 from trainers.loop.watchdog import Watchdog
@@ -54,6 +55,8 @@ def fit(
     job, state = set_up(request, sink, device)
     keeper = Keeper(job, state)
     keeper.resume()
+    if request.sizing is not None and state.cursor == Cursor():
+        take_size(job, state)
     watchdog = Watchdog(job.world)
     started, cpu, first_update = time.monotonic(), time.process_time(), state.cursor.update
     try:
@@ -237,6 +240,8 @@ def _result(job: Job, state: State, spent: dict[str, float], updates: int) -> Fi
         skipped_updates=state.cursor.skipped,
         num_parameters=sum(parameter.numel() for parameter in state.exchange.parameters),
         stopped_early=state.stopped_early,
+        micro_batch=state.micro_size,
+        micro_batch_reason=state.micro_reason,
         details={**spent, "samples_per_s": samples / max(spent["seconds"], 1e-9)},
     )
 

@@ -37,6 +37,8 @@ def write_outcome(folder: Path, result: FitResult) -> None:
                 "skipped_updates": result.skipped_updates,
                 "num_parameters": result.num_parameters,
                 "stopped_early": result.stopped_early,
+                "micro_batch": result.micro_batch,
+                "micro_batch_reason": result.micro_batch_reason,
             }
         ),
     )
@@ -59,6 +61,8 @@ def read_outcome(folder: Path) -> FitResult:
         skipped_updates=raw["skipped_updates"],
         num_parameters=raw["num_parameters"],
         stopped_early=raw["stopped_early"],
+        micro_batch=raw["micro_batch"],
+        micro_batch_reason=raw["micro_batch_reason"],
         details=_take_speed(folder / SPEED),
     )
 

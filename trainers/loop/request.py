@@ -21,6 +21,16 @@ from cluster.telemetry.events import EpochFinished
 
 
 @dataclass(frozen=True)
+class SizingRequest:
+    """`batch_size_per_worker: auto`: a run that starts anew probes its micro-batch first (sizing.py)."""
+
+    budget_bytes: int | None = None
+    """Memory that one worker may use; None: its share of what is free on a CPU, what is free on a GPU."""
+    cache: Path | None = None
+    """Folder that remembers what was found for a model, signature, precision and device."""
+
+
+@dataclass(frozen=True)
 class FitRequest:
     """One training run, without any `auto`."""
 
@@ -42,6 +52,8 @@ class FitRequest:
     `(inputs: tuple[Tensor, ...], outputs: (N, C), targets: (N,)) -> (N,) losses` that replaces the loss of the
     spec in training (a distillation loss). The mean over a global batch is taken by the engine."""
     objective_arguments: dict[str, Any] = field(default_factory=dict)
+    sizing: SizingRequest | None = None
+    """None: `batch` says the micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,10 @@ class FitResult:
     """Windows that were left out because their gradients were not finite or they held no valid item."""
     num_parameters: int
     stopped_early: bool = False
+    micro_batch: int = 0
+    """Rows of a micro-batch at the end: what a probe found, or less where memory became short."""
+    micro_batch_reason: str = ""
+    """Of the probe; empty where there was none."""
     details: dict[str, float] = field(default_factory=dict)
     """seconds, samples_per_s, … of this process's part of the run."""
 

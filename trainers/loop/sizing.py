@@ -2,38 +2,51 @@
 
     micro-batch     doubles until it does not fit or reaches the worker's share of the global batch, then bisects
                     between the last that fits and the first that does not; of those that fit, the smallest within
-                    KNEE of the best speed is taken (larger ones would only cost memory)
+                    KNEE of the best speed is taken (larger ones would only cost memory). A run on a CPU takes the
+                    largest up to MICRO_BATCH_CPU_MAX instead: timings differ from run to run, and the same spec is to
+                    give the same bytes
     learning rate   rises exponentially from window to window; the steepest fall of the smoothed loss is suggested
 
 Invariant: all workers try the same sizes in the same order and the smallest worker decides; weights, buffers,
 optimizer and random states are afterwards what they were before.
 
-Covered: memory by the device's own out-of-memory on a GPU, by a stated budget of the estimate on a CPU; any number of
-workers. Not covered: sizes beyond the worker's share (the global batch is a fact of the spec).
+Covered: on a GPU the allocator's peak against what the driver says is free, and out-of-memory errors; on a CPU the
+estimate against a stated budget; any number of workers. Not covered: sizes beyond the worker's share (the global
+batch is a fact of the spec). The GPU's part has not been run on one.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from cluster.atomic import digest_json, write_json
+from cluster.bundle.signature import TensorSpec
 from cluster.errors import MemoryShortError
+from cluster.spec.resolve import BATCH_SIZE_PER_WORKER_CPU
+from cluster.spec.train import TrainSpec
+from cluster.telemetry.events import Message
 from trainers.loop import snapshot
-from trainers.loop.exchange import sum_over_workers
+from trainers.loop.exchange import sum_over_workers, texts_over_workers
 from trainers.loop.memory import estimate_memory
-from trainers.loop.sampler import Window, epoch_order, part, window_of
+from trainers.loop.sampler import Window, epoch_order, window_of
 from trainers.loop.state import Job, State
 from trainers.loop.step import _accumulate, is_out_of_memory, update
 
 KNEE = 0.95  # of the best rows/s: timings of one size vary by about 5 %
+RESOLUTION = 32  # bisect to within a 32nd: 3 %, two trials more than an eighth
+MICRO_BATCH_CPU_MAX = BATCH_SIZE_PER_WORKER_CPU
 HEAD_ROOM = 0.9  # share of the budget that may be used: allocators fragment
+BUDGET_SHIFT = 28  # free memory changes all the time: for the cache a quarter of a GiB more or less is the same
 MIN_TRIAL_S = 0.05  # shorter timings say nothing
 SMOOTHING = 0.9  # of the range test's loss; its window is about ten updates
 BLOW_UP = 4.0  # the range test ends when the smoothed loss is this many times its best
@@ -76,7 +89,7 @@ def search_size(try_size: Callable[[int], Trial], limit: int) -> SizeReport:
         return trials[-1].fits
 
     fits, misses = 0, limit + 1
-    rows = 1
+    rows = min(2, limit)  # batch norm cannot train on one row
     while rows <= limit:
         if not tried(rows):
             misses = rows
@@ -85,7 +98,7 @@ def search_size(try_size: Callable[[int], Trial], limit: int) -> SizeReport:
         if rows == limit:
             break
         rows = min(2 * rows, limit)
-    while misses - fits > max(1, fits // 8) and fits < limit:  # to within an eighth: finer costs more than it gives
+    while misses - fits > max(1, fits // RESOLUTION) and fits < limit:
         rows = (fits + misses) // 2
         if tried(rows):
             fits = rows
@@ -99,35 +112,79 @@ def search_size(try_size: Callable[[int], Trial], limit: int) -> SizeReport:
             remedy="Choose a smaller model or a larger machine.",
         )
     best = max(trial.rows_per_s for trial in fitting)
-    knee = min(trial.rows for trial in fitting if trial.rows_per_s >= KNEE * best)
-    most = max(trial.rows for trial in fitting)
-    bound = "the worker's share of the global batch" if most == limit else "memory"
-    return SizeReport(
-        knee, f"up to {most} rows fit (bound by {bound}); {knee} reach {KNEE:.0%} of the speed", tuple(trials)
-    )
+    knee = min(trial.rows for trial in fitting if trial.rows_per_s >= KNEE * best) if best else fits
+    bound = "all that it ever gets" if fits == limit else "memory"
+    speed = f"; {knee} reach {KNEE:.0%} of the best speed" if best else ""
+    return SizeReport(knee, f"{fits} rows a worker fit (bound by {bound}){speed}", tuple(trials))
+
+
+def size_micro_batch(job: Job, state: State) -> SizeReport:
+    """What `batch_size_per_worker: auto` becomes when a run starts. Collective; the same on all workers."""
+    sizing = job.request.sizing
+    assert sizing is not None
+    on_cpu = job.device.type == "cpu"
+    budget = sizing.budget_bytes or (available_bytes(job) if on_cpu else None)
+    limit = MICRO_BATCH_CPU_MAX if on_cpu else None
+    return probe_micro_batch(job, state, budget_bytes=budget, cache=sizing.cache, limit=limit, timed=not on_cpu)
+
+
+def take_size(job: Job, state: State) -> None:
+    """Probe and keep what was found. Collective; before the first window."""
+    report = size_micro_batch(job, state)
+    state.micro_size, state.micro_reason = report.rows, report.reason
+    if job.world.rank == 0:
+        text = f"micro-batches of {report.rows} rows a worker, because {report.reason}"
+        job.sink.emit(Message(level="info", stage=job.request.stage, text=text))
+
+
+def size_by_estimate(
+    model: nn.Module, inputs: tuple[TensorSpec, ...], train: TrainSpec, share: int, budget_bytes: int
+) -> SizeReport:
+    """What a probe on a CPU will find with this budget, without a run: for `manta explain`."""
+
+    def try_size(rows: int) -> Trial:
+        return Trial(rows, estimate_memory(model, inputs, rows, train).total <= HEAD_ROOM * budget_bytes)
+
+    return _with_budget(search_size(try_size, max(1, min(share, MICRO_BATCH_CPU_MAX))), budget_bytes)
+
+
+def available_bytes(job: Job) -> int:
+    """This worker's share of the memory that is free on its node."""
+    import psutil
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", job.world.size))
+    return psutil.virtual_memory().available // max(1, here)
 
 
 def probe_micro_batch(
-    job: Job, state: State, *, budget_bytes: int | None = None, cache: Path | None = None
+    job: Job,
+    state: State,
+    *,
+    budget_bytes: int | None = None,
+    cache: Path | None = None,
+    limit: int | None = None,
+    timed: bool = True,
 ) -> SizeReport:
-    """Try sizes under the run's real configuration. Collective. `budget_bytes`: of one worker; on a CPU it decides
-    what fits (None: no bound), on a GPU the device does."""
-    key = _cache_key(job, state, budget_bytes)
-    if (known := _cached(cache, key)) is not None:
+    """Try sizes under the run's real configuration. Collective. `budget_bytes`: of one worker; None: no bound on a
+    CPU, what is free on a GPU. `limit`: largest size besides the worker's share. `timed`: look for the knee."""
+    most = _smallest_share(job) if limit is None else min(limit, _smallest_share(job))
+    key = _cache_key(job, state, [budget_bytes and budget_bytes >> BUDGET_SHIFT, most, timed])
+    if (known := _cached(cache, key, job)) is not None:
         return known
-    start, stop = part(job.request.batch.batch_size_global, job.world)
-    limit = max(1, int(_smallest(job, stop - start)))
     before = snapshot.take(job, state)
     held = {file: {name: t.clone() for name, t in tensors.items()} for file, tensors in before.tensors.items()}
     micro = state.micro_size
+    _ = state.quick_step.ready  # the optimizer's moments take their place
+    room = _Room(job, budget_bytes)
     try:
-        report = search_size(lambda rows: _try(job, state, rows, budget_bytes), limit)
+        report = search_size(lambda rows: _try(job, state, rows, room, timed), max(1, most))
     finally:
         snapshot.restore(job, state, snapshot.Snapshot(held, before.state))
         state.micro_size = micro
         state.exchange.clear()
-        state.optimizer.zero_grad(set_to_none=False)
-    _remember(cache, key, report)
+        job.train.forget_ahead()
+    report = _with_budget(report, room.budget_bytes)
+    _remember(cache, key, report, job)
     return report
 
 
@@ -162,27 +219,57 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(rates[int(np.argmin(slopes))])
 
 
-def _try(job: Job, state: State, rows: int, budget_bytes: int | None) -> Trial:
+class _Room:
+    """Whether a size fits beside what is there."""
+
+    def __init__(self, job: Job, budget_bytes: int | None) -> None:
+        self.job = job
+        if budget_bytes is None and job.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(job.device)  # cudaMemGetInfo: what NVML shows as free, less its reserve
+            budget_bytes = free + torch.cuda.memory_reserved(job.device)
+        self.budget_bytes = budget_bytes
+
+    def may_fit(self, state: State, rows: int) -> bool:
+        """Before a trial: on a CPU nothing but the estimate speaks in time, for its kernel kills what is too large."""
+        if self.job.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.job.device)
+            return True
+        if self.budget_bytes is None:
+            return True
+        try:
+            needed = estimate_memory(state.model, self.job.inputs, rows, self.job.request.train).total
+        except Exception:  # noqa: BLE001 - a user's model that does not run on meta tensors: the trial itself decides
+            return True
+        return needed <= HEAD_ROOM * self.budget_bytes
+
+    def has_fit(self) -> bool:
+        """After one: the allocator's peak, fragments included."""
+        if self.job.device.type != "cuda" or self.budget_bytes is None:
+            return True
+        return torch.cuda.max_memory_reserved(self.job.device) <= HEAD_ROOM * self.budget_bytes
+
+
+def _try(job: Job, state: State, rows: int, room: _Room, timed: bool) -> Trial:
     """One forward and backward of `rows` rows a worker, repeated until it can be timed. Agreed by all workers."""
-    fits = True
-    if job.device.type == "cpu" and budget_bytes is not None:
-        needed = estimate_memory(state.model, job.inputs, rows, job.request.train).total
-        fits = needed <= HEAD_ROOM * budget_bytes
-    speed = 0.0
+    fits, speed = room.may_fit(state, rows), 0.0
     if fits:
         state.micro_size = rows
         own = np.resize(epoch_order(job.request.seed, 0, job.train.num_rows), rows)
         window = Window(0, 0, own, 0, rows)
         done, started = 0, time.monotonic()
-        while time.monotonic() - started < MIN_TRIAL_S:
+        while not done or (timed and time.monotonic() - started < MIN_TRIAL_S):
             error = _accumulate_alone(job, state, window)
             if error is not None:
                 if not is_out_of_memory(error):
                     raise error
                 fits = False
                 break
+            if job.device.type == "cuda":
+                torch.cuda.synchronize(job.device)
             done += rows
-        speed = done / max(1e-9, time.monotonic() - started)
+        fits = fits and room.has_fit()
+        speed = done / max(1e-9, time.monotonic() - started) if timed else 0.0
     failed, speeds = sum_over_workers([not fits, speed], job.world, job.device)
     return Trial(rows, failed == 0, speeds)
 
@@ -199,36 +286,50 @@ def _window(job: Job, number: int) -> Window:
     return window_of(order, number // per_epoch, number % per_epoch, batch, job.world)
 
 
-def _smallest(job: Job, value: int) -> float:
-    """Over all workers: shares differ by at most one row."""
-    return job.request.batch.batch_size_global // job.world.size if job.world.size > 1 else value
+def _smallest_share(job: Job) -> int:
+    """Rows of the smallest worker: shares differ by at most one row."""
+    return max(1, job.request.batch.batch_size_global // job.world.size)
 
 
-def _cache_key(job: Job, state: State, budget_bytes: int | None) -> str:
-    """(model, signature, precision, device, workers, bounds)."""
+def _with_budget(report: SizeReport, budget_bytes: int | None) -> SizeReport:
+    if budget_bytes is None:
+        return report
+    room = f"in {budget_bytes / (1 << 30):.1f} GiB less {1 - HEAD_ROOM:.0%} head-room"
+    return replace(report, reason=f"{report.reason}, {room}")
+
+
+def _cache_key(job: Job, state: State, bounds: list[int | bool | None]) -> str:
+    """(model, signature, precision, device, workers, what else takes memory, bounds)."""
+    train = job.request.train
     shapes = [[name, list(tensor.shape)] for name, tensor in state.model.state_dict().items()]
+    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type
+    rest = [train.optimizer.name, train.ema is not None, train.channels_last, train.compile]
     return digest_json(
         [
             shapes,
             str(state.model),
             [tensor.model_dump(mode="json") for tensor in job.inputs],
-            job.request.train.precision,
-            str(job.device.type),
-            job.world.size,
-            job.request.batch.batch_size_global,
-            budget_bytes,
+            [train.precision, device, job.world.size, *rest],
+            bounds,
         ]
     )
 
 
-def _cached(cache: Path | None, key: str) -> SizeReport | None:
-    if cache is None or not (cache / f"{key}.json").exists():
+def _cached(cache: Path | None, key: str, job: Job) -> SizeReport | None:
+    """What rank 0 finds: all must go the same way."""
+    if cache is None:
         return None
-    raw = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
+    path, text = cache / f"{key}.json", ""
+    if job.world.rank == 0 and path.exists():
+        text = path.read_text(encoding="utf-8")
+    text = texts_over_workers(text, job.world, job.device)[0]
+    if not text:
+        return None
+    raw = json.loads(text)
     return SizeReport(raw["rows"], raw["reason"], tuple(Trial(**trial) for trial in raw["trials"]))
 
 
-def _remember(cache: Path | None, key: str, report: SizeReport) -> None:
-    if cache is not None:
+def _remember(cache: Path | None, key: str, report: SizeReport, job: Job) -> None:
+    if cache is not None and job.world.rank == 0:
         cache.mkdir(parents=True, exist_ok=True)
         write_json(cache / f"{key}.json", asdict(report))

@@ -82,6 +82,8 @@ class State:
     plateau: Plateau | None
     micro_size: int
     """Rows of a micro-batch: halves when memory does not suffice."""
+    micro_reason: str = ""
+    """Why it is that, where a probe found it."""
     cursor: Cursor = field(default_factory=Cursor)
     best: Best = field(default_factory=Best)
     history: list[EpochFinished] = field(default_factory=list)

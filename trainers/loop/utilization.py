@@ -2,9 +2,9 @@
 
     MFU = FLOPs of a row's forward and backward · rows a second / (peak FLOP/s of one device · workers)
 
-FLOPs are counted by torch.utils.flop_counter in the first update that the inspector looks at: matrix products,
-convolutions and attention, as papers count them (norms and activations do not count). The peak comes from a table of
-data sheets; on a CPU it is measured by matrix products with the threads that this worker has.
+FLOPs are counted by the formulas of torch.utils.flop_counter in the first update that the inspector looks at: matrix
+products, convolutions and attention, as papers count them (norms and activations do not count). The peak comes from a
+table of data sheets; on a CPU it is measured by matrix products with the threads that this worker has.
 
 Invariant: a number is counted, measured or looked up, never guessed: for an unknown GPU, or before a look, there is no
 MFU. Counting changes nothing: the operations are those of the update itself.
@@ -18,9 +18,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import psutil
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from trainers.loop.state import Job
 
@@ -65,11 +68,9 @@ class Meter:
         if self.flops_per_row is not None or rows == 0:
             yield
             return
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as counter:
+        with _FlopCount() as counter:
             yield
-        self.flops_per_row = counter.get_total_flops() / rows
+        self.flops_per_row = counter.total / rows
 
     def read(self, samples_per_s: float) -> dict[str, float]:
         """`memory_bytes`, and `flops_per_s` and `mfu` where they are known."""
@@ -83,6 +84,27 @@ class Meter:
     @cached_property
     def _peak(self) -> float | None:
         return peak_flops(self.job.device, self.job.request.train.precision)
+
+
+class _FlopCount(TorchDispatchMode):
+    """By the formulas of torch.utils.flop_counter, whose own mode imports torch's compiler at its first operation:
+    a second of CPU in each worker before the first update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=out)
+        return out
 
 
 def memory_bytes(device: torch.device) -> int:

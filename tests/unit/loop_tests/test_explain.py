@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,28 @@ def test_explain_prints_reasons_equation_curve_and_memory(spec: Path, capsys: py
     assert "Learning rate: peak 0.003" in text
     assert "activations" in text
     assert "MiB" in text
+
+
+def test_explain_shows_the_micro_batch_that_fits_the_stated_memory(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "train.batch_size_per_worker"
+    changes = ["--set", f"{path}=auto", "--set", "train.batch_size_global=120", "--set", "train.workers=1"]
+
+    def explained(*more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        assert main([str(spec), "--json", *changes, *more]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        return facts, next(reason for reason in facts["reasons"] if reason["path"] == path)
+
+    roomy, reason = explained()
+    assert reason["value"] == 120, "the worker's share of the global batch"
+    assert "bound by all that it ever gets" in reason["reason"]
+    budget = roomy["memory"]["total"]  # less the head-room, so that some rows do not fit
+    tight, reason = explained("--set", f"train.memory_per_worker_gib={budget / (1 << 30)}")
+    assert 1 < reason["value"] < 120
+    assert "bound by memory" in reason["reason"]
+    assert tight["batch"]["batch_size_per_worker"] == reason["value"]
+    assert tight["memory"]["total"] <= 0.9 * budget
 
 
 def test_explain_as_json_has_the_same_numbers(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:

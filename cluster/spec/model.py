@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from cluster.spec.base import AutoPositiveInt, StrictSpec
 
+Text = Annotated[str, Field(min_length=1)]
+Option = bool | int | float | str | tuple[int, ...]
+
 
 class AutoModelSpec(StrictSpec):
     """Choose by the data: images get `cnn`, token ids get `transformer`, tables get `mlp`."""
@@ -22,6 +25,17 @@ class MlpSpec(StrictSpec):
     hidden: tuple[Annotated[int, Field(gt=0)], ...] = (128, 128)
     """Width of each hidden layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class TabularSpec(StrictSpec):
+    """An ensemble of networks for tables that share most of their weights (TabM-mini)."""
+
+    family: Literal["tabular"]
+    members: Annotated[int, Field(gt=0)] = 16
+    """Networks of the ensemble: the time of an answer grows with them, the time of training does not."""
+    hidden: tuple[Annotated[int, Field(gt=0)], ...] = (256, 256)
+    """Width of each shared hidden layer."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class CnnSpec(StrictSpec):
@@ -53,4 +67,44 @@ class TransformerSpec(StrictSpec):
         return self
 
 
-ModelSpec = Annotated[AutoModelSpec | MlpSpec | CnnSpec | TransformerSpec, Field(discriminator="family")]
+class TimmSpec(StrictSpec):
+    """An image network of timm, by name. Needs the `zoo` extra."""
+
+    family: Literal["timm"]
+    name: Text
+    """As `timm.list_models()` lists it: `resnet18`, `vit_tiny_patch16_224`; or `hf-hub:` and a repository."""
+    pretrained: bool = False
+    """Start from the library's weights, which are downloaded where training happens."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    options: dict[str, Option] = {}
+    """More arguments of `timm.create_model`, such as `img_size`."""
+
+
+class TorchvisionSpec(StrictSpec):
+    """An image network of torchvision, by name, untrained. Needs the `zoo` extra."""
+
+    family: Literal["torchvision"]
+    name: Text
+    """As `torchvision.models.list_models()` lists it: `resnet18`, `mobilenet_v3_small`."""
+    options: dict[str, Option] = {}
+    """More arguments of `torchvision.models.get_model`."""
+
+
+class TransformersSpec(StrictSpec):
+    """A text classifier of transformers over token ids. Needs the `zoo` extra."""
+
+    family: Literal["transformers"]
+    name: Text
+    """A model type, made anew (`bert`, `distilbert`); or a repository or folder of a saved model."""
+    pretrained: bool = False
+    """Start from the weights at `name` (safetensors). Token ids must then be those of that model's own tokenizer."""
+    vocabulary: AutoPositiveInt = "auto"
+    """Number of token ids of a model made anew; `auto`: `data.encode.vocabulary`."""
+    options: dict[str, Option] = {}
+    """More values of the model's configuration, such as `hidden_size`."""
+
+
+ModelSpec = Annotated[
+    AutoModelSpec | MlpSpec | TabularSpec | CnnSpec | TransformerSpec | TimmSpec | TorchvisionSpec | TransformersSpec,
+    Field(discriminator="family"),
+]

@@ -18,6 +18,8 @@ def load_module(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: in
     """The module of `spec` with the weights of `folder`, on the CPU and in eval mode. Raises ModelError."""
     from trainers.models import build_model
 
+    if getattr(spec, "pretrained", False):  # the trained weights replace the library's: nothing is to be downloaded
+        spec = spec.model_copy(update={"pretrained": False})
     module = build_model(spec, inputs, num_outputs)
     load_weights(module, folder / WEIGHTS)
     return module.eval()

@@ -65,8 +65,8 @@ class Inspector:
         parameters = self.state.exchange.parameters
         now = [parameter.detach() for parameter in parameters]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        since = torch._foreach_sub(now, self.last) if self.last is not None else []
-        groups = (gradients, before, torch._foreach_sub(now, before), since)
+        since = list(torch._foreach_sub(now, self.last)) if self.last is not None else []
+        groups = [gradients, before, list(torch._foreach_sub(now, before)), since]
         norms = [torch.stack(torch._foreach_norm(tensors)).float() for tensors in groups if tensors]
         read = torch.cat([*norms, *activations.values()]).tolist()
         names = [name for name, parameter in self.state.model.named_parameters() if parameter.requires_grad]

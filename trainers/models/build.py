@@ -17,10 +17,20 @@ from cluster.errors import ModelError
 from cluster.spec.model import ModelSpec
 from trainers.models.cnn import build_cnn
 from trainers.models.mlp import build_mlp
+from trainers.models.tabular import build_tabular
 from trainers.models.transformer import build_transformer
+from trainers.models.zoo import build_timm, build_torchvision, build_transformers
 
 Family = Callable[..., nn.Module]
-FAMILIES: dict[str, Family] = {"mlp": build_mlp, "cnn": build_cnn, "transformer": build_transformer}
+FAMILIES: dict[str, Family] = {
+    "mlp": build_mlp,
+    "tabular": build_tabular,
+    "cnn": build_cnn,
+    "transformer": build_transformer,
+    "timm": build_timm,
+    "torchvision": build_torchvision,
+    "transformers": build_transformers,
+}
 """family -> `function(spec, inputs, num_outputs) -> nn.Module`."""
 
 

@@ -68,6 +68,8 @@ class PruneSpec(StrictSpec):
     scope: Literal["uniform", "global"] = "uniform"
     """`uniform`: the same share in every layer; `global`: the least important channels wherever they are."""
     importance: Literal["magnitude", "taylor"] = "magnitude"
+    tracer: Literal["own", "torch_pruning"] = "own"
+    """What finds the channels that must go together; `torch_pruning` needs the `prune` extra."""
     round_to: Annotated[int, Field(gt=0)] = 8
     """Channels that stay are a multiple of this: vector units work on 8 or 16 at a time."""
     epochs: Annotated[int, Field(gt=0)] = 10

@@ -19,6 +19,7 @@ from torch import nn
 from cluster.spec.compress import PruneSpec
 from trainers.compress.prune.groups import Group, find_groups
 from trainers.compress.prune.plan import Plan, apply_plan, make_plan
+from trainers.compress.prune.torch_pruning import find_groups_by_torch_pruning
 
 Batches = Callable[[], Iterable[tuple[tuple[torch.Tensor, ...], torch.Tensor]]]
 """Returns an iterator of (inputs, targets): rows of the training split."""
@@ -37,7 +38,8 @@ def plan_pruning(
         example: a few rows of every input, to trace with.
         batches: needed for Taylor importance.
     """
-    groups = find_groups(module, example)
+    find = find_groups_by_torch_pruning if spec.tracer == "torch_pruning" else find_groups
+    groups = find(module, example)
     if spec.importance == "taylor":
         assert batches is not None, "Taylor importance needs rows"
         gradients = mean_gradients(module, batches)

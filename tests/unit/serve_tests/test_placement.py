@@ -14,8 +14,16 @@ from cluster.probe.gpus import GpuSourceReading
 from cluster.probe.probe import GpuReading
 from cluster.runtime.gpu_memory import node_resources
 from cluster.runtime.node import resources_environment
+from cluster.spec.serve import ReplicaSpec
 from serve.config import EndpointConfig, VersionConfig
-from serve.deployments.placement import GpuNode, check_fits, footprint_bytes, gpu_share, replicas_that_fit
+from serve.deployments.placement import (
+    GpuNode,
+    actor_options,
+    check_fits,
+    footprint_bytes,
+    gpu_share,
+    replicas_that_fit,
+)
 from serve.footprint import main, measure_bundle
 from serve.memory import CONTEXT_BYTES, GIB, GpuRoom, check_room, find_gpu, read_rooms, visible_gpus
 from tests.bundles import make_rehearsal_bundle
@@ -205,3 +213,33 @@ def test_a_footprint_that_nobody_can_tell_leaves_the_bundle_as_it_was(tmp_path: 
     with pytest.raises(RequestError, match="neither NVML nor the engine"):
         measure_bundle(bundle, "cuda:0", 8, Falling(None, None))
     assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_what_an_endpoint_has_reserved_stays_when_its_footprint_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.deployments.placement.SETTLE_S", 0.0)
+    bundle = make_rehearsal_bundle(tmp_path / "bundle", footprint_bytes=19 * GIB + CONTEXT_BYTES)
+    version = VersionConfig(version="1", bundle=str(bundle))
+    config = EndpointConfig(name="m", versions=(version,), default_version="1", device="cuda")
+    nodes = [node(room("a", 80, 79))]
+    monkeypatch.setattr("serve.deployments.placement.gpu_nodes", lambda: nodes)
+    first = actor_options(config, None, {})
+    assert (first["num_gpus"], first["resources"]) == (0.25, {"gpu_memory_mib": 20 * 1024})
+    nodes[:] = [node(room("a", 80, 1), room("small", 16, 0))]  # another node's GPU would change the share
+    again = config.with_version(str(bundle))
+    assert actor_options(again, config, first) == first, "its replicas stay where they are: nothing more is needed"
+    more = again.model_copy(update={"replicas": ReplicaSpec(min=2, max=2)})
+    with pytest.raises(MemoryShortError, match="0 of 1 replicas"):
+        actor_options(more, config, first)
+    larger = make_rehearsal_bundle(tmp_path / "larger", footprint_bytes=30 * GIB)
+    with pytest.raises(MemoryShortError, match="0 of 1 replicas"):
+        actor_options(config.with_version(str(larger)), config, first)
+
+
+def test_a_cpu_endpoint_asks_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.deployments.placement.gpu_nodes", lambda: pytest.fail("nothing to ask"))
+    version = VersionConfig(version="1", bundle="/nowhere")
+    assert actor_options(EndpointConfig(name="m", versions=(version,), default_version="1"), None, {}) == {
+        "num_cpus": 0.5
+    }

@@ -85,6 +85,8 @@ class DistillSpec(StrictSpec):
     temperature: PositiveFloat = 3.0
     soft_share: Fraction = 0.7
     """Weight of the soft targets; the labels have the rest."""
+    feature_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of matching the trained network's features before its last layer, added to the loss; 0 matches none."""
     width: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Width of the student as a multiple of the trained network's."""
     epochs: Annotated[int, Field(gt=0)] = 20

@@ -5,6 +5,7 @@ Invariant: the same arguments build the same module on any worker; nothing is pi
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import ModelError
 from cluster.spec.model import ModelSpec
+from trainers.compress.features import WithFeatures, network_weights
 from trainers.compress.prune.plan import Plan, apply_plan
 from trainers.models import build_model
 
@@ -40,6 +42,7 @@ def build_student(
     plan: Plan | None = None,
     weights: str | None = None,
     taught: bool = False,
+    features: int = 0,
 ) -> nn.Module:
     """The factory that a FitRequest names.
 
@@ -48,6 +51,7 @@ def build_student(
         plan: cut the module by it.
         weights: safetensors file of the weights to begin with, in the shapes before the plan.
         taught: wrap it to take the teacher's logits as a last input.
+        features: while training, also answer features of this width, to be matched with the teacher's.
     """
     from trainers.export.module import load_weights
 
@@ -57,6 +61,8 @@ def build_student(
         load_weights(module, Path(weights))
     if plan is not None:
         apply_plan(module, plan)
+    if features:
+        module = WithFeatures(module, num_outputs, features)
     return Taught(module) if taught else module
 
 
@@ -68,21 +74,25 @@ def student_arguments(
     return {"model": model.model_dump(mode="json"), "inputs": described, "num_outputs": num_outputs, **more}
 
 
-def untaught(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names without the wrapper's prefix."""
-    return {name.removeprefix("student."): tensor for name, tensor in weights.items()}
+def untaught(weights: dict[str, torch.Tensor], *, features: bool = False) -> dict[str, torch.Tensor]:
+    """Names without the wrappers' prefixes, and without what only served the teaching."""
+    own = {name.removeprefix("student."): tensor for name, tensor in weights.items()}
+    return network_weights(own) if features else own
 
 
 def scaled_model(model: ModelSpec, width: float) -> ModelSpec:
     """The same family, `width` times as wide. Raises ModelError for a family without a width."""
     if model.family == "cnn":
         return model.model_copy(update={"width": _scaled(model.width, width)})
+    if model.family == "transformer":
+        step = math.lcm(WIDTH_MULTIPLE, model.heads)
+        return model.model_copy(update={"width": max(step, round(model.width * width / step) * step)})
     if model.family == "mlp":
         return model.model_copy(update={"hidden": tuple(_scaled(one, width) for one in model.hidden)})
     raise ModelError(
         "Cannot make a narrower network",
         found=f"family {model.family!r} has no width",
-        rule="students and dense rivals are families with a width: cnn, mlp",
+        rule="students and dense rivals are families with a width: cnn, mlp, transformer",
         remedy="Leave 'distill' out of compress.recipes and set compress.dense_rival to false.",
     )
 

@@ -25,6 +25,7 @@ from cluster.spec.resolve import ResolvedRun, batch_plan
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import EventSink
 from trainers.compress.distill import distillation_loss, write_teacher_shards
+from trainers.compress.features import head_of
 from trainers.compress.prune.cost import count_macs, count_parameters
 from trainers.compress.prune.plan import Plan
 from trainers.compress.students import build_student, student_arguments, untaught
@@ -125,7 +126,7 @@ class Workshop:
         folder.mkdir(parents=True, exist_ok=True)
         request = self._request(work, folder)
         result = self._launch(request, folder)
-        weights = untaught(result.weights)
+        weights = untaught(result.weights, features=bool(request.model_arguments.get("features")))
         return {name: tensor.cpu() for name, tensor in weights.items()}
 
     def _launch(self, request: FitRequest, folder: Path) -> FitResult:
@@ -143,19 +144,11 @@ class Workshop:
     def _request(self, work: Work, folder: Path) -> FitRequest:
         run = self.resolved.spec
         train = retrain_spec(run.train, work)
-        live = augments(train)
         prepared, arguments = self.prepared.folder, dict(work.arguments)
         objective: dict[str, Any] = {}
         if work.distill:
-            spec = run.compress.distill if run.compress else None
-            assert spec is not None, "distillation needs a compress section"
-            objective = {"temperature": spec.temperature, "soft_share": spec.soft_share}
-            if live:
-                objective["teacher"] = self.arguments(weights=str(self.weights / WEIGHTS))
-            else:
-                prepared = self.folder / f"teacher-{self._teacher_digest(spec.teachers)[:16]}"
-                write_teacher_shards(self.prepared, prepared, self.module(), spec.teachers)
-                arguments["taught"] = True
+            prepared, more, objective = self._teaching(live=augments(train))
+            arguments |= more
         return FitRequest(
             train=train,
             batch=batch_plan(run.model_copy(update={"train": train}), len(self.prepared.splits["train"])),
@@ -169,6 +162,25 @@ class Workshop:
             objective=LOSS if work.distill else None,
             objective_arguments=objective,
         )
+
+    def _teaching(self, *, live: bool) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        """Rows to learn from, more arguments of the student, arguments of the loss. `live`: the teacher answers."""
+        spec = self.resolved.spec.compress.distill if self.resolved.spec.compress else None
+        assert spec is not None, "distillation needs a compress section"
+        outputs, features = self.prepared.num_outputs, bool(spec.feature_weight)
+        objective: dict[str, Any] = {
+            "temperature": spec.temperature,
+            "soft_share": spec.soft_share,
+            "num_outputs": outputs,
+            "feature_weight": spec.feature_weight,
+        }
+        more: dict[str, Any] = {"features": head_of(self.module(), outputs).in_features} if features else {}
+        if live:
+            objective["teacher"] = self.arguments(weights=str((self.weights / WEIGHTS).resolve()))
+            return self.prepared.folder, more, objective
+        shards = self.folder / f"teacher-{self._teacher_digest(spec.teachers, features)[:16]}"
+        write_teacher_shards(self.prepared, shards, self.module(), spec.teachers, features=features)
+        return shards, {**more, "taught": True}, objective
 
     def _digest(self, work: Work) -> str:
         run = self.resolved.spec
@@ -184,8 +196,8 @@ class Workshop:
             }
         )
 
-    def _teacher_digest(self, teachers: tuple[str, ...]) -> str:
-        return digest_json([sha256_file(self.weights / WEIGHTS), list(teachers)])
+    def _teacher_digest(self, teachers: tuple[str, ...], features: bool) -> str:
+        return digest_json([sha256_file(self.weights / WEIGHTS), list(teachers), features])
 
 
 def retrain_spec(train: TrainSpec, work: Work) -> TrainSpec:

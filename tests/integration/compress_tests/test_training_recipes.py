@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from safetensors.torch import load_file
 
 from cluster.bundle.files import open_bundle
 from cluster.telemetry.events import ListSink, TrialUpdated
@@ -101,7 +102,7 @@ def test_a_student_learns_from_the_network_and_a_bundle_together(make_context: A
     teacher = str(digits_run / "bundle")
     section = {
         "recipes": ("distill",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0,
-        "distill": {"width": 0.5, "epochs": 6, "teachers": (teacher,)},
+        "distill": {"width": 0.5, "epochs": 6, "teachers": (teacher,), "feature_weight": 0.5},
     }  # fmt: skip
     context = make_context("compress", compress=section, train=TRAIN)
     facts = run_compression(context).facts
@@ -112,7 +113,9 @@ def test_a_student_learns_from_the_network_and_a_bundle_together(make_context: A
     (shards,) = (context.folder / "models").glob("teacher-*")
     taught = open_prepared(shards)
     assert set(taught.splits) == {"train", "validation"}
-    assert taught.splits["train"].inputs[TEACHER_INPUT].shape == (len(taught.splits["train"]), 10)
+    assert taught.splits["train"].inputs[TEACHER_INPUT].shape == (len(taught.splits["train"]), 10 + 32 * 16)
+    (made,) = (context.folder / "models").glob("student50-*")
+    assert not any("projection" in name for name in load_file(made / "weights.safetensors"))
 
 
 def test_the_teachers_answers_are_their_mean_and_are_written_once(

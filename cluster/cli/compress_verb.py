@@ -23,6 +23,9 @@ Threads = Annotated[int, typer.Option("--threads", help="Threads that latency is
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a call when latency is measured.")]
 Minimize = Annotated[str, typer.Option("--minimize", help="latency, size or cost.")]
 Recipes = Annotated[str | None, typer.Option("--recipes", help="Comma-separated graph recipes.")]
+OnInconclusive = Annotated[
+    str, typer.Option("--on-inconclusive", help="keep_baseline or accept_point_estimate, when the rows cannot tell.")
+]
 Workers = Annotated[int, typer.Option("--workers", help="Trials at a time; above 1 they run as Ray tasks.")]
 
 
@@ -41,6 +44,7 @@ def compress(
     batch_size: BatchSize = 1,
     minimize: Minimize = "latency",
     recipes: Recipes = None,
+    on_inconclusive: OnInconclusive = "keep_baseline",
     workers: Workers = 1,
     as_json: AsJson = False,
 ) -> int:
@@ -54,6 +58,7 @@ def compress(
         "--batch-size": batch_size,
         "--minimize": minimize,
         "--recipes": recipes,
+        "--on-inconclusive": on_inconclusive,
         "--workers": workers,
     }
     given = [word for key, value in options.items() if value is not None for word in (key, str(value))]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.spec.run import RunSpec
 from cluster.telemetry.events import Diagnostics, EpochFinished, Record, TrainStep
+from trainers.current import current_records, once_each
 
 EPOCHS_MIN = 4  # fewer say nothing about a trend
 OVERFIT_RISE = 1.15  # validation loss at the end, over its best: beyond the noise of small validation splits
@@ -40,6 +41,7 @@ class Finding:
 
 def diagnose(records: Sequence[Record], spec: RunSpec, *, stage: str = "train") -> list[Finding]:
     """Findings, the most telling first. `spec` has no `auto` in its train section."""
+    records = once_each(current_records(records))
     epochs = [item for item in records if isinstance(item, EpochFinished) and item.stage == stage]
     steps = [item for item in records if isinstance(item, TrainStep) and item.stage == stage]
     looks = [item for item in records if isinstance(item, Diagnostics) and item.stage == stage]
@@ -52,6 +54,17 @@ def diagnose(records: Sequence[Record], spec: RunSpec, *, stage: str = "train") 
         _data_bound(steps),
     ]
     return [finding for finding in found if finding is not None]
+
+
+def findings_as_facts(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """JSON-able, for a stage's record; numbers that are not finite as text."""
+    return [
+        {
+            **asdict(finding),
+            "evidence": {name: v if math.isfinite(v) else str(v) for name, v in finding.evidence.items()},
+        }
+        for finding in findings
+    ]
 
 
 def _overfitting(epochs: list[EpochFinished], spec: RunSpec) -> Finding | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.resolve import FOUND_BY_SEARCH, ResolvedRun
+from cluster.telemetry.events import Message, read_events
+from trainers.diagnose import diagnose, findings_as_facts
 from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.request import SizingRequest
@@ -25,6 +27,12 @@ def run_training(context: StageContext) -> StageResult:
         sizing=_sizing(context),
     )
     result = launch_fit(request, events=context.run.events, folder=context.folder)
+    findings = diagnose(read_events(context.run.events), resolved.spec, stage=context.stage)
+    for finding in findings:
+        context.events.emit(Message(stage=context.stage, text=finding.text))
+    if any(finding.change for finding in findings):
+        command = f"python -m trainers.diagnose {context.run.path} --apply new.yaml"
+        context.events.emit(Message(stage=context.stage, text=f"'{command}' writes a spec with the remedies."))
     metrics = {name: value for name, value in result.metrics.items() if value == value and abs(value) != float("inf")}
     return StageResult(
         facts={
@@ -37,7 +45,11 @@ def run_training(context: StageContext) -> StageResult:
             "found": {MICRO_BATCH: result.micro_batch} if result.micro_batch_reason else {},
         },
         headline=_headline(metrics, result.best_epoch, len(result.history), resolved.spec.train.best.metric),
-        details={**result.details, "micro_batch_reason": result.micro_batch_reason},
+        details={
+            **result.details,
+            "micro_batch_reason": result.micro_batch_reason,
+            "findings": findings_as_facts(findings),
+        },
         resolved=_sized(resolved, result),
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster.store.run_folder import StageRecord
 from cluster.telemetry.events import Diagnostics, EpochFinished, Record, StageStarted, TrainStep, TrialUpdated
+from trainers.current import current_records
 
 UNUSUAL = re.compile(r"[^\w./ :-]")  # characters that MLflow refuses in names
 FINAL_STAGES = ("evaluate", "predict")
@@ -50,7 +51,7 @@ class Story:
 
 def tell(records: Sequence[Record], stages: Mapping[str, StageRecord], run_key: str) -> Story:
     """The whole story of a run."""
-    current = _current(records)
+    current = current_records(records)
     digests = [record.digest for record in records if isinstance(record, StageStarted) and record.stage == "train"]
     key = hashlib.sha256(f"{run_key} {digests[-1] if digests else ''}".encode()).hexdigest()[:20]
     points = [*_points_of(current), *_final(stages, current)]
@@ -70,20 +71,6 @@ def flat_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[UNUSUAL.sub("_", path)] = value if isinstance(value, str) else json.dumps(value, default=str)
     return found
-
-
-def _current(records: Sequence[Record]) -> list[Record]:
-    """Records of the stages' present inputs: those after a start with the digest of the last start."""
-    last = {record.stage: record.digest for record in records if isinstance(record, StageStarted)}
-    running: dict[str, str] = {}
-    kept = []
-    for record in records:
-        stage = getattr(record, "stage", "")
-        if isinstance(record, StageStarted):
-            running[stage] = record.digest
-        if running.get(stage) == last.get(stage):
-            kept.append(record)
-    return kept
 
 
 def _points_of(records: Iterable[Record]) -> Iterable[Point]:

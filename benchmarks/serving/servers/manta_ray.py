@@ -1,26 +1,114 @@
-"""Manta's endpoint on a private Ray. Usage: python manta_ray.py BUNDLE PORT; the URL is .../m."""
+"""Manta's endpoint on a private Ray. Usage: python manta_ray.py BUNDLE PORT [CONFIG_JSON]; the URL is .../m.
+
+CONFIG_JSON changes fields of the endpoint's configuration. What happens to the endpoint while it serves comes as JSON
+lines on standard input, `{"op": "deploy" | "replicas" | "kill" | "replace", …}`; each is answered by one JSON line.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
-import threading
+import time
+from typing import Any
+
+import psutil
 
 from cluster.runtime.environment import with_ray_environment
 
 os.environ.update(with_ray_environment(dict(os.environ)))
 
+DEADLINE_S = 120.0
 
-def main(bundle: str, port: int) -> None:
+
+class Endpoint:
+    """One endpoint and what may happen to it."""
+
+    def __init__(self, bundle: str, port: int, changes: dict[str, Any]) -> None:
+        from serve.config import EndpointConfig, VersionConfig
+        from serve.deployments.endpoint import EndpointOptions, deploy
+
+        version = VersionConfig(version="1", bundle=bundle)
+        plain = EndpointConfig(name="m", versions=(version,), default_version="1")
+        self.config = EndpointConfig.from_json({**plain.to_json(), **changes})
+        self.options = EndpointOptions(port=port)
+        self._deploy = deploy
+        deploy(self.config, self.options)
+
+    def deploy(self, bundle: str) -> dict[str, Any]:
+        """The same endpoint with its next version."""
+        from serve.config import VersionConfig
+
+        number = str(int(self.config.default_version) + 1)
+        versions = (*self.config.versions, VersionConfig(version=number, bundle=bundle))
+        self.config = self.config.model_copy(update={"versions": versions, "default_version": number})
+        self._deploy(self.config, self.options)
+        return {"version": number}
+
+    def replicas(self, count: int) -> dict[str, Any]:
+        """A fixed number of replicas."""
+        from cluster.spec.serve import ReplicaSpec
+
+        self.config = self.config.model_copy(update={"replicas": ReplicaSpec(min=count, max=count)})
+        self._deploy(self.config, self.options)
+        return {"pids": self.await_replicas(lambda pids: len(pids) == count)}
+
+    def kill(self) -> dict[str, Any]:
+        """SIGKILL one replica and wait for its successor."""
+        before = replica_pids()
+        os.kill(min(before), signal.SIGKILL)
+        return {"pids": self.await_replicas(lambda pids: len(pids) == len(before) and min(before) not in pids)}
+
+    def replace(self) -> dict[str, Any]:
+        """Every replica gets a successor first and is then drained, as when the code changes."""
+        from ray import serve as ray_serve
+
+        from serve.deployments.endpoint import _actor_options_now, _deployment_options
+        from serve.deployments.replica import endpoint_deployment
+
+        before = replica_pids()
+        options = _deployment_options(self.config, _actor_options_now("m"))
+        code = f"replaced at {time.time()}"
+        deployment = endpoint_deployment().options(**options, version=code, _internal=True)
+        target = ray_serve.RunTarget(deployment.bind("m"), name="m", route_prefix="/m")
+        ray_serve.run_many([target], wait_for_applications_running=True)
+        return {"pids": self.await_replicas(lambda pids: not pids & before and len(pids) == len(before))}
+
+    def await_replicas(self, wanted: Any) -> list[int]:
+        """Process ids once they are as wanted."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not wanted(pids := replica_pids()):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"replicas are {sorted(pids)}")
+            time.sleep(0.1)
+        return sorted(pids)
+
+
+def replica_pids() -> set[int]:
+    """Replicas among this process's descendants."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ServeReplica:m" in " ".join(process.cmdline()):
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def main(bundle: str, port: int, changes: dict[str, Any]) -> None:
     from cluster.runtime.session import ray_session
-    from serve.config import EndpointConfig, VersionConfig
-    from serve.deployments.endpoint import EndpointOptions, deploy
 
-    version = VersionConfig(version="1", bundle=bundle)
     with ray_session():
-        deploy(EndpointConfig(name="m", versions=(version,), default_version="1"), EndpointOptions(port=port))
-        threading.Event().wait()
+        endpoint = Endpoint(bundle, port, changes)
+        for line in sys.stdin:
+            command = json.loads(line)
+            answer = getattr(endpoint, command.pop("op"))(**command)
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+        signal.pause()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]) if len(sys.argv) > 3 else {})

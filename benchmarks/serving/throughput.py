@@ -59,7 +59,7 @@ def json64(options: argparse.Namespace, wrk: Wrk, folder: Path) -> dict:
             targets[name] = (url, body, headers)
         found = compare(wrk, targets, connections=16, seconds=options.seconds, rounds=options.rounds)
     if ours := found.get("manta_ray"):
-        for name, row in found.items():
+        for row in found.values():
             against = [mine / theirs for mine, theirs in zip(ours["ratios"], row["ratios"], strict=True)]
             row["manta_ray_against_it"] = round(statistics.median(against), 3)
     return found

@@ -24,6 +24,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {}
 """`file::function` with more parameters, with the reason."""
 BROAD_EXCEPTS = {
+    "trainers/trackers/__main__.py": "the trackers' seam: a library's errors become one warning of the run",
+    "trainers/models/zoo.py": "other libraries raise anything for names, options and downloads they dislike",
     "cluster/cli/seam.py": "the command line's edge",
     "cluster/pipeline/driver.py": "any stage may raise anything",
     "cluster/pipeline/ray_thread.py": "handed to the thread that waits",

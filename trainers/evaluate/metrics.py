@@ -50,15 +50,10 @@ def classification_metrics(logits: np.ndarray, targets: np.ndarray, classes: tup
         "calibration_error": calibration_error(probabilities, targets),
     }
     metrics.update(_ranking_metrics(probabilities, targets, len(classes)))
+    table = zip(classes, precision, recall, f1, support, strict=True)
     per_class = [
-        {
-            "class": name,
-            "precision": float(precision[i]),
-            "recall": float(recall[i]),
-            "f1": float(f1[i]),
-            "support": int(support[i]),
-        }
-        for i, name in enumerate(classes)
+        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for name, p, r, f, n in table
     ]
     confusion = sk.confusion_matrix(targets, predicted, labels=labels)
     return {"metrics": metrics, "per_class": per_class, "confusion": confusion.tolist()}

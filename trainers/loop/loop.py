@@ -123,12 +123,12 @@ def note(job: Job, state: State, reports: list[UpdateReport], logbook: Logbook, 
     """After updates were settled. Raises DivergedError past the budget, InterruptedRunError where one was to stop."""
     if reports:
         check_budget(job, state, reports[-1].window)
-    if any(report.stop for report in reports):
-        reports = reports + settle(job, state)
+    stop = any(report.stop for report in reports)
+    for report in reports + settle(job, state) if stop else reports:
+        logbook.note(report)
+    if stop:
         keeper.write()
         raise _interrupted(state)
-    for report in reports:
-        logbook.note(report)
 
 
 def windows_left(job: Job, state: State) -> Iterator[Window]:

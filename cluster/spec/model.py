@@ -27,17 +27,6 @@ class MlpSpec(StrictSpec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class TabularSpec(StrictSpec):
-    """An ensemble of networks for tables that share most of their weights (TabM-mini)."""
-
-    family: Literal["tabular"]
-    members: Annotated[int, Field(gt=0)] = 16
-    """Networks of the ensemble: the time of an answer grows with them, the time of training does not."""
-    hidden: tuple[Annotated[int, Field(gt=0)], ...] = (256, 256)
-    """Width of each shared hidden layer."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
 class CnnSpec(StrictSpec):
     """A small convolutional network with batch norm."""
 
@@ -105,6 +94,6 @@ class TransformersSpec(StrictSpec):
 
 
 ModelSpec = Annotated[
-    AutoModelSpec | MlpSpec | TabularSpec | CnnSpec | TransformerSpec | TimmSpec | TorchvisionSpec | TransformersSpec,
+    AutoModelSpec | MlpSpec | CnnSpec | TransformerSpec | TimmSpec | TorchvisionSpec | TransformersSpec,
     Field(discriminator="family"),
 ]

@@ -17,14 +17,12 @@ from cluster.errors import ModelError
 from cluster.spec.model import ModelSpec
 from trainers.models.cnn import build_cnn
 from trainers.models.mlp import build_mlp
-from trainers.models.tabular import build_tabular
 from trainers.models.transformer import build_transformer
 from trainers.models.zoo import build_timm, build_torchvision, build_transformers
 
 Family = Callable[..., nn.Module]
 FAMILIES: dict[str, Family] = {
     "mlp": build_mlp,
-    "tabular": build_tabular,
     "cnn": build_cnn,
     "transformer": build_transformer,
     "timm": build_timm,

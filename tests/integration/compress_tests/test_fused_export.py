@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,14 @@ def test_a_fused_bundle_takes_raw_rows_and_is_served_without_doing_it_twice(with
         np.testing.assert_allclose(answer["probabilities"].sum(1), 1.0, rtol=1e-5)
     with pytest.raises(BundleError, match=r"holds normalize, softmax, labels \(export\.fuse\)"):
         open_source(context.run.bundle)
+
+
+def test_a_run_for_tensorrt_exports_on_a_host_without_one_and_says_what_it_did_not_measure(make_context: Any) -> None:
+    context, _ = run_until_export(make_context, compress=None, serve={"device": "cuda", "engine": "tensorrt"})
+    bundle = open_bundle(context.run.bundle)
+    evidence = json.loads(bundle.path("evidence/tensorrt.json").read_text(encoding="utf-8"))
+    if evidence["built"]:
+        assert bundle.manifest.variant().footprint_bytes == evidence["footprint_bytes"] > 0
+    else:
+        assert bundle.manifest.variant().footprint_bytes is None
+        assert "TensorRT" in evidence["why"] or "CUDA" in evidence["why"]

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,33 @@ def test_a_ladder_that_was_killed_goes_on_from_its_finished_trials(make_ladder: 
     assert [one.recipe for one in found] == ["int8_static", "int8_weight_only"]
     assert len(made) == 1
     assert made.items() <= {path.name: path.stat().st_mtime_ns for path in ladder.cache.iterdir()}.items()
+
+
+def test_dearer_rungs_are_tried_only_where_the_cheaper_one_has_not_decided(
+    make_ladder: Any, digits_graph: Path
+) -> None:
+    recipes = ["int8_static", "int8_weight_only", "int8_static_percentile"]
+    ladder = make_ladder(recipes=recipes, budget={"max_drop": 0.2}, target={"minimize": "size"}, max_class_drop=1.0)
+    assert [one.recipe for one in ladder.climb(Parent(BASELINE, digits_graph))] == recipes[:2]
+    assert ladder.skipped == [
+        {
+            "name": "int8_static_percentile",
+            "recipe": "int8_static_percentile",
+            "reason": "static INT8 keeps the budget without it",
+        }
+    ]
+    everything = make_ladder(recipes=recipes, budget={"max_drop": 0.2})
+    everything.exhaustive = True
+    assert [one.recipe for one in everything.climb(Parent(BASELINE, digits_graph))] == recipes
+
+
+def test_on_a_made_network_only_recipes_that_were_accepted_before_are_tried(
+    make_ladder: Any, digits_graph: Path
+) -> None:
+    recipes = ["int8_static", "int8_weight_only"]
+    ladder = make_ladder(recipes=recipes, budget={"max_drop": 0.2})
+    first = ladder.climb(Parent(BASELINE, digits_graph))
+    ladder.judgments = [replace(one, accepted=one.recipe == "int8_static") for one in first]
+    again = ladder.climb(Parent("prune50", digits_graph))
+    assert [one.name for one in again] == ["prune50_int8_static"]
+    assert ladder.skipped[0]["name"] == "prune50_int8_weight_only"

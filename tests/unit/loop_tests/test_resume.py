@@ -100,7 +100,8 @@ def test_resume_is_bit_exact(tmp_path: Path, cut: int) -> None:
 
 
 def test_notice_to_stop_writes_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    whole = fit(noisy_request(tmp_path, None), sink=ListSink(), device=CPU)
+    whole_sink, stopped_sink, sink = ListSink(), ListSink(), ListSink()
+    whole = fit(noisy_request(tmp_path, None), sink=whole_sink, device=CPU)
     request = noisy_request(tmp_path, tmp_path / "ck", checkpoint={"every_epochs": 1, "keep_last": 2})
     calls = {"n": 0}
 
@@ -109,9 +110,10 @@ def test_notice_to_stop_writes_a_checkpoint_and_the_same_command_goes_on(tmp_pat
         return calls["n"] == 9
 
     with pytest.raises(InterruptedRunError):
-        fit(request, sink=ListSink(), device=CPU, interrupt=notice)
+        fit(request, sink=stopped_sink, device=CPU, interrupt=notice)
     assert (tmp_path / "ck" / "e00001-w00000003").is_dir(), "at once, in the middle of an epoch"
-    assert_same(fit(request, sink=ListSink(), device=CPU), whole)
+    assert_same(fit(request, sink=sink, device=CPU), whole)
+    assert losses_of(stopped_sink) + losses_of(sink) == losses_of(whole_sink), "each update is logged once"
 
 
 def _advance(job: Job, state: State, updates: int) -> list[float]:

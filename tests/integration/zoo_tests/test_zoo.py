@@ -1,9 +1,7 @@
 """Networks of other libraries train, are rebuilt without a download, and their ONNX files agree with torch.
 
-transformers stands on our own torch; timm and torchvision want a torch of torchvision's own build, 5.5 GB:
-
-    python3 -m venv ZOO && ZOO/bin/pip install 'manta-ml[zoo]' torch torchvision
-    MANTA_ZOO_PYTHON=ZOO/bin/python pytest -m slow tests/integration/zoo_tests
+transformers stands on our own torch; timm and torchvision want a torch of torchvision's own build, 5.5 GB, in an
+environment that MANTA_ZOO_PYTHON names (docs/models.md has the commands); without it those tests skip.
 """
 
 from __future__ import annotations

@@ -7,8 +7,11 @@ in every epoch once, in the right global batch, at the right learning rate.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.telemetry.events import CheckpointWritten, ListSink, Message, TrainStep, read_events
-from tests.e2e.cluster_tests.head import clean_environment
+from tests.e2e.cluster_tests.head import clean_environment, wait_for
 from tests.integration.train_tests.elastic_drive import elastic_request
 from tests.unit.loop_tests.rig import write_data
+from trainers.launch import launch_fit
 from trainers.loop import fit
 
 
@@ -60,3 +64,35 @@ def test_notice_new_node_and_killed_node_change_workers_but_nothing_of_the_train
     first = next(event for event in events if isinstance(event, CheckpointWritten))
     assert at <= first.update <= at + 12, "at once: within the look of a second and an update, not at an epoch's end"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["history.json", "weights.safetensors"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_writes_a_checkpoint_at_once_and_the_same_call_goes_on(ray_local: str, tmp_path: Path) -> None:
+    """The epoch has not ended, and no interval is set: only the notice can have written it."""
+    write_data(tmp_path / "data", 480)
+    request = elastic_request(tmp_path, workers=2, micro=6, epochs=1)
+    events = tmp_path / "events.jsonl"
+    events.touch()
+    main = threading.get_ident()
+
+    def press() -> None:
+        wait_for(lambda: steps_of(events) >= 3, 200)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch_fit(request, events=events, folder=tmp_path / "out")
+    seen = steps_of(events)
+    written = [event for event in read_events(events) if isinstance(event, CheckpointWritten)]
+    assert len(written) == 1
+    assert 3 <= written[0].update == seen < 40
+    (tmp_path / "free").touch()
+    resumed = launch_fit(request, events=events, folder=tmp_path / "out")
+    whole = fit(replace(request, checkpoints=None), sink=ListSink(), device=torch.device("cpu"))
+    assert steps_of(events) == 40, "no update was made twice"
+    for name, tensor in whole.weights.items():
+        torch.testing.assert_close(resumed.weights[name], tensor, rtol=1e-10, atol=1e-10)
+
+
+def steps_of(events: Path) -> int:
+    return sum(isinstance(event, TrainStep) for event in read_events(events))

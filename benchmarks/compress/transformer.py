@@ -1,4 +1,4 @@
-"""A small transformer on SMS messages, trained here and exported: what `manta compress` gets as a bare ONNX file.
+"""The shipped transformer on SMS messages, trained here and exported: what `manta compress` gets as a bare ONNX file.
 
 Tokens are the most frequent words of the training rows; a row is cut or filled to `LENGTH` of them.
 """
@@ -16,54 +16,18 @@ from torch import nn
 
 from cluster.bundle.signature import TensorSpec
 from cluster.spec.export import ParitySpec
+from cluster.spec.model import TransformerSpec
 from trainers.export.onnx import export_onnx
 from trainers.export.parity import check_parity
+from trainers.models import build_model
 
 LENGTH, VOCABULARY = 32, 4000
-WIDTH, HEADS, HIDDEN, LAYERS = 256, 4, 1024, 2
+SPEC = TransformerSpec(family="transformer", width=256, layers=2, heads=4, vocabulary=VOCABULARY)
 EPOCHS, BATCH_ROWS, RATE, SEED = 3, 32, 5e-4, 7
 TRAIN_ROWS = 2574  # the other 3,000 calibrate and gate
 OPSET = 20
 WORD = re.compile(r"[a-z']+|[0-9]+|[^\sa-z0-9]")
 INPUT = (TensorSpec(name="tokens", datatype="INT64", shape=(-1, LENGTH)),)
-
-
-class Layer(nn.Module):
-    """One pre-norm encoder layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before, self.between = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.mixed, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.wide, self.narrow = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-
-    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """(N, LENGTH, WIDTH) and (N, 1, 1, LENGTH) -> (N, LENGTH, WIDTH)."""
-        heads = self.mixed(self.before(x)).unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
-        scores = heads[0] @ heads[1].transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
-        mixed = (scores + padding).softmax(-1) @ heads[2]
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.narrow(nn.functional.relu(self.wide(self.between(x))))
-
-
-class Transformer(nn.Module):
-    """(N, LENGTH) int64 word numbers, 0 is filling -> (N, 2) logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(VOCABULARY, WIDTH)
-        self.places = nn.Parameter(0.02 * torch.randn(LENGTH, WIDTH))
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        real = (tokens != 0).to(torch.float32)
-        padding = (1 - real)[:, None, None, :] * -1e4
-        x = self.words(tokens) + self.places
-        for layer in self.layers:
-            x = layer(x, padding)
-        x = self.norm(x) * real[:, :, None]
-        return self.head(x.sum(1) / real.sum(1, keepdim=True).clamp_min(1.0))
 
 
 def read_messages(path: Path) -> tuple[list[list[str]], np.ndarray]:
@@ -98,7 +62,7 @@ def prepare(path: Path, folder: Path) -> tuple[Path, Path]:
 def train_transformer(tokens: np.ndarray, targets: np.ndarray) -> nn.Module:
     """Plain AdamW: the training engine has benchmarks of its own."""
     torch.manual_seed(SEED)
-    module = Transformer()
+    module = build_model(SPEC, INPUT, 2).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
     x, y = torch.from_numpy(tokens), torch.from_numpy(targets)
     for _ in range(EPOCHS):

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cluster.spec.serve import ROWS_AUTO_MAX
+
 GAIN_MIN = 1.05  # doubling a batch must bring 5 % more rows a second, or it only adds latency
-ROWS_MAX = 256
+ROWS_MAX = ROWS_AUTO_MAX
 CALLS = 5  # of each size; the median of five ignores two disturbances
 WAIT_SHARE = 0.5
 WAIT_MAX_S = 0.005

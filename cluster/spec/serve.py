@@ -36,6 +36,10 @@ class ReplicaSpec(StrictSpec):
         return self
 
 
+ROWS_AUTO_MAX = 256
+"""Largest batch that `batching.max_rows: auto` tries."""
+
+
 class BatchingSpec(StrictSpec):
     """Requests are joined into one engine call up to these limits."""
 

@@ -20,6 +20,7 @@ from cluster.pipeline.stage import StageContext, StageResult
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.export.bundle import copy_graph, versions, write_sample
 from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, write_float_graph
+from trainers.export.footprint import with_footprint
 from trainers.export.fuse import Fusion, fuse_graph, plan_fusion
 from trainers.export.graph_file import file_bytes
 
@@ -71,7 +72,21 @@ def _pack(context: StageContext, prepared: PreparedData, compressed: dict[str, A
         rows = real_rows(prepared)
         write_sample(folder, variants, fusion.raw(rows) if fusion else rows)
         _write_evidence(folder / EVIDENCE, context, compressed)
-        return finish_bundle(folder, _manifest(context, prepared, variants, compressed, fusion))
+        manifest = _manifest(context, prepared, variants, compressed, fusion)
+        return finish_bundle(folder, _with_memory(context, manifest, folder))
+
+
+def _with_memory(context: StageContext, manifest: BundleManifest, folder: Path) -> BundleManifest:
+    """The manifest with the default variant's device memory, where an engine will serve it and can be built here."""
+    serve = context.run_resolved.spec.serve
+    if serve is None or serve.engine != "tensorrt":
+        return manifest
+    context.progress(1, text="building the engine, to read its memory")
+    served = manifest.variant()
+    measured, evidence = with_footprint(served, folder / served.file, manifest.signature, serve)
+    write_json(folder / EVIDENCE / "tensorrt.json", evidence)
+    variants = tuple(measured if one == served else one for one in manifest.variants)
+    return manifest.model_copy(update={"variants": variants})
 
 
 def _fuse(context: StageContext, prepared: PreparedData, variants: tuple[Variant, ...], folder: Path) -> Fusion | None:

@@ -24,7 +24,8 @@ from cluster.atomic import new_folder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-WHEEL = "tensorrt-cu13-bindings"
+BINDINGS = "tensorrt-cu13-bindings"
+LEAN = "tensorrt-lean-cu13-libs"
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 SYMBOLS = {
     "nvinfer": (
@@ -46,21 +47,25 @@ def cache() -> Path:
     return Path(os.environ.get("MANTA_TEST_CACHE") or Path.home() / ".cache" / "manta-tests")
 
 
-def fetched(version: str) -> Path:
+def fetched(version: str, wheel_name: str = BINDINGS, *, level: str = "L1") -> Path:
     """The unpacked wheel; skips the test, loudly, when the registry does not answer."""
-    target = cache() / f"{WHEEL}-{version}-py{sys.version_info.major}{sys.version_info.minor}"
-    if (target / "tensorrt_bindings").is_dir():
+    target = cache() / f"{wheel_name}-{version}-py{sys.version_info.major}{sys.version_info.minor}"
+    if target.is_dir():
         return target
     with new_folder(target) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                   "--only-binary=:all:", "--dest", str(folder), f"{WHEEL}=={version}"]  # fmt: skip
+                   "--only-binary=:all:", "--dest", str(folder), f"{wheel_name}=={version}"]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
-            pytest.skip(f"TensorRT level L1 NOT RUN: the registry gave no {WHEEL} {version} in {FETCH_TIMEOUT_S} s")
+            pytest.skip(
+                f"TensorRT level {level} NOT RUN: the registry gave no {wheel_name} {version} in {FETCH_TIMEOUT_S} s"
+            )
         if done.returncode != 0:
             assert any(sign in done.stderr for sign in NO_ANSWER), done.stderr
-            pytest.skip(f"TensorRT level L1 NOT RUN: {WHEEL} {version} cannot be fetched: {done.stderr[-200:]}")
+            pytest.skip(
+                f"TensorRT level {level} NOT RUN: {wheel_name} {version} cannot be fetched: {done.stderr[-200:]}"
+            )
         (wheel,) = folder.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)

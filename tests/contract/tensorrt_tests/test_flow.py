@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from cluster.bundle.manifest import Variant
 from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.errors import BundleError, InferenceError, MissingDependencyError, ModelError
-from cluster.spec.serve import TensorRtSpec
+from cluster.spec.serve import BatchingSpec, ServeSpec, TensorRtSpec
+from serve.engines import make_engine
 from serve.engines.protocol import EngineRequest
 from serve.engines.tensorrt import RECORD_AFTER, TensorRtEngine
 from tests.contract.engine_conformance import EngineConformance
@@ -23,8 +26,9 @@ from tests.contract.tensorrt_tests.bindings import VERSIONS, snapshot
 from tests.contract.tensorrt_tests.fake import Fake
 from tests.contract.tensorrt_tests.graphs import write_linear
 from tests.contract.tensorrt_tests.memory import HostCuda
+from trainers.export.footprint import Node, with_footprint
 from trainers.export.node_engine import EngineWish, NodeGpu, make_profiles, node_engine
-from trainers.export.tensorrt import BuildRequest, Profile, build_engine, engine_facts, footprint_bytes
+from trainers.export.tensorrt import BuildRequest, Profile, build_engine, engine_facts, footprint_bytes, load_tensorrt
 
 SIGNATURE = TensorSignature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),),
@@ -285,6 +289,40 @@ def test_a_plan_whose_profile_is_too_small_is_refused(trt: Fake, graph: Path, tm
     (tmp_path / "torn.plan").write_bytes(b"torn")
     with pytest.raises(BundleError, match="another GPU or version"):
         TensorRtEngine(replace(request, path=tmp_path / "torn.plan"), trt=trt, cuda=HostCuda())
+
+
+def test_the_bundles_number_is_the_memory_that_the_loaded_engine_tells(trt: Fake, graph: Path, tmp_path: Path) -> None:
+    variant = Variant(name="fp32", file="model.onnx", precision="fp32")
+    serve = ServeSpec(
+        device="cuda",
+        engine="tensorrt",
+        batching=BatchingSpec(max_rows=8),
+        tensorrt=TensorRtSpec(cache=str(tmp_path / "cache"), streams=2),
+    )
+    measured, evidence = with_footprint(variant, graph, SIGNATURE, serve, lambda: Node(trt, GPU))
+    engine = TensorRtEngine(engine_request(graph, tmp_path / "cache", streams=2), trt=trt, cuda=HostCuda())
+    assert measured.footprint_bytes == engine.footprint_bytes() == evidence["footprint_bytes"]
+    assert trt.builds == 1  # the engine that was measured is the one that is served
+    assert evidence["precision"]["proved"] == 1
+
+
+def test_without_a_gpu_the_bundle_has_no_number_and_says_why(graph: Path) -> None:
+    variant = Variant(name="fp32", file="model.onnx", precision="fp32")
+
+    def absent() -> Node:
+        raise MissingDependencyError("Cannot build an engine here", found="CUDA is not available")
+
+    measured, evidence = with_footprint(variant, graph, SIGNATURE, ServeSpec(device="cuda"), absent)
+    assert measured.footprint_bytes is None
+    assert evidence == {"built": False, "why": "Cannot build an engine here: CUDA is not available."}
+
+
+def test_missing_tensorrt_names_the_extra(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for ask in (load_tensorrt, lambda: make_engine(engine_request(graph, tmp_path / "cache"))):
+        with pytest.raises(MissingDependencyError, match=r"manta-ml\[gpu\]") as caught:
+            ask()
+        assert caught.value.exit_code == 3
 
 
 def test_another_major_version_is_refused(graph: Path) -> None:

@@ -6,9 +6,10 @@ ARGS   ?=
 WRK    ?= wrk
 # outside the repository: the peers' pins contradict ours
 BENCH_PEERS ?= $(HOME)/.cache/manta-bench/serving
+BENCH_TRAINING_PEERS ?= $(HOME)/.cache/manta-bench/training
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format docs bench-data bench-serving bench-compress clean
+.PHONY: help install quickstart test test-slow check format docs bench-data bench-serving bench-training bench-compress clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +59,15 @@ $(BENCH_PEERS)/.installed:
 
 bench-data: $(VENV)/.installed-dev ## Quality report, prepare and reads beside pandas, scikit-learn and torch
 	$(BIN)/python -m benchmarks.data.run $(ARGS)
+
+$(BENCH_TRAINING_PEERS)/.installed:
+	$(PYTHON) -m venv --clear $(BENCH_TRAINING_PEERS)
+	$(BENCH_TRAINING_PEERS)/bin/pip install --quiet --constraint constraints.txt torch numpy
+	$(BENCH_TRAINING_PEERS)/bin/pip install --quiet accelerate==1.14.0 lightning==2.6.5
+	@touch $@
+
+bench-training: $(VENV)/.installed-dev $(BENCH_TRAINING_PEERS)/.installed ## The loop on a CPU beside hand-written ones, Accelerate and Lightning
+	$(BIN)/python -m benchmarks.training_cpu.run --peers-python $(BENCH_TRAINING_PEERS)/bin/python $(ARGS)
 
 bench-serving: $(VENV)/.installed-dev $(BENCH_PEERS)/.installed ## Requests per second beside other servers; needs wrk
 	@command -v $(WRK) >/dev/null || { echo "wrk is not installed; set WRK=/path/to/wrk" >&2; exit 3; }

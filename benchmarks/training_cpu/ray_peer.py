@@ -28,7 +28,9 @@ def train_function(config: dict) -> None:
     y = torch.tensor(targets[order])
     rows = config["rows_train"]
     loader = prepare_data_loader(DataLoader(TensorDataset(x[:rows], y[:rows]), batch_size=32, shuffle=True))
-    model = prepare_model(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)))
+    model = prepare_model(
+        nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     loader.sampler.set_epoch(0)
     first = True

@@ -3,7 +3,9 @@
     python -m benchmarks.training_cpu.run [--pairs 5] [--peers-python VENV/bin/python] [--only mlp,ddp,…]
 
 Ratio = time of the other / our time: above 1 ours is faster. Every measured run is one epoch in a process of its own,
-first ours, then the other, then the other first, and so on; start-up, imports and reading of data are not counted.
+first ours, then the other, then the other first, and so on; start-up, imports and reading of data are not counted,
+but for the case `start`, which measures just these. A case that is measured replaces its former figures in
+result.json; the others stay, each with its own date, load and versions.
 Covered: the cases of README.md. Not covered: GPUs.
 """
 
@@ -21,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+RESULT = Path(__file__).parent / "result.json"
 CASES: dict[str, dict[str, Any]] = {
     "mlp_raw": {"ours": "mlp", "other": "mlp_raw", "workers": 1, "goal": 0.95},
     "mlp_accelerate": {"ours": "mlp", "other": "mlp_accelerate", "workers": 1, "goal": 1.9, "peer": True},
@@ -29,7 +31,9 @@ CASES: dict[str, dict[str, Any]] = {
     "ddp": {"ours": "cnn", "other": "cnn_ddp", "workers": 2, "goal": 0.98},
     "ddp_accumulate_8": {"ours": "cnn_8", "other": "cnn_ddp_8", "workers": 2, "goal": 0.98},
     "diagnostics": {"ours": "mlp_looked_at", "other": "mlp", "workers": 1, "goal": 0.99},
+    "start": {"clocks": ("first_update", "whole"), "goal": 1.0},
 }
+WALL_AND_CPU = ("wall", "cpu")
 
 
 def main() -> None:
@@ -38,7 +42,6 @@ def main() -> None:
         wall, cpu = _child(options.child, Path(options.data))
         print(json.dumps({"wall": wall, "cpu": cpu}))
         return
-    results = {}
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         subprocess.run(
             [sys.executable, "-m", "benchmarks.training_cpu.run", "--child", "data", "--data", folder], check=True
@@ -48,22 +51,20 @@ def main() -> None:
                 case.get("peer") and not options.peers_python
             ):
                 continue
-            results[name] = _pairs(case, Path(folder), options)
-            print(name, json.dumps(results[name]), flush=True)
-            _write(results, options)
+            report = _pairs(case, Path(folder), options)
+            print(name, json.dumps(report), flush=True)
+            _write(name, report, options)
 
 
 def _pairs(case: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Alternating pairs: what else the machine does hits both sides."""
-    python = options.peers_python if case.get("peer") else sys.executable
-    sides = {"ours": (case["ours"], sys.executable), "other": (case["other"], python)}
     seconds: dict[str, list[tuple[float, float]]] = {"ours": [], "other": []}
+    load = os.getloadavg()
     for pair in range(options.pairs):
         for side in ("ours", "other") if pair % 2 == 0 else ("other", "ours"):
-            what, interpreter = sides[side]
-            seconds[side].append(_measure(what, interpreter, case["workers"], folder))
+            seconds[side].append(_one(case, side, folder, options))
     report: dict[str, Any] = {"goal": case["goal"]}
-    for index, clock in enumerate(("wall", "cpu")):
+    for index, clock in enumerate(case.get("clocks", WALL_AND_CPU)):
         ours, other = ([pair[index] for pair in seconds[side]] for side in ("ours", "other"))
         ratios = [b / a for a, b in zip(ours, other, strict=True)]
         report[clock] = {
@@ -72,7 +73,16 @@ def _pairs(case: dict[str, Any], folder: Path, options: argparse.Namespace) -> d
             "ratio": round(statistics.median(ratios), 3),
             "ratios": [round(ratio, 3) for ratio in ratios],
         }
-    return report
+    return {**report, "load_average_before": [round(value, 2) for value in load]}
+
+
+def _one(case: dict[str, Any], side: str, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+    if "clocks" in case:
+        from benchmarks.training_cpu.start import measure
+
+        return measure(side)
+    python = options.peers_python if case.get("peer") and side == "other" else sys.executable
+    return _measure(case[side], python, case["workers"], folder)
 
 
 def _measure(what: str, python: str, workers: int, folder: Path) -> tuple[float, float]:
@@ -114,23 +124,33 @@ def _child(what: str, folder: Path) -> tuple[float, float]:
     return found
 
 
-def _write(results: dict[str, Any], options: argparse.Namespace) -> None:
+def _write(name: str, report: dict[str, Any], options: argparse.Namespace) -> None:
+    """Put one case's figures beside those that are there."""
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    taken = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu_cores": os.cpu_count(),
+        "pairs": options.pairs,
+        "versions": _versions(name, options),
+    }
+    results = {**known.get("results", {}), name: {**report, **taken}}
+    ordered = {case: results[case] for case in CASES if case in results}
+    RESULT.write_text(json.dumps({"results": ordered}, indent=2) + "\n")
+
+
+def _versions(name: str, options: argparse.Namespace) -> dict[str, str]:
     import torch
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    if options.peers_python:
+    if CASES[name].get("peer"):
         code = "import json,accelerate,lightning;print(json.dumps([accelerate.__version__,lightning.__version__]))"
         found = subprocess.run([options.peers_python, "-c", code], capture_output=True, text=True, check=True).stdout
         versions["accelerate"], versions["lightning"] = json.loads(found.strip().splitlines()[-1])
-    report = {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu_cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "pairs": options.pairs,
-        "versions": versions,
-        "results": results,
-    }
-    (HERE / "result.json").write_text(json.dumps(report, indent=2) + "\n")
+    if name == "start":
+        from importlib.metadata import version
+
+        versions["ray"] = version("ray")
+    return versions
 
 
 def _arguments() -> argparse.Namespace:

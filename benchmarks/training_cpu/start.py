@@ -29,7 +29,13 @@ def ours(folder: Path) -> tuple[float, float]:
     from cluster.telemetry.events import TrainStep, read_events
 
     (folder / "digits.yaml").write_text(SPEC)
-    command = [str(Path(sys.executable).with_name("manta")), "train", str(folder / "digits.yaml"), "--runs-dir", str(folder)]
+    command = [
+        str(Path(sys.executable).with_name("manta")),
+        "train",
+        str(folder / "digits.yaml"),
+        "--runs-dir",
+        str(folder),
+    ]
     started, spent = _run(command, folder)
     first = next(e.time_s for e in read_events(folder / "digits" / "events.jsonl") if isinstance(e, TrainStep))
     return first - started, spent
@@ -43,7 +49,7 @@ def peer(folder: Path) -> tuple[float, float]:
 
 def _run(command: list[str], folder: Path) -> tuple[float, float]:
     """(Unix time of the start, seconds to the end)."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     started, clock = time.time(), time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     if done.returncode:

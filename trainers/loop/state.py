@@ -119,6 +119,11 @@ class State:
         """Of the model: walking through its modules at every update would cost more than copying them."""
         return list(self.model.buffers())
 
+    @cached_property
+    def held_buffers(self) -> list[torch.Tensor]:
+        """Room for a copy of them, taken before each window."""
+        return [buffer.clone() for buffer in self.buffers]
+
 
 @dataclass(frozen=True)
 class Job:

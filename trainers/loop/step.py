@@ -219,13 +219,13 @@ class _Snapshot:
 
     def __init__(self, state: State) -> None:
         self.random = state.random.take()
-        self.buffers = [buffer.clone() for buffer in state.buffers]
+        if state.buffers:
+            torch._foreach_copy_(state.held_buffers, state.buffers)
 
     def restore(self, state: State) -> None:
         rng.quick_restore(self.random)
-        with torch.no_grad():
-            for buffer, old in zip(state.buffers, self.buffers, strict=True):
-                buffer.copy_(old)
+        if state.buffers:
+            torch._foreach_copy_(state.buffers, state.held_buffers)
 
 
 def _settle_failure(job: Job, state: State, window: Window, error: Exception | None) -> None:

@@ -39,10 +39,11 @@ def test_the_hand_written_loop_trains_what_ours_does(tmp_path: Path) -> None:
     prepared = write_rows(tmp_path, case, 4)
     job, state = set_up(request_of(case, prepared), ListSink(), CPU)
     state.lagging = True
+    reports = []
     for _ in range(2):
         state.cursor.window = 0
-        advance(job, state, next(windows_left(job, state)))
-    (report,) = settle(job, state)
+        reports += advance(job, state, next(windows_left(job, state)))
+    first, second = (report.loss_sum / report.weight for report in [*reports, *settle(job, state)])
     from torch.nn import functional as F
 
     from benchmarks.training_gpu import networks
@@ -53,13 +54,16 @@ def test_the_hand_written_loop_trains_what_ours_does(tmp_path: Path) -> None:
     split = open_prepared(prepared).splits["train"]
     x, y = (torch.tensor(split.inputs["x"][:]), torch.tensor(split.targets[:]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    losses = []
     for _ in range(2):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert report.loss_sum / report.weight == pytest.approx(loss.item(), rel=1e-3)
+        losses.append(loss.item())
+    assert first == pytest.approx(losses[0], rel=1e-5)
+    assert second == pytest.approx(losses[1], rel=1e-2), "Adam's first step makes rounding of small gradients visible"
 
 
 def test_the_real_sizes_are_the_papers() -> None:

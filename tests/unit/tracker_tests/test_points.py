@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 
 import pytest
 
+from cluster.cli.app import app
+from cluster.cli.seam import call
 from cluster.errors import MissingDependencyError
 from cluster.pipeline.trackers import send_to_trackers
 from cluster.runtime.extras import check_extras, require
-from cluster.spec import parse_spec
+from cluster.runtime.preflight import check_this_host
+from cluster.spec import load_spec, parse_spec
 from cluster.store.run_folder import StageRecord
 from cluster.telemetry.events import Diagnostics, EpochFinished, Message, Record, StageStarted, TrainStep, read_events
 from tests.unit.report_tests.test_report import full_run
@@ -126,3 +130,19 @@ def test_a_tracker_that_fails_is_one_warning(tmp_path: Path) -> None:
     before = len(read_events(run.events))
     send_to_trackers(run, parse_spec(TEXT).tracking, "finished")
     assert len(read_events(run.events)) == before, "no tracker, no process"
+
+
+@pytest.mark.parametrize("section", ["mlflow: {uri: 'sqlite:///x.db'}", "wandb: {mode: offline}"])
+def test_check_and_the_start_of_a_run_name_the_extra(
+    section: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In our own environment the packages are missing; where somebody has them there is nothing to be seen."""
+    if importlib.util.find_spec(section.partition(":")[0]):
+        pytest.skip("the extra is installed")
+    spec = tmp_path / "run.yaml"
+    spec.write_text(TEXT + f"tracking: {{{section}}}\n")
+    assert call(app, ["check", str(spec)]) == 3
+    assert "manta-ml[trackers]" in capsys.readouterr().err
+    for address in (None, "127.0.0.1:1"):
+        with pytest.raises(MissingDependencyError, match="trackers"):
+            check_this_host(load_spec(spec), address=address, serves=False)

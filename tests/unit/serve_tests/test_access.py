@@ -106,8 +106,8 @@ def test_the_door_enforces_tokens_on_every_path_but_health(in_place: Callable[..
         async with client(place) as http:
             for method, path in (
                 ("POST", INFER), ("GET", "/v2"), ("GET", "/v2/models/m"), ("POST", "/v2/repository/index"),
-                ("POST", "/v2/repository/models/m/unload"), ("POST", "/predict"), ("GET", "/stats"),
-                ("GET", "/metrics"),
+                ("POST", "/v2/repository/models/m/unload"), ("POST", "/predict"),
+                ("POST", "/predict/image"), ("GET", "/stats"), ("GET", "/metrics"),
             ):  # fmt: skip
                 response = await http.request(method, path, content=GOOD)
                 assert (response.status_code, list(response.json())) == (401, ["error"]), path

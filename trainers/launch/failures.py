@@ -1,7 +1,7 @@
 """What ended an attempt: the class of a failure decides whether trying again can help.
 
     lost        a worker, its node or the controller died     again, within train.faults.worker_restarts
-    notice      the workers were told to stop, and did        again, within train.faults.preemptions
+    notice      told to stop, or on a node taken away         again, within train.faults.preemptions
     ours        another error of cluster.errors               never: it says itself what to mend
     bug         anything else that a worker raised            never: it would come again; its traceback is shown
 
@@ -35,7 +35,10 @@ def classify(error: BaseException) -> Failure:
     """Of what `TorchTrainer.fit` raised."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError
+    from ray.train.v2.api.exceptions import PreemptionError
 
+    if isinstance(error, PreemptionError):
+        return Failure("notice", _first_line(error), error)
     of_ray = (RayError, RayTrainError)  # the latter: "a worker health check failed" and its kin
     causes = {rank: _unwrap(item) for rank, item in getattr(error, "worker_failures", {}).items()}
     bugs = []
@@ -51,7 +54,8 @@ def classify(error: BaseException) -> Failure:
             kind = "lost" if "WorkerLostError" in cause.found else "bug"
             return Failure(kind, cause.found, cause, cause.details.get("traceback", text), cause.details.get("rank"))
         if isinstance(cause, of_ray):
-            return Failure("lost", f"worker {rank} died: {_first_line(cause)}", cause, text, rank)
+            kind = "notice" if getattr(cause, "preempted", False) else "lost"
+            return Failure(kind, f"worker {rank} died: {_first_line(cause)}", cause, text, rank)
     if causes:
         rank, (cause, text) = next(iter(sorted(causes.items())))
         return Failure("lost", _first_line(cause), cause, text, rank)
@@ -79,6 +83,8 @@ class Budget:
                 f"a node will be taken away; restart {self.preemptions} of {self.faults.preemptions} for this cause, "
                 "from the checkpoint just written"
             )
+        if failure.kind == "notice":
+            raise_failure(failure, self.preemptions)
         if failure.kind != "lost" or self.restarts >= self.faults.worker_restarts:
             raise_failure(failure, self.restarts)
         self.restarts += 1
@@ -87,13 +93,14 @@ class Budget:
 
 def raise_failure(failure: Failure, restarts: int) -> None:
     """Raise what the user should see."""
-    if failure.kind in ("ours", "notice"):
+    if isinstance(failure.error, MantaError) and failure.kind in ("ours", "notice"):
         raise failure.error
-    if failure.kind == "lost":
+    if failure.kind != "bug":
+        budget = "preemptions" if failure.kind == "notice" else "worker_restarts"
         raise WorkerLostError(
             "Cannot train",
             found=f"after {restarts} restarts {failure.text}",
-            rule="train.faults.worker_restarts says how often workers are started again",
+            rule=f"train.faults.{budget} says how often workers are started again",
             remedy="Look for the worker's end in ray-logs/ (memory is the usual cause), then run the same command "
             "again: it goes on from the last checkpoint.",
         ) from failure.error

@@ -16,6 +16,7 @@ import threading
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.runtime.channel import worker_channel
 from cluster.spec.train import WorkersSpec
@@ -26,6 +27,9 @@ from trainers.launch.places import free_places, wait_for_places
 from trainers.launch.worker import WorkerJob, train_on_worker
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.outcome import read_outcome
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.config import FailureConfig
 
 GROW_POLL_S = 5.0  # starting the workers anew costs about as much
 GROW_LOOKS = 2  # a node that has just come may still go
@@ -124,7 +128,6 @@ class _Attempt:
 def _train_once(request: FitRequest, events: Path, folder: Path, board: StopBoard) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
 
     from trainers.launch.group import InterfaceTorchConfig
 
@@ -144,11 +147,18 @@ def _train_once(request: FitRequest, events: Path, folder: Path, board: StopBoar
                 run_config=RunConfig(
                     name=storage.name,
                     storage_path=str(storage),
-                    failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                    failure_config=no_retries(),
                 ),
             ).fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def no_retries() -> FailureConfig:
+    """Ray Train tries nothing again: controllers and preemptions it would by itself, and for ever."""
+    from ray.train.v2.api.config import FailureConfig
+
+    return FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
 
 
 def uses_gpu() -> bool:

@@ -11,7 +11,8 @@ from cluster.errors import InterruptedRunError, MemoryShortError, ModelError, Sp
 from cluster.spec import parse_spec
 from cluster.spec.resolve import batch_plan
 from cluster.spec.train import FaultSpec, WorkersSpec
-from trainers.launch.failures import Budget, Failure
+from trainers.launch.failures import Budget, Failure, classify
+from trainers.launch.fit import no_retries
 from trainers.launch.places import count_places, wait_for_places
 
 SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
@@ -48,6 +49,28 @@ def test_lost_workers_and_notices_have_a_budget_each_and_growing_has_none() -> N
         budget.settle(notice, growing=False)
     with pytest.raises(WorkerLostError, match="after 1 restarts"):
         budget.settle(lost(), growing=False)
+
+
+def test_a_node_that_was_taken_away_is_no_lost_worker_and_not_tried_again_for_ever() -> None:
+    """Ray Train's own budget for it is infinite; ours is not, and Ray Train's is off."""
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    taken = classify(PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"ab": [1]})))
+    died = ActorDiedError()
+    assert classify(WorkerGroupError("", {0: died})).kind == "lost"
+    died._preempted = True
+    assert died.preempted
+    assert classify(WorkerGroupError("", {0: died})).kind == taken.kind == "notice"
+    stopped = InterruptedRunError("Training was told to stop", found="a notice")
+    assert classify(WorkerGroupError("", {0: stopped, 1: stopped})).kind == "notice"
+    budget = Budget(FaultSpec(preemptions=1))
+    budget.settle(taken, growing=False)
+    with pytest.raises(WorkerLostError, match=r"train\.faults\.preemptions"):
+        budget.settle(taken, growing=False)
+    off = no_retries()
+    assert (off.max_failures, off.controller_failure_limit, off.max_preemption_failures) == (0, 0, 0)
 
 
 def test_bugs_and_errors_of_ours_are_never_tried_again() -> None:

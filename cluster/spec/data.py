@@ -267,6 +267,9 @@ class DataSpec(StrictSpec):
     task: Auto | Literal["classification", "regression"] = "auto"
     split: SplitSpec = SplitSpec()
     drop_columns: tuple[str, ...] = ()
+    memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Files whose table would take more to prepare are prepared past memory, in passes over them; null: half of the
+    host's memory. Past memory the splits come by hash or column, and nothing that needs all rows together is there."""
     max_missing: Fraction = 1.0
     """Drop a feature column whose share of missing values is above this."""
     columns: dict[str, Literal["number", "category", "text", "date", "drop"]] = {}

@@ -75,6 +75,15 @@ def write_prepared(
         np.save(folder / name / "targets.npy", split.targets)
         if split.weights is not None:
             np.save(folder / name / "weights.npy", split.weights)
+    rows = {name: len(split) for name, split in splits.items()}
+    write_description(folder, rows, task=task, classes=classes, inputs=inputs, facts=facts)
+
+
+def write_description(
+    folder: Path, rows: Mapping[str, int], *, task: str, classes: tuple[str, ...], inputs: tuple[TensorSpec, ...],
+    facts: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write `dataset.json`: every shard of every split in `rows` is there and whole."""
     write_json(
         folder / DATASET,
         {
@@ -82,7 +91,7 @@ def write_prepared(
             "task": task,
             "classes": list(classes),
             "inputs": [tensor.model_dump(mode="json") for tensor in inputs],
-            "splits": {name: {"rows": len(split)} for name, split in splits.items()},
+            "splits": {name: {"rows": count} for name, count in rows.items()},
             "facts": dict(facts or {}),
         },
     )

@@ -3,12 +3,15 @@
     check:    source -> RawData -> targets, splits (counts only) -> DataFacts -> every `auto` decided
     prepare:  the same again -> fit on the training rows alone -> shards and transforms.json
 
+Tables past memory go the same way in passes over their files (stream_prepare.py).
+
 Invariant: whatever is fitted has seen the training split and nothing else, because the fit functions are handed
 only its rows.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +19,11 @@ import numpy as np
 
 from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS
+from cluster.bundle.signature import TensorSpec
 from cluster.bundle.transforms import ArrayTransforms, Transforms
 from cluster.errors import DataError
 from cluster.pipeline.stage import StageContext, StageResult
-from cluster.spec.data import DataSpec, PythonSource
+from cluster.spec.data import SPLITS, DataSpec, PythonSource
 from cluster.spec.resolve import DataFacts, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
@@ -28,6 +32,7 @@ from trainers.data.raw import RawData
 from trainers.data.shards import write_prepared
 from trainers.data.sources import Inspect, read_source
 from trainers.data.splits import assign_splits, split_rows
+from trainers.data.stream_prepare import Run, Way, choose_way, in_threads, scan, write
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ def check_data(context: StageContext) -> StageResult:
     """The check stage: facts about the data, and a run without `auto`."""
     spec = context.spec
     _wait_for_ray(context, spec.data)
+    way = choose_way(spec.data, _memory_bytes(context))
+    context.events.emit(Message(stage=context.stage, text=f"the data is prepared {way.reason}"))
+    if way.past_memory:
+        return _check_past_memory(context, way)
     plan = _inspected_plan(context) if spec.data.quality.fail_on else make_plan(spec.data)
     for note in plan.raw.notes:
         context.events.emit(Message(stage=context.stage, text=note))
@@ -100,6 +109,57 @@ def check_data(context: StageContext) -> StageResult:
         },
         headline=_describe(plan),
         resolved=resolved,
+        details={"way": way.reason},
+    )
+
+
+def _memory_bytes(context: StageContext) -> int:
+    """Of one node: the driver runs on one."""
+    return context.host.memory_bytes // max(context.host.nodes, 1)
+
+
+def _check_past_memory(context: StageContext, way: Way) -> StageResult:
+    """`check_data` in passes over the files, by threads: Ray may still be starting."""
+    spec = context.spec
+    scanned = scan(spec.data, in_threads)
+    for note in scanned.notes:
+        context.events.emit(Message(stage=context.stage, text=note))
+    rows = scanned.rows
+    facts = DataFacts(
+        task=scanned.task, layout="table", num_rows=sum(rows.values()), num_rows_train=rows["train"],
+        num_classes=len(scanned.classes), source_digest=scanned.digest,
+    )  # fmt: skip
+    resolved = resolve(spec, name=context.run.name, host=context.host, data=facts)
+    classes = scanned.whole.classes
+    class_rows = {label: sum(classes[split, index] for split in range(-1, len(SPLITS)))
+                  for index, label in enumerate(scanned.classes)}  # fmt: skip
+    return StageResult(
+        facts={"data": facts.model_dump(mode="json"), "splits": rows, "class_rows": class_rows},
+        headline=f"{facts.num_rows:,} rows (table, past memory), {rows['train']:,} for training",
+        resolved=resolved,
+        details={"way": way.reason},
+    )
+
+
+def _prepare_past_memory(context: StageContext, spec: DataSpec) -> StageResult:
+    """`prepare_data` in passes over the files, on Ray Data where the run's Ray session stands."""
+    context.ensure_ray()
+    run: Run = in_threads
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        from trainers.data.ray_data import map_in_order
+
+        run = map_in_order
+    scanned = scan(spec, run)
+    transforms, facts = write(context.folder, scanned, run)
+    write_json(context.folder / TRANSFORMS, transforms.to_json())
+    return _prepared(scanned.rows, transforms.signature(), facts)
+
+
+def _prepared(counts: dict[str, int], inputs: tuple[TensorSpec, ...], facts: dict[str, Any]) -> StageResult:
+    shape = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
+    return StageResult(
+        facts={"splits": counts, "inputs": [tensor.model_dump(mode="json") for tensor in inputs], **facts},
+        headline=", ".join(f"{rows} {name}" for name, rows in counts.items()) + f"; {shape}",
     )
 
 
@@ -145,6 +205,8 @@ def prepare_data(context: StageContext) -> StageResult:
     """The prepare stage: split, fit on the training rows, write shards and transforms.json."""
     spec = context.run_resolved.spec.data
     _wait_for_ray(context, spec)
+    if choose_way(spec, _memory_bytes(context)).past_memory:
+        return _prepare_past_memory(context, spec)
     plan = make_plan(spec)
     if plan.raw.table is not None:
         from trainers.data.fit import prepare_table
@@ -157,12 +219,7 @@ def prepare_data(context: StageContext) -> StageResult:
         inputs = transforms.signature()
     write_json(context.folder / TRANSFORMS, transforms.to_json())
     write_prepared(context.folder, splits, task=plan.task, classes=plan.classes, inputs=inputs, facts=facts)
-    counts = {name: len(split) for name, split in splits.items()}
-    shape = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
-    return StageResult(
-        facts={"splits": counts, "inputs": [tensor.model_dump(mode="json") for tensor in inputs], **facts},
-        headline=", ".join(f"{rows} {name}" for name, rows in counts.items()) + f"; {shape}",
-    )
+    return _prepared({name: len(split) for name, split in splits.items()}, inputs, facts)
 
 
 def _num_splits(spec: DataSpec) -> int:

@@ -60,7 +60,7 @@ def table_data(
     if spec.split.time:
         times = _times(spec.split.time, table.column(spec.split.time))
     if spec.split.column:
-        raw = replace(raw, fixed=_given_splits(spec.split.column, table))
+        raw = replace(raw, fixed=given_splits(spec.split.column, table))
     layout: Layout = "text" if set(features.roles.values()) == {"text"} else "table"
     return replace(raw, keys=keys, times=times, layout=layout)
 
@@ -196,7 +196,7 @@ def _times(name: str, values: pa.ChunkedArray) -> np.ndarray:
     return times
 
 
-def _given_splits(name: str, table: pa.Table) -> np.ndarray:
+def given_splits(name: str, table: pa.Table) -> np.ndarray:
     texts = to_texts(Column(name=name, kind="text"), table.column(name))
     unknown = sorted(set(texts.words) - set(SPLITS))
     if unknown or (texts.codes < 0).any():

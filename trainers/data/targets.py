@@ -61,7 +61,7 @@ def find_classes(labels: np.ndarray, name: str) -> tuple[str, ...]:
             rule=f"classes repeat (at most {CLASSES_MAX:,}, and fewer than half of the rows)",
             remedy="It looks like an identifier or a quantity: choose another data.target, or data.task: regression.",
         )
-    return tuple(_ordered(classes))
+    return tuple(ordered_classes(classes))
 
 
 def check_regression(targets: np.ndarray, name: str) -> None:
@@ -109,7 +109,16 @@ def check_split_classes(codes: np.ndarray, assigned: dict[str, np.ndarray], clas
             )
 
 
-def _ordered(classes: list[str]) -> list[str]:
+def all_numbers(words: list[str]) -> bool:
+    """Whether each of the target's words is a number."""
+    try:
+        return all(float(word) is not None for word in words)
+    except ValueError:
+        return False
+
+
+def ordered_classes(classes: list[str]) -> list[str]:
+    """Class labels in numeric order where all are numbers, else in alphabetical order."""
     try:
         return sorted(classes, key=float)
     except ValueError:

@@ -1,0 +1,272 @@
+"""The first two passes over a table past memory: what its columns are, then what its training rows say.
+
+Invariant: a row's split follows from its content (or a column of the table), so that no pass needs the other rows;
+what a pass leaves of a piece can be merged in the pieces' order, and is the same whoever read the piece. Exact:
+counts, moments, minimum, maximum and words of the training rows. `SAMPLE_ROWS` training rows, drawn evenly, stand in
+for what needs all values at once (quantiles, bins, vocabularies): ranks within `QUANTILE_RANK_ERROR`.
+
+Covered: CSV, JSON Lines, Parquet, a test file. Not covered: fitting and writing (stream_prepare.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.bundle.transforms import Column, Texts, Values
+from cluster.errors import DataError
+from cluster.spec.data import SPLITS, DataSpec
+from trainers.data.batches import Piece, read_piece
+from trainers.data.columns import make_column, read_values, to_texts
+from trainers.data.hashing import column_keys, table_keys
+from trainers.data.infer import infer_role
+from trainers.data.quality_part import FILE_ROWS_BITS, Part
+from trainers.data.raw import Role
+from trainers.data.splits import assign_splits
+from trainers.data.tables import given_splits
+from trainers.data.targets import class_labels
+
+WORDS_MAX = 1 << 16  # different words of a column that are kept; a category with more has no use for one_hot
+
+
+@dataclass
+class Seen:
+    """What pass one knows of a column."""
+
+    kind: pa.DataType
+    missing: int = 0
+    words: dict[str, None] = field(default_factory=dict)
+    """In the order of first appearance, at most `WORDS_MAX`."""
+    overflow: bool = False
+    low: float = math.inf
+    high: float = -math.inf
+
+    def merge(self, other: Seen) -> None:
+        self.kind = other.kind if pa.types.is_null(self.kind) else self.kind
+        self.missing += other.missing
+        self.words |= other.words
+        self.overflow = self.overflow or other.overflow or len(self.words) > WORDS_MAX
+        if self.overflow:
+            self.words = dict.fromkeys(list(self.words)[:WORDS_MAX])
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+
+@dataclass
+class Columns:
+    """What pass one knows of the rows that are kept."""
+
+    rows: int = 0
+    dropped: int = 0
+    seen: dict[str, Seen] = field(default_factory=dict)
+
+    def merge(self, other: Columns) -> None:
+        for name, seen in other.seen.items():
+            if name in self.seen:
+                self.seen[name].merge(seen)
+            else:
+                seen.missing += self.rows
+                self.seen[name] = seen
+        for name in self.seen.keys() - other.seen.keys():
+            self.seen[name].missing += other.rows
+        self.rows += other.rows
+        self.dropped += other.dropped
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are read, divided and labelled: what pass one decided."""
+
+    spec: DataSpec
+    columns: tuple[Column, ...]
+    roles: dict[str, Role]
+    ignored: tuple[str, ...]
+    test_file: int | None
+    """Number of the first file that is the test split."""
+    codes: dict[str, float]
+    """Word of the target -> class index; empty for a quantity."""
+
+
+@dataclass
+class Moments:
+    """Count, mean and squared deviations of a column's training values (Chan, Golub, LeVeque 1979), and its ends."""
+
+    count: int = 0
+    missing: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, values: np.ndarray) -> None:
+        there = values[~np.isnan(values)]
+        other = Moments(len(there), len(values) - len(there))
+        if len(there):
+            other.mean = float(there.mean())
+            other.squares = float(((there - other.mean) ** 2).sum())
+            other.low, other.high = float(there.min()), float(there.max())
+        self.merge(other)
+
+    def merge(self, other: Moments) -> None:
+        self.missing += other.missing
+        if not other.count:
+            return
+        total, apart = self.count + other.count, other.mean - self.mean
+        self.mean += apart * other.count / total
+        self.squares += other.squares + apart**2 * self.count * other.count / total
+        self.count = total
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+
+@dataclass
+class Statistics:
+    """What pass two knows: rows of each split and class, and the training rows' moments, words and sample."""
+
+    splits: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
+    classes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(split, class index) -> rows."""
+    numbers: dict[str, Moments] = field(default_factory=dict)
+    words: dict[str, Counter[str | None]] = field(default_factory=dict)
+    sample: Part = field(default_factory=Part)
+
+    def merge(self, other: Statistics) -> None:
+        self.splits = [a + b for a, b in zip(self.splits, other.splits, strict=True)]
+        self.classes.update(other.classes)
+        for name, moments in other.numbers.items():
+            self.numbers.setdefault(name, Moments()).merge(moments)
+        for name, words in other.words.items():
+            self.words.setdefault(name, Counter()).update(words)
+        self.sample.draw(other.sample.sample, other.sample.numbers)
+
+
+def scan_columns(piece: Piece, spec: DataSpec) -> Columns:
+    """Pass one over a piece. Raises DataError."""
+    found = Columns()
+    for batch in read_piece(piece):
+        part = Columns()
+        rows = batch.filter(pa.array(_kept(spec, batch)))
+        part.rows, part.dropped = rows.num_rows, batch.num_rows - rows.num_rows
+        for name in rows.column_names:
+            part.seen[name] = _look(spec, name, rows.column(name))
+        found.merge(part)
+    return found
+
+
+def scan_rows(piece: Piece, layout: Layout) -> Statistics:
+    """Pass two over a piece. Raises DataError."""
+    found = Statistics()
+    for first, rows, values, splits, targets in typed_batches(piece, layout):
+        for index in range(len(SPLITS)):
+            found.splits[index] += int((splits == index).sum())
+        if layout.codes:
+            pairs, counts = np.unique(np.stack([splits, targets.astype(np.int64)]), axis=1, return_counts=True)
+            found.classes.update({(int(s), int(c)): int(n) for (s, c), n in zip(pairs.T, counts, strict=True)})
+        train = np.flatnonzero(splits == 0)
+        for name, column in values.items():
+            if isinstance(column, Texts):
+                counts = np.bincount(column.codes[train] + 1, minlength=len(column.words) + 1)
+                words = (None, *column.words)
+                counted = {words[at]: int(counts[at]) for at in np.flatnonzero(counts)}
+                found.words.setdefault(name, Counter()).update(counted)
+            else:
+                found.numbers.setdefault(name, Moments()).add(column[train])
+        found.sample.draw(rows.take(pa.array(train)), first[train])
+    return found
+
+
+def typed_batches(piece: Piece, layout: Layout) -> Any:
+    """(row numbers, raw rows, values by column, split index, targets) of every batch of a piece. Raises DataError."""
+    spec, number = layout.spec, (piece.file << FILE_ROWS_BITS) + piece.first_row
+    for whole in read_piece(piece):
+        keep = _kept(spec, whole)
+        numbers = np.arange(number, number + whole.num_rows, dtype=np.uint64)[keep]
+        number += whole.num_rows
+        rows = whole.filter(pa.array(keep))
+        if not rows.num_rows:
+            continue
+        values = {column.name: read_values(column, _column(rows, column.name)) for column in layout.columns}
+        yield numbers, rows, values, _splits(layout, piece, rows, values), read_targets(layout, rows)
+
+
+def read_targets(layout: Layout, rows: pa.Table) -> np.ndarray:
+    """(N,) int64 class indices, or float64 values."""
+    texts = to_texts(make_column(layout.spec, layout.spec.target), rows.column(layout.spec.target))
+    if layout.codes:
+        return np.array([layout.codes[word] for word in texts.words], dtype=np.int64)[texts.codes]
+    return np.array([float(word) for word in texts.words])[texts.codes]
+
+
+def label_codes(words: list[str], classes: tuple[str, ...], *, numeric: bool) -> dict[str, float]:
+    """Word of the target -> class index."""
+    raw = np.array([float(word) for word in words]) if numeric else np.array(words, dtype=object)
+    return {word: classes.index(label) for word, label in zip(words, class_labels(raw).tolist(), strict=True)}
+
+
+def role_of(spec: DataSpec, name: str, seen: Seen) -> Role:
+    """As infer.infer_role, from what pass one kept. Raises DataError."""
+    text = pa.types.is_string(seen.kind)
+    return infer_role(spec, name, pa.chunked_array([pa.array(list(seen.words) if text else [], seen.kind)]))
+
+
+def _look(spec: DataSpec, name: str, values: pa.ChunkedArray) -> Seen:
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    seen = Seen(kind)
+    number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    if number and name != spec.target:  # of the target the words are asked for
+        numbers = values.cast(pa.float64()).to_numpy()
+        finite = numbers[np.isfinite(numbers)]
+        seen.missing = int(np.isnan(numbers).sum())
+        ends = (finite.min(), finite.max()) if len(finite) else (math.inf, -math.inf)
+    elif pa.types.is_temporal(kind) or pa.types.is_null(kind):
+        seen.missing = values.null_count
+        return seen
+    else:
+        texts = to_texts(make_column(spec, name), values)
+        seen.missing = int((texts.codes < 0).sum())
+        seen.words = dict.fromkeys(texts.words)
+        floats = [number for word in texts.words if not math.isnan(number := _number(word))]
+        ends = (min(floats, default=math.inf), max(floats, default=-math.inf))
+    seen.low, seen.high = float(ends[0]), float(ends[1])
+    return seen
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
+
+
+def _kept(spec: DataSpec, rows: pa.Table) -> np.ndarray:
+    """(N,) bool: rows with a target, and with a value where `clean.drop_missing_rows` asks for one."""
+    keep = np.ones(rows.num_rows, dtype=bool)
+    for name in (spec.target, *spec.clean.drop_missing_rows):
+        if name not in rows.column_names:
+            raise DataError("Cannot read the source", found=f"some rows have no column '{name}'", remedy="Mend them.")
+        keep &= to_texts(make_column(spec, name), rows.column(name)).codes >= 0
+    return keep
+
+
+def _column(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of the batch; JSON lines may lack it."""
+    return rows.column(name) if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), pa.string())])
+
+
+def _splits(layout: Layout, piece: Piece, rows: pa.Table, values: dict[str, Values]) -> np.ndarray:
+    """(N,) int8 index into SPLITS, by each row's own content."""
+    split = layout.spec.split
+    if layout.test_file is not None and piece.file >= layout.test_file:
+        return np.full(len(rows), SPLITS.index("test"), dtype=np.int8)
+    if split.column:
+        return given_splits(split.column, rows)
+    if split.group:
+        keys = column_keys(to_texts(make_column(layout.spec, split.group), rows.column(split.group)))
+    else:
+        keys = table_keys(values, len(rows))
+    if layout.test_file is not None:
+        split = split.model_copy(update={"test": 0.0})
+    return assign_splits(split, keys, None)

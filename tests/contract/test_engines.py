@@ -17,6 +17,7 @@ from cluster.errors import BundleError, EndpointError, InferenceError, MissingDe
 from cluster.spec.model import MlpSpec
 from serve.engines import EngineRequest, make_engine
 from serve.engines.fake import FakeEngine
+from serve.engines.onnxruntime import providers_for
 from serve.engines.process import RESTARTS_MAX, ProcessEngine
 from serve.engines.protocol import Engine
 from tests.bundles import make_bundle
@@ -138,3 +139,36 @@ def test_a_device_that_is_not_here_is_refused_not_replaced(tmp_path: Path) -> No
     (tmp_path / "engine.plan").write_bytes(b"plan")
     with pytest.raises(MissingDependencyError):
         make_engine(request_of(bundle, path=tmp_path / "engine.plan", device="cuda:0"))
+
+
+def test_a_provider_that_does_not_load_is_an_error_and_not_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime lists a provider whose libraries are missing, leaves it out and goes on."""
+    import onnxruntime
+
+    bundle = open_bundle(make_bundle(tmp_path / "bundle"))
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    with pytest.raises((MissingDependencyError, BundleError), match="CUDAExecutionProvider"):
+        make_engine(request_of(bundle, device="cuda:0"))
+
+
+def test_tensorrts_provider_gets_the_variants_precision_and_the_serve_sections_shapes(tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "bundle"))
+    every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    request = request_of(bundle, device="tensorrt:1", precision="int8", max_rows=16)
+    (first, options), second, last = providers_for(request, every)
+    assert (first, second, last) == (every[0], ("CUDAExecutionProvider", {"device_id": 1}), every[2])
+    assert options == {
+        "device_id": 1,
+        "trt_int8_enable": True,
+        "trt_profile_min_shapes": "x:1x1x8x8",
+        "trt_profile_opt_shapes": "x:16x1x8x8",
+        "trt_profile_max_shapes": "x:16x1x8x8",
+    }
+    plain = providers_for(request_of(bundle, device="tensorrt:0"), every)[0][1]
+    assert not any(name.endswith("_enable") for name in plain)
+    for device in ("tensorrt:0", "tpu:0"):
+        with pytest.raises(MissingDependencyError, match=device):
+            providers_for(request_of(bundle, device=device), every[1:])

@@ -32,8 +32,8 @@ def open_session(model: Path | bytes, *, threads: int = 1, device: str = "cpu") 
     options.log_severity_level = LOG_ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=_providers(device)
+        session = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=_providers(device), enable_fallback=0
         )
     except ORT_ERRORS as error:
         name = "the graph" if isinstance(model, bytes) else str(model)
@@ -42,6 +42,20 @@ def open_session(model: Path | bytes, *, threads: int = 1, device: str = "cpu") 
             found=" ".join(str(error).split()),
             remedy="Export the model again; 'manta bundle verify' tells whether the file was changed.",
         ) from error
+    return _check_provider(session, device)
+
+
+def _check_provider(session: ort.InferenceSession, device: str) -> ort.InferenceSession:
+    """ONNX Runtime leaves out a provider whose libraries do not load, and would measure the CPU instead."""
+    have = session.get_providers()
+    if have[0] != _providers(device)[0]:
+        raise MissingDependencyError(
+            "Cannot measure on a GPU",
+            found=f"ONNX Runtime left the CUDA provider out and would run on {', '.join(have)}",
+            rule="what is measured must run where it will be served",
+            remedy="ONNX Runtime's log names the library of CUDA or cuDNN that is missing or too old.",
+        )
+    return session
 
 
 def run_batches(

@@ -59,6 +59,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(MissingDependencyError, match=r"manta-ml\[prune\]"):
         find_groups_by_torch_pruning(*models()["mlp"])
+    with pytest.raises(MissingDependencyError):  # the spec's word reaches it
+        plan_pruning(*models()["mlp"], 0.5, PruneSpec(tracer="torch_pruning"))
 
 
 def test_a_forward_that_fails_is_refused_by_name() -> None:

@@ -27,6 +27,11 @@ def fetch(url: str) -> list[Path]:
     return [_fetch_one(one) for one in _expand(url)]
 
 
+def local_file(path: str | Path) -> Path:
+    """A readable file on local disk, fetched where `path` is a URL. Raises DataError."""
+    return _fetch_one(path) if isinstance(path, str) and "://" in path else readable_file(path)
+
+
 @contextmanager
 def called_by_url(paths: Iterable[Path]) -> Iterator[None]:
     """A DataError that leaves the block names the URLs of fetched files in place of their local copies."""

@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from cluster.errors import DataError
-from trainers.data.files import open_bytes, readable_file
+from trainers.data.fetch import called_by_url, local_file
+from trainers.data.files import open_bytes
 
 DTYPE_OF = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The array of an IDX file, plain or gzip, in native byte order. Raises DataError."""
-    data = open_bytes(readable_file(path))
+    """The array of an IDX file (a path or a URL), plain or gzip, in native byte order. Raises DataError."""
+    local = local_file(path)
+    with called_by_url([local]):
+        data = open_bytes(local)
     attempted = f"Cannot read {path} as IDX"
     if len(data) < 4 or data[:2] != b"\x00\x00" or data[2] not in DTYPE_OF:
         raise DataError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,8 @@ from cluster.spec.data import (
     SklearnSource,
     TextFilesSource,
 )
-from trainers.data.files import digest_files, readable_file
+from trainers.data.fetch import local_file
+from trainers.data.files import digest_files
 from trainers.data.hashing import array_keys, text_key
 from trainers.data.idx import read_idx
 from trainers.data.raw import Layout, RawData
@@ -44,7 +44,7 @@ def read_source(spec: DataSpec, inspect: Inspect | None = None) -> RawData:
         return _read_numpy(source)
     if isinstance(source, IdxSource):
         images, labels = read_idx(source.images), read_idx(source.labels)
-        return _arrays(images, labels, digest_files([Path(source.images), Path(source.labels)]))
+        return _arrays(images, labels, digest_files([local_file(source.images), local_file(source.labels)]))
     if isinstance(source, ImageFolderSource):
         from trainers.data.images import read_image_folder
 
@@ -93,20 +93,23 @@ def _read_sklearn(spec: DataSpec, source: SklearnSource, inspect: Inspect | None
 
 def _read_numpy(source: NumpySource) -> RawData:
     inputs, targets = _load(source.inputs), _load(source.targets)
-    paths = [
-        Path(text.partition(".npz:")[0] + (".npz" if ".npz:" in text else ""))
-        for text in (source.inputs, source.targets)
-    ]
+    paths = [local_file(_split_name(text)[0]) for text in (source.inputs, source.targets)]
     return _arrays(inputs, targets, digest_files(paths))
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """`file.npz:name` as file and name; the name of `file.npy` is empty."""
+    name, npz, key = text.partition(".npz:")
+    return (name + ".npz", key) if npz else (text, "")
 
 
 def _load(text: str) -> np.ndarray:
     """`file.npy` or `file.npz:name`."""
-    name, npz, key = text.partition(".npz:")
-    path = readable_file(name + ".npz" if npz else text)
+    name, key = _split_name(text)
+    path = local_file(name)
     try:
         loaded = np.load(path, allow_pickle=False, mmap_mode=None)
-        return np.asarray(loaded[key] if npz else loaded)
+        return np.asarray(loaded if isinstance(loaded, np.ndarray) else loaded[key])
     except KeyError:
         raise DataError(
             f"Cannot read {text}",

@@ -165,6 +165,7 @@ def test_arrays_with_nan_objects_or_other_lengths_are_refused(tmp_path: Path) ->
         (f"{npz}:bad", f"{npz}:y", "1 of 60 rows hold NaN or infinity, the first is row 7"),
         (f"{npz}:good", f"{npz}:short", "60 inputs and 59 targets"),
         (f"{npz}:goood", f"{npz}:y", "no array 'goood'"),
+        (npz, f"{npz}:y", "It has good, bad, y, short"),
         (f"{tmp_path}/o.npy", f"{npz}:y", "pickles and are never loaded"),
     ):
         with pytest.raises(DataError) as caught:

@@ -118,3 +118,30 @@ def test_the_quality_report_names_the_url_too(memory_bytes: int) -> None:
     url = "memory://manta-report/t.csv"
     with pytest.raises(DataError, match=url):
         make_report(url, None, test=None, delimiter=None, memory_bytes=memory_bytes)
+
+
+def test_arrays_and_idx_files_are_read_from_urls(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (60, 4, 4), dtype=np.uint8), (np.arange(60) % 2).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", x=images, y=labels)
+    for name, array in (("x.idx", images), ("y.idx", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        (tmp_path / name).write_bytes(header + array.tobytes())
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.iterdir():
+        memory.pipe(f"/manta-arrays/{path.name}", path.read_bytes())
+    for kind, values in (
+        ("numpy", {"inputs": "{}/a.npz:x", "targets": "{}/a.npz:y"}),
+        ("idx", {"images": "{}/x.idx", "labels": "{}/y.idx"}),
+    ):
+        found = [
+            make_plan(data_spec({"kind": kind, **{key: text.format(home) for key, text in values.items()}})).raw
+            for home in (str(tmp_path), "memory://manta-arrays")
+        ]
+        assert found[0].digest == found[1].digest
+        assert np.array_equal(found[0].arrays, found[1].arrays)  # type: ignore[arg-type]
+    memory.pipe("/manta-arrays/x.idx", b"\x00\x00\x08")
+    with pytest.raises(DataError, match=r"memory://manta-arrays/x\.idx as IDX"):
+        make_plan(
+            data_spec({"kind": "idx", "images": "memory://manta-arrays/x.idx", "labels": str(tmp_path / "y.idx")})
+        )

@@ -22,6 +22,7 @@ from cluster.spec.resolve import DataFacts, HostFacts, ResolvedRun, resolve
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.telemetry.events import ListSink
+from trainers.compress import measure
 from trainers.compress.judge import make_baseline
 from trainers.compress.ladder import Ladder
 from trainers.compress.rows import rows_of
@@ -71,6 +72,12 @@ def train_briefly(module: torch.nn.Module, split: Split, epochs: int = 8) -> Non
             torch.nn.functional.cross_entropy(module(x[rows]), y[rows]).backward()
             optimizer.step()
     module.eval()
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are measured as always, for a tenth of the time: no test here quotes them."""
+    monkeypatch.setattr(measure, "ROUND_S", 0.002)
 
 
 @pytest.fixture(scope="session")

@@ -49,13 +49,13 @@ def test_ranges_cover_all_rows_and_not_the_last_batch_only(
     many = ranges_of(prepared_graph, {"image": loud}, method, tmp_path / "many.json")
     monkeypatch.setattr(calibrate.BatchReader.__init__, "__defaults__", (len(loud),))
     once = ranges_of(prepared_graph, {"image": loud}, method, tmp_path / "once.json")
-    quiet = ranges_of(prepared_graph, rows, method, tmp_path / "quiet.json")
     for name, (low, high) in many.items():
         spread = np.ptp(once[name]) or 1.0
         tolerance = 0.0 if method is CalibrationMethod.MinMax else 0.1 * spread  # histograms are widened bin by bin
         assert abs(low - once[name][0]) <= tolerance
         assert abs(high - once[name][1]) <= tolerance
     if method is CalibrationMethod.MinMax:
+        quiet = ranges_of(prepared_graph, rows, method, tmp_path / "quiet.json")
         assert many["image"][1] > 2 * quiet["image"][1]
 
 

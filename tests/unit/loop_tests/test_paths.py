@@ -31,49 +31,61 @@ def build_convolutions() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, CLASSES))
 
 
-def _sent(rank: int, prepared: str, exchange: dict[str, Any]) -> tuple[list[tuple[str, int]], np.ndarray, float]:
-    """(datatype, elements) of every all-reduce of one update, the summed gradient, the loss."""
-    request = request_for(
-        Path(prepared), batch=16, micro=4, workers=2, factory=f"{THIS}:build_two_layers", exchange=exchange
-    )
-    job, state = start(request)
-    window = Window(0, 0, np.arange(16), *part(16, World(rank, 2)))
-    sent: list[tuple[str, int]] = []
+EXCHANGES: dict[str, dict[str, Any]] = {
+    "same": {"wire": "same"},
+    "bf16": {"wire": "bf16"},
+    "small": {"bucket_mib": 2048 * 4 / (1 << 20)},
+}
+Sent = tuple[list[tuple[str, int]], np.ndarray, float]
+
+
+def _sent(rank: int, prepared: str) -> dict[str, Sent]:
+    """For each exchange: (datatype, elements) of every all-reduce of one update, the summed gradient, the loss."""
+    found = {}
     plain = dist.all_reduce
+    for name, exchange in EXCHANGES.items():
+        request = request_for(
+            Path(prepared), batch=16, micro=4, workers=2, factory=f"{THIS}:build_two_layers", exchange=exchange
+        )
+        job, state = start(request)
+        sent: list[tuple[str, int]] = []
 
-    def recording(tensor: torch.Tensor, *arguments: Any, **more: Any) -> Any:
-        sent.append((str(tensor.dtype), tensor.numel()))
-        return plain(tensor, *arguments, **more)
+        def recording(tensor: torch.Tensor, *arguments: Any, into: Any = sent, **more: Any) -> Any:
+            into.append((str(tensor.dtype), tensor.numel()))
+            return plain(tensor, *arguments, **more)
 
-    dist.all_reduce = recording  # type: ignore[assignment]
-    report = update(job, state, window)
-    dist.all_reduce = plain
-    return sent, state.exchange.gradient.numpy().copy(), report.loss_sum
+        dist.all_reduce = recording  # type: ignore[assignment]
+        report = update(job, state, Window(0, 0, np.arange(16), *part(16, World(rank, 2))))
+        dist.all_reduce = plain
+        found[name] = (sent, state.exchange.gradient.numpy().copy(), report.loss_sum)
+    return found
 
 
-def test_wire_bf16_sends_half_the_bytes_and_the_loss_in_full(tmp_path: Path) -> None:
-    prepared = str(write_data(tmp_path / "data", 16, dtype="FP32"))
-    (same, exact, loss), _ = run_ranks(2, _sent, tmp_path / "a", prepared, {"wire": "same"})
-    (half, rounded, half_loss), other = run_ranks(2, _sent, tmp_path / "b", prepared, {"wire": "bf16"})
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Sent]]:
+    """What each of two workers sent."""
+    folder = tmp_path_factory.mktemp("sent")
+    return run_ranks(2, _sent, folder / "ranks", str(write_data(folder / "data", 16, dtype="FP32")))
+
+
+def test_wire_bf16_sends_half_the_bytes_and_the_loss_in_full(sent: list[dict[str, Sent]]) -> None:
+    same, exact, loss = sent[0]["same"]
+    half, rounded, half_loss = sent[0]["bf16"]
     count = len(exact)
     assert same == [("torch.float32", count + 3)], "the riders travel in the same all-reduce"
     assert half == [("torch.bfloat16", count), ("torch.float32", 3)]
     assert half_loss == loss
-    assert np.array_equal(rounded, other[1]), "both workers have the same sum"
+    assert np.array_equal(rounded, sent[1]["bf16"][1]), "both workers have the same sum"
     assert not np.array_equal(rounded, exact), "a bf16 sum is rounded"
     np.testing.assert_allclose(rounded, exact, rtol=3 * 2**-8, atol=5e-3 * float(np.abs(exact).max()))
 
 
-def test_bucket_mib_cuts_the_gradient_into_pieces_of_that_size(tmp_path: Path) -> None:
-    """The parameters, last first: 3 and 3 x 512 elements, 512, 4096. A bucket never cuts a parameter."""
-    prepared = str(write_data(tmp_path / "data", 16, dtype="FP32"))
-    mib = 2048 * 4 / (1 << 20)
-    (sent, _, _), _ = run_ranks(2, _sent, tmp_path / "a", prepared, {"bucket_mib": mib})
-    last = 3 * (WIDE // FEATURES) + 3
-    assert [elements for _, elements in sent] == [last, WIDE // FEATURES, WIDE + 3] or [e for _, e in sent] == [
-        last + WIDE // FEATURES,
-        WIDE + 3,
-    ]
+def test_bucket_mib_cuts_the_gradient_into_pieces_of_that_size(sent: list[dict[str, Sent]]) -> None:
+    """The parameters, last first: 3 + 3 x 512 elements, 512, 4096. A bucket of 2048 never cuts a parameter."""
+    units = WIDE // FEATURES
+    pieces = [elements for _, elements in sent[0]["small"][0]]
+    assert pieces == [CLASSES + CLASSES * units, units, WIDE + 3], "the riders go with the last"
+    assert np.array_equal(sent[0]["small"][1], sent[0]["same"][1]), "the same sum"
 
 
 class Counting:

@@ -23,7 +23,7 @@ from cluster.spec.train import WorkersSpec
 from cluster.telemetry.events import FileSink, Message
 from trainers.launch.failures import Budget, classify
 from trainers.launch.notice import StopBoard
-from trainers.launch.places import free_places, wait_for_places
+from trainers.launch.places import all_places, free_places, silent_nodes, wait_for_places
 from trainers.launch.worker import WorkerJob, train_on_worker
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.outcome import read_outcome
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 GROW_POLL_S = 5.0  # starting the workers anew costs about as much
 GROW_LOOKS = 2  # a node that has just come may still go
+GROW_ANSWER_S = 10.0  # a first worker process on a node takes seconds
 STOP_GRACE_S = 20.0  # for a last checkpoint after Ctrl-C; 'manta stop' of a job allows 30 s
 
 
@@ -52,26 +53,31 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path) -> FitResult:
         prepared=request.prepared.resolve(),
         checkpoints=request.checkpoints.resolve() if request.checkpoints else None,
     )
-    workers = request.batch.workers
+    before, lost, growing, may_grow = request.batch.workers, False, False, True
     while True:
-        workers = _workers_now(request, workers, events)
+        workers = _workers_now(request, before, lost, events)
+        may_grow = may_grow and not (growing and workers <= before)  # once in vain is enough
         batch = request.batch.model_copy(update={"workers": workers})
-        attempt = _Attempt(replace(request, batch=batch), events, folder)
+        attempt = _Attempt(replace(request, batch=batch), events, folder, may_grow=may_grow)
         try:
             attempt.run()
             return read_outcome(folder)
         except (TrainingFailedError, RayError) as error:
-            text = budget.settle(classify(error), growing=attempt.growing)  # raises what is not tried again
+            failure = classify(error)
+            text = budget.settle(failure, growing=attempt.growing)  # raises what is not tried again
+            before, lost, growing = workers, failure.kind == "lost", attempt.growing
             FileSink(events).emit(Message(level="warning", stage=request.stage, text=text))
 
 
-def _workers_now(request: FitRequest, before: int, events: Path) -> int:
-    """As many workers as there is room for; where their number is fixed, that number. Blocks."""
+def _workers_now(request: FitRequest, before: int, lost: bool, events: Path) -> int:
+    """As many workers as there is room for; where their number is fixed, that number. Blocks. `lost`: a worker was,
+    so that its node may be dead without Ray's knowing."""
     workers, most = request.train.workers, request.batch.workers
     if not isinstance(workers, WorkersSpec) or workers.min == workers.max or most != workers.max:
         return most
     each, wait_s = resources_per_worker(), request.train.faults.replacement_wait_s
-    found = wait_for_places(workers.min, most, wait_s, lambda: free_places(each))
+    silent = silent_nodes(wait_s) if lost else set()
+    found = wait_for_places(workers.min, most, wait_s, lambda: free_places(each, silent))
     if found != before:
         text = (
             f"training goes on with {found} of {most} workers; the global batch stays {request.batch.batch_size_global}"
@@ -83,8 +89,8 @@ def _workers_now(request: FitRequest, before: int, events: Path) -> int:
 class _Attempt:
     """One Ray Train run in a thread, while this one waits for signals and for room."""
 
-    def __init__(self, request: FitRequest, events: Path, folder: Path) -> None:
-        self.request, self.events, self.folder = request, events, folder
+    def __init__(self, request: FitRequest, events: Path, folder: Path, *, may_grow: bool) -> None:
+        self.request, self.events, self.folder, self.may_grow = request, events, folder, may_grow
         self.growing = False
         """Whether it was told to stop because there is room for more workers."""
         self._error: BaseException | None = None
@@ -108,13 +114,16 @@ class _Attempt:
     def _wait(self, thread: threading.Thread, board: StopBoard) -> None:
         workers, seen = self.request.train.workers, 0
         missing = workers.max - self.request.batch.workers if isinstance(workers, WorkersSpec) else 0
-        may_grow = missing > 0 and self.request.checkpoints is not None
+        may_grow = missing > 0 and self.may_grow and self.request.checkpoints is not None
         while thread.is_alive():
             thread.join(GROW_POLL_S)
             if not may_grow or self.growing or not thread.is_alive():
                 continue
-            seen = seen + 1 if free_places(resources_per_worker()) >= missing else 0
-            if seen >= GROW_LOOKS:
+            each = resources_per_worker()
+            # what is free may be this attempt's own, as long as it starts: so all there is must suffice too
+            room = free_places(each) >= missing and all_places(each) >= missing + self.request.batch.workers
+            seen = seen + 1 if room else 0
+            if seen >= GROW_LOOKS and free_places(each, silent_nodes(GROW_ANSWER_S)) >= missing:
                 self.growing = True
                 board.ask("room for more workers")
 

@@ -2,8 +2,8 @@
 
     room(node) = min over resources of ⌊free on the node / needed by a worker⌋,  summed over nodes that stay
 
-Invariant: a node that has been told to go gives no room; all room for `max` is taken at once, less only after
-`train.faults.replacement_wait_s`, and never less than `min`.
+Invariant: a node that has been told to go, or that does not answer, gives no room; all room for `max` is taken at once,
+less only after `train.faults.replacement_wait_s`, and never less than `min`.
 
 Covered: counting, waiting. Not covered: asking an autoscaler for nodes (it sees the demand of a started group).
 """
@@ -11,9 +11,10 @@ Covered: counting, waiting. Not covered: asking an autoscaler for nodes (it sees
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 from cluster.errors import WorkerLostError
+from cluster.runtime.nodes import on_every_node
 
 POLL_S = 0.5  # Ray's nodes report what is free every 0.1 s
 
@@ -23,12 +24,21 @@ def count_places(free: Mapping[str, Mapping[str, float]], each: Mapping[str, flo
     return sum(int(min(node.get(name, 0.0) // amount for name, amount in each.items())) for node in free.values())
 
 
-def free_places(each: Mapping[str, float]) -> int:
-    """Room in the running Ray session, without nodes that are being drained."""
+def free_places(each: Mapping[str, float], silent: Set[str] = frozenset()) -> int:
+    """Room in the running Ray session, without nodes that are being drained and without `silent` ones."""
     from ray._private import state
 
-    going = going_nodes()
-    return count_places({n: free for n, free in state.available_resources_per_node().items() if n not in going}, each)
+    out = going_nodes() | silent
+    return count_places({n: free for n, free in state.available_resources_per_node().items() if n not in out}, each)
+
+
+def all_places(each: Mapping[str, float]) -> int:
+    """Room in the running Ray session if it were empty."""
+    import ray
+
+    out = going_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in out]
+    return count_places({node["NodeID"]: node["Resources"] for node in nodes}, each)
 
 
 def going_nodes() -> set[str]:
@@ -36,6 +46,15 @@ def going_nodes() -> set[str]:
     from ray._private import state
 
     return set(state.state.get_draining_nodes())
+
+
+def silent_nodes(timeout_s: float) -> set[str]:
+    """Ids of nodes that run nothing within `timeout_s`: Ray believes for 15 s and more that a dead node lives, with
+    all its room free. Blocks until all have answered."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return {result.node_id for result in on_every_node(_answer, timeout_s=timeout_s) if result.problem} - {here}
 
 
 def wait_for_places(least: int, most: int, wait_s: float, count: Callable[[], int]) -> int:
@@ -54,3 +73,7 @@ def wait_for_places(least: int, most: int, wait_s: float, count: Callable[[], in
         remedy="Add nodes or lower train.workers.min, then run the same command again: it goes on from the last "
         "checkpoint.",
     )
+
+
+def _answer() -> bool:
+    return True

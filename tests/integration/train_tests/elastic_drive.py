@@ -108,13 +108,13 @@ def main() -> None:
     (folder / "events.jsonl").touch()
     fit_module.GROW_POLL_S = 1.0
     temporary = tempfile.mkdtemp(prefix="me-", dir="/tmp")
-    head = {**NODE, "include_dashboard": True, "temp_dir": temporary}
+    head = {**NODE, "include_dashboard": True, "temp_dir": temporary, "dashboard_agent_listen_port": 0}
     cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
     try:
         director = Director(cluster, folder)
         thread = threading.Thread(target=director.direct, daemon=True)
         thread.start()
-        request = elastic_request(folder, faults={"replacement_wait_s": 3.0, "worker_restarts": 1})
+        request = elastic_request(folder, faults={"replacement_wait_s": 8.0, "worker_restarts": 1})
         elastic = request.train.model_copy(update={"workers": WorkersSpec(min=2, max=4)})
         request = replace(request, train=elastic)
         launch_fit(request, events=folder / "events.jsonl", folder=folder / "out")

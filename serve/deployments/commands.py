@@ -28,6 +28,7 @@ from serve.deployments.directory import EndpointRecord, forget, records, remembe
 from serve.rows import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0
+WRONG_REQUEST = (400, 404, 413, 415, 422)  # answers that blame the rows or the version, and not the endpoint
 LOOK_EVERY_S = 2.0  # a private Ray ends this long after its last endpoint
 
 
@@ -103,10 +104,15 @@ def predict(options: argparse.Namespace) -> int:
     is_image = options.rows.suffix.lower() in IMAGES
     image, rows = (read_image(options.rows), []) if is_image else (b"", read_rows(options.rows))
     with EndpointClient(_url(options, options.name), options.name, token=token) as client:
-        if is_image:
-            answer = client.predict_image(image, version=options.version)
-        else:
-            answer = client.predict(rows, version=options.version)
+        try:
+            if is_image:
+                answer = client.predict_image(image, version=options.version)
+            else:
+                answer = client.predict(rows, version=options.version)
+        except EndpointError as error:
+            if error.details.get("status") in WRONG_REQUEST:
+                raise RequestError(f"Cannot ask about {options.rows}", found=error.found) from None
+            raise
     for note in answer.get("notes", ()):
         _say(f"Note: {note}.")
     if options.json:

@@ -6,10 +6,11 @@ arithmetic by hand and asks ONNX Runtime; the other side is `python -m serve` as
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from sklearn.datasets import load_digits
 
 from cluster.bundle import open_bundle
 from cluster.bundle.files import TRANSFORMS
+from serve.deployments.__main__ import main
+from serve.deployments.directory import remember
 from tests.bundles import make_bundle, softmax, with_transforms
 from tests.contract.protocol_tests.conftest import server_process
 from tests.unit.data_tests.making import data_spec, prepare, run_spec
@@ -121,6 +124,60 @@ def test_a_digit_as_png_as_nested_lists_and_by_name_has_one_answer(digits: Serve
     want = digits.expected((gray[:, None] * (16 / 255)).astype(np.float32))
     np.testing.assert_allclose(probabilities(by_file), want, atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(probabilities(by_file), expected, atol=0.01, rtol=0)
+
+
+@pytest.fixture
+def predict(digits: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any, str]]:
+    """`manta predict digits FILE --json` as its own module runs it: exit code, JSON, stderr."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("serve.deployments.directory.tempfile.gettempdir", lambda: str(tmp_path))
+    remember("digits", digits.url, "10.0.0.1:1")
+
+    def call(path: Path, *words: str) -> tuple[int, Any, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(["predict", "digits", str(path), "--json", *words])
+        return code, json.loads(out.getvalue()), err.getvalue()
+
+    return call
+
+
+def test_the_command_sends_image_files_and_arrays_and_gets_the_same_answers(
+    digits: Served, predict: Callable[..., Any], tmp_path: Path
+) -> None:
+    images = load_digits().images[:3]
+    np.save(tmp_path / "rows.npy", images)
+    code, answer, _ = predict(tmp_path / "rows.npy")
+    got = np.array([list(row["probabilities"].values()) for row in answer["predictions"]])
+    assert code == 0
+    np.testing.assert_allclose(got, digits.expected(images[:, None]), atol=TOLERANCE, rtol=0)
+    gray = np.round(images[0] * 255 / 16).astype(np.uint8)
+    Image.fromarray(gray).save(tmp_path / "seven.png")
+    code, answer, stderr = predict(tmp_path / "seven.png")
+    assert (code, answer["notes"], stderr) == (0, [], "")
+    assert answer["predictions"] == digits.post(content=png(gray)).json()["predictions"]
+    Image.fromarray(gray).resize((40, 30)).save(tmp_path / "large.png")
+    assert "Note: resized from 30×40 to 8×8 pixels." in predict(tmp_path / "large.png")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.png", b"hello", "no image that is read here"),
+        ("a.png", b"", "the file is empty"),
+        ("a.json", b"[[1, 2]]", "shape [2]"),
+        ("a.csv", b"a,b\n1,2\n", "'image' is missing in row 0"),
+        ("absent.png", None, "FileNotFoundError"),
+    ],
+)
+def test_the_command_ends_with_2_for_rows_that_do_not_fit(
+    name: str, content: bytes | None, words: str, predict: Callable[..., Any], tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, answer, _ = predict(tmp_path / name)
+    assert (code, words in answer["error"]["message"]) == (2, True), answer
+    assert predict(tmp_path / name, "--version", "9")[0] == 2
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
     from trainers.data.stages import check_data
 
     spec = load_spec(spec_path, overrides)
-    with tempfile.TemporaryDirectory(prefix="manta-explain-") as folder:
+    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="manta-explain-") as folder:
         name = spec.name or spec_path.stem
         context = StageContext(
             stage="check",
@@ -65,6 +67,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
             digest="",
             records={},
             events=ListSink(),
+            ensure_ray=partial(_ensure_ray, stack),
         )
         found = check_data(context)
         assert found.resolved is not None
@@ -73,7 +76,14 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
     resolved = found.resolved
     if spec.train.batch_size_per_worker == "auto":
         resolved = _with_micro_batch(resolved, model, inputs)
-    return _facts(resolved, found.facts, inputs, model)
+    return {**_facts(resolved, found.facts, inputs, model), "way": found.details.get("way", "")}
+
+
+def _ensure_ray(stack: ExitStack) -> None:
+    """Ray for the functions that make a Ray Dataset; it ends with the explanation. Other sources start none."""
+    from trainers.data.ray_data import standing_ray
+
+    stack.enter_context(standing_ray())
 
 
 def _with_micro_batch(resolved: ResolvedRun, model: nn.Module | None, inputs: tuple[TensorSpec, ...]) -> ResolvedRun:
@@ -174,6 +184,7 @@ def render(facts: dict[str, Any]) -> str:
     classes = f", {data['num_classes']} classes" if data["num_classes"] else ""
     lines.append(f"  {data['task']} on {data['num_rows']:,} rows ({data['layout']}{shape}{classes})")
     lines.append("  " + ", ".join(f"{rows:,} {name}" for name, rows in splits.items()))
+    lines += [f"  prepared {facts['way']}"] if facts.get("way") else []
     lines += ["", "What `auto` became"]
     width = max((len(reason["path"]) for reason in facts["reasons"]), default=0)
     lines += [f"  {r['path']:<{width}}  {r['value']}, because {r['reason']}" for r in facts["reasons"]] or ["  nothing"]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import ray
 import ray.data
 
+from cluster.errors import MantaError
 from trainers.data.batches import Piece
 from trainers.data.quality_part import Ask, Part
 from trainers.data.quality_stream import summarize
@@ -24,14 +25,21 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def ray_for_report() -> Iterator[Callable[[list[Piece], Ask], Part]]:
-    """Yield what makes a part of pieces on Ray: on the session that stands, else RAY_ADDRESS's, else a private one."""
+def standing_ray() -> Iterator[None]:
+    """The session that stands, else RAY_ADDRESS's, else a private one that ends with the block."""
     from cluster.runtime.session import ray_session
 
     if ray.is_initialized():
-        yield run_on_ray
+        yield
         return
     with ray_session():
+        yield
+
+
+@contextmanager
+def ray_for_report() -> Iterator[Callable[[list[Piece], Ask], Part]]:
+    """Yield what makes a part of pieces on Ray."""
+    with standing_ray():
         yield run_on_ray
 
 
@@ -46,30 +54,20 @@ def run_on_ray(pieces: list[Piece], ask: Ask) -> Part:
 def map_in_order(function: Callable[..., Result], items: Sequence[Item], *arguments: Any) -> Iterator[Result]:
     """`function(item, *arguments)` of every item, on Ray Data's workers, yielded in the items' order.
 
-    Raises what the function raised there.
+    Raises the error of ours that the function raised there.
     """
     shared = ray.put(arguments)
 
     def apply(row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": function(row["item"], *ray.get(shared))}
+        try:
+            return {"result": function(row["item"], *ray.get(shared))}
+        except MantaError as error:  # an answer like others: Ray Data wraps what is raised beyond recognition
+            return {"result": error}
 
     dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=max(1, len(items)))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    try:
-        for row in dataset.map(apply).iter_rows():
-            yield row["result"]
-    except ray.exceptions.RayTaskError as error:
-        raise _cause(error) from None
-
-
-def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
-    """The error of ours that a worker raised, which Ray Data wraps in its own."""
-    from cluster.errors import MantaError
-
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, MantaError):
-            return found
-        found = getattr(found, "cause", None) or found.__cause__
-    return error
+    for row in dataset.map(apply).iter_rows():
+        if isinstance(row["result"], MantaError):
+            raise row["result"]
+        yield row["result"]

@@ -36,12 +36,7 @@ def find_exclusion(
 
     Raises ModelError when the graph has no node to choose from, or float everywhere would not keep the budget.
     """
-    thin = set(thin_convolutions(prepared, preset.thin_channels_max))  # they stay in float in any case
-    nodes = [name for name in quantizable_nodes(prepared) if name not in thin]
-    if not nodes:
-        raise ModelError(
-            "Cannot choose nodes", found="the graph has no Conv, Gemm or MatMul", rule="there is nothing to quantize"
-        )
+    nodes = _nodes_to_choose_from(prepared, preset)
     ranges = scratch / "minmax.json"
 
     def make(path: Path, *, exclude: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> Path:
@@ -70,6 +65,16 @@ def find_exclusion(
         )
     make(target, exclude=tuple(order[:k]))
     return {"excluded": order[:k], "ranking": dict(ranking), "evaluations": evaluations, "nodes": len(order)}
+
+
+def _nodes_to_choose_from(prepared: Path, preset: StaticPreset) -> list[str]:
+    thin = set(thin_convolutions(prepared, preset.thin_channels_max))  # they stay in float in any case
+    nodes = [name for name in quantizable_nodes(prepared) if name not in thin]
+    if not nodes:
+        raise ModelError(
+            "Cannot choose nodes", found="the graph has no Conv, Gemm or MatMul", rule="there is nothing to quantize"
+        )
+    return nodes
 
 
 def rank_nodes(

@@ -41,8 +41,7 @@ def build_student(
     num_outputs: int,
     plan: Plan | None = None,
     weights: str | None = None,
-    taught: bool = False,
-    features: int = 0,
+    lesson: dict[str, int] | None = None,
 ) -> nn.Module:
     """The factory that a FitRequest names.
 
@@ -50,8 +49,8 @@ def build_student(
         model: a `model` section without auto, as JSON.
         plan: cut the module by it.
         weights: safetensors file of the weights to begin with, in the shapes before the plan.
-        taught: wrap it to take the teacher's logits as a last input.
-        features: while training, also answer features of this width, to be matched with the teacher's.
+        lesson: how it is taught: `answers` 1 takes the teacher's logits as a last input; `features` of a width make it
+            answer as many while it is trained, to be matched with the teacher's.
     """
     from trainers.export.module import load_weights
 
@@ -61,9 +60,10 @@ def build_student(
         load_weights(module, Path(weights))
     if plan is not None:
         apply_plan(module, plan)
-    if features:
-        module = WithFeatures(module, num_outputs, features)
-    return Taught(module) if taught else module
+    lesson = lesson or {}
+    if lesson.get("features"):
+        module = WithFeatures(module, num_outputs, lesson["features"])
+    return Taught(module) if lesson.get("answers") else module
 
 
 def student_arguments(

@@ -50,7 +50,7 @@ class Work:
 
     name: str
     arguments: dict[str, Any]
-    """Of `build_student`, without `taught`."""
+    """Of `build_student`, without `lesson`."""
     epochs: int
     learning_rate: float
     distill: bool
@@ -126,7 +126,7 @@ class Workshop:
         folder.mkdir(parents=True, exist_ok=True)
         request = self._request(work, folder)
         result = self._launch(request, folder)
-        weights = untaught(result.weights, features=bool(request.model_arguments.get("features")))
+        weights = untaught(result.weights, features=bool(request.model_arguments.get("lesson", {}).get("features")))
         return {name: tensor.cpu() for name, tensor in weights.items()}
 
     def _launch(self, request: FitRequest, folder: Path) -> FitResult:
@@ -174,13 +174,13 @@ class Workshop:
             "num_outputs": outputs,
             "feature_weight": spec.feature_weight,
         }
-        more: dict[str, Any] = {"features": head_of(self.module(), outputs).in_features} if features else {}
+        lesson = {"features": head_of(self.module(), outputs).in_features if features else 0, "answers": int(not live)}
         if live:
             objective["teacher"] = self.arguments(weights=str((self.weights / WEIGHTS).resolve()))
-            return self.prepared.folder, more, objective
+            return self.prepared.folder, {"lesson": lesson}, objective
         shards = self.folder / f"teacher-{self._teacher_digest(spec.teachers, features)[:16]}"
         write_teacher_shards(self.prepared, shards, self.module(), spec.teachers, features=features)
-        return shards, {**more, "taught": True}, objective
+        return shards, {"lesson": lesson}, objective
 
     def _digest(self, work: Work) -> str:
         run = self.resolved.spec

@@ -62,7 +62,7 @@ def test_features_are_matched_by_angle_and_logits_are_left_alone() -> None:
 
 
 def test_a_student_answers_features_only_while_it_is_trained() -> None:
-    student = build_student(**arguments(8, features=16, taught=True))
+    student = build_student(**arguments(8, lesson={"features": 16, "answers": 1}))
     x, told = torch.randn(5, 6), torch.randn(5, 3 + 16)
     assert student.train()(x, told).shape == (5, 3 + 16)
     assert student.eval()(x, told).shape == (5, 3)

@@ -38,7 +38,7 @@ Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the
 Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 Variant = Annotated[str | None, typer.Option("--variant", help="fp32, int8_static, …; else the bundle's default.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on and show latency and throughput until Ctrl-C.")]
-Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="CSV, JSON or image file.")]
+Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="CSV, TSV, JSON, JSON Lines, .npy or image file.")]
 TokenFile = Annotated[
     str | None,
     typer.Option("--token-file", help="One bearer token a line: the first is sent. Without it MANTA_TOKEN is sent."),

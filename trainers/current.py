@@ -27,14 +27,20 @@ def current_records(records: Sequence[Record]) -> list[Record]:
 
 
 def once_each(records: Sequence[Record]) -> list[Record]:
-    """Of several records of one kind, stage and update the first: a resumed training makes the same numbers again."""
-    seen: set[tuple[type, str, int]] = set()
+    """Without what a later attempt at a stage has made again: the same numbers at the same update.
+
+    Within one attempt nothing is left out: compression trains several networks in one stage.
+    """
+    attempts: dict[str, int] = {}
+    first: dict[tuple[type, str, int], int] = {}
     kept = []
     for record in records:
-        if isinstance(record, TrainStep | EpochFinished | Diagnostics):
-            key = (type(record), record.stage, record.update)
-            if key in seen:
+        if isinstance(record, StageStarted):
+            attempts[record.stage] = attempts.get(record.stage, 0) + 1
+        elif isinstance(record, TrainStep | EpochFinished | Diagnostics):
+            place = record.epoch if isinstance(record, EpochFinished) else record.update
+            attempt = attempts.get(record.stage, 0)
+            if first.setdefault((type(record), record.stage, place), attempt) != attempt:
                 continue
-            seen.add(key)
         kept.append(record)
     return kept

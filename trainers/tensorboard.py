@@ -3,7 +3,9 @@
     tensorboard/train/  tensorboard/<stage>/…  tensorboard/search/trial-0/  …
 
 Invariant: made from `events.jsonl` alone, with the wall times of the records, so that files written while a run goes
-on and files written afterwards show the same curves; a record that has no number in it is left out.
+on and files written afterwards show the same curves; a record that has no number in it is left out. Written when a run
+has ended, a training that was resumed shows each update once, and of one whose inputs have changed the new one alone is
+shown.
 
 Covered: training steps, epochs, trials, diagnostics, messages as text. Not covered: graphs, images, embeddings.
 """
@@ -31,6 +33,7 @@ from cluster.telemetry.events import (
     follow_events,
     read_events,
 )
+from trainers.current import current_records, once_each
 
 
 class TensorBoardWriter:
@@ -120,7 +123,7 @@ class TensorBoardWriter:
 def write_tensorboard(run: RunFolder) -> Path:
     """Make `tensorboard/` anew from all events of a run. Returns its path. Called by the driver at the end."""
     shutil.rmtree(run.tensorboard, ignore_errors=True)
-    return _write(run, read_events(run.events))
+    return _write(run, once_each(current_records(read_events(run.events))))
 
 
 def follow_tensorboard(run: RunFolder) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster.telemetry.events import StageStarted, TrainStep
 from tests.unit.progress_tests.story import START_S, finished
 from tests.unit.report_tests.test_report import run_at
 from trainers.tensorboard import follow_tensorboard, main, write_tensorboard
@@ -40,6 +41,17 @@ def test_written_twice_it_shows_everything_once(tmp_path: Path) -> None:
     write_tensorboard(run)
     assert main([str(run.path)]) == 0
     assert len(scalars(run.tensorboard / "train")["step/loss"]) == 10
+
+
+def test_a_resumed_training_is_one_curve_and_a_changed_one_starts_anew(tmp_path: Path) -> None:
+    events = finished()
+    starts = [event for event in events if isinstance(event, StageStarted) and event.stage == "train"]
+    steps = [event for event in events if isinstance(event, TrainStep)]
+    run = run_at(tmp_path, [*events, *starts, *steps[-3:]])
+    assert [step for step, _, _ in scalars(write_tensorboard(run) / "train")["step/loss"]] == list(range(1, 11))
+    for event in (starts[0].model_copy(update={"digest": "another"}), steps[0]):
+        run.sink().emit(event)
+    assert [step for step, _, _ in scalars(write_tensorboard(run) / "train")["step/loss"]] == [1]
 
 
 def test_following_ends_with_the_run(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ SHARE_MIN = 0.5  # of layers with weights: fewer means that the request did not 
 
 def graph_census(path: Path) -> dict[str, Any]:
     """Counts by element type of weights, of layers between Q/DQ pairs, and the pairs' zero points."""
-    model = onnx.load(str(path))
+    model = onnx.load(str(path), load_external_data=False)  # types are told without the weights' bytes
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     made_by = {output: node for node in model.graph.node for output in node.output}
     weights: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def graph_census(path: Path) -> dict[str, Any]:
             quantized += 1
         kind = _weight_type(node.input[1], tensors, made_by)
         weights[kind] += 1
-    zero_points = _zero_points(model, tensors)
+    zero_points = _zero_points(model, tensors, path.parent)
     return {
         "layers": len(layers),
         "weights": dict(weights),
@@ -153,13 +153,13 @@ def _weight_type(name: str, tensors: dict[str, onnx.TensorProto], made_by: dict[
     return "computed"
 
 
-def _zero_points(model: onnx.ModelProto, tensors: dict[str, onnx.TensorProto]) -> list[np.ndarray]:
+def _zero_points(model: onnx.ModelProto, tensors: dict[str, onnx.TensorProto], folder: Path) -> list[np.ndarray]:
     names = {
         node.input[2]
         for node in model.graph.node
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2
     }
-    found = [numpy_helper.to_array(tensors[name]) for name in names if name in tensors]
+    found = [numpy_helper.to_array(tensors[name], base_dir=str(folder)) for name in names if name in tensors]
     return [value for value in found if value.dtype != np.int32]  # int32: the bias, which has no zero point
 
 

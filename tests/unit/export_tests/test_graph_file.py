@@ -125,6 +125,7 @@ def test_a_file_above_the_protobuf_limit_is_read_without_its_weights(tmp_path: P
     facts = graph_facts(check_untrusted(tmp_path / "m.onnx"), tmp_path / "m.onnx")
     assert facts.size_bytes > 3 << 30
     assert facts.num_parameters == 3 << 28
+    assert prove_graph(tmp_path / "m.onnx", "fp32")["weights"] == {"fp32": 1}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
     with (tmp_path / "m.onnx.data").open("wb") as file:
         file.truncate((3 << 30) // 16)

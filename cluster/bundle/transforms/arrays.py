@@ -30,8 +30,8 @@ class Standardize(StrictSpec):
     op: Literal["standardize"] = "standardize"
     shape: tuple[Size, ...]
     """Shape of `mean` and `deviation`; it broadcasts against one row."""
-    mean: tuple[float, ...]
-    deviation: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    deviation: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
 
     @model_validator(mode="after")
     def _whole(self) -> Standardize:
@@ -90,7 +90,9 @@ class ArrayTransforms(StrictSpec):
     @model_validator(mode="after")
     def _fitting(self) -> ArrayTransforms:
         for step in self.steps:
-            if np.broadcast_shapes(step.shape, self.item_shape) != self.item_shape:
+            short = len(self.item_shape) - len(step.shape)
+            pairs = zip(step.shape, self.item_shape[max(short, 0) :], strict=False)
+            if short < 0 or any(size not in (1, whole) for size, whole in pairs):
                 raise ValueError(f"values of shape {step.shape} do not fit rows of shape {self.item_shape}")
         if self.pixels and (self.pixels.channels, self.pixels.height, self.pixels.width) != self.item_shape:
             raise ValueError(f"the pixels do not fit rows of shape {self.item_shape}")

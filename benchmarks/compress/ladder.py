@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.runtime.session import ray_session
-from cluster.spec.compress import CompressSpec, PruneSpec
+from cluster.spec.compress import CompressSpec, PruneSpec, Recipe
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import ListSink
 from trainers.compress.judge import make_baseline
@@ -26,7 +26,7 @@ from trainers.data.shards import open_prepared
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 GROUPS: dict[str, tuple[float, ...]] = {"a": (0.0, 0.125), "b": (0.25, 0.375), "c": (0.5, 0.625), "d": (0.75,)}
 """Networks of each piece; 0 is the network as it is."""
-RECIPES = (
+RECIPES: tuple[Recipe, ...] = (
     *("int8_dynamic", "int8_static_per_tensor", "int8_static", "int8_weight_only"),
     *("int8_static_percentile", "int8_static_entropy", "int8_static_excluded", "prune"),
 )

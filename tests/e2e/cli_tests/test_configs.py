@@ -53,11 +53,11 @@ def raw_rows(name: str, folder: Path) -> list[dict[str, Any]]:
     """All lines of the config's files as JSON-able objects: numbers as numbers, all else as text."""
     found: list[dict[str, Any]] = []
     for file in FILES[name].values():
-        options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.endswith(".tsv") else {}
+        is_text = file.endswith(".tsv")  # a message stays text, also one of digits alone
+        options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_text else {}
         with (folder / file).open(newline="", encoding="utf-8") as opened:
-            found += [
-                {key.strip(): typed(value) for key, value in row.items()} for row in csv.DictReader(opened, **options)
-            ]
+            rows = csv.DictReader(opened, **options)
+            found += [{key.strip(): value if is_text else typed(value) for key, value in row.items()} for row in rows]
     return found
 
 

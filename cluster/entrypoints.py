@@ -29,6 +29,7 @@ COMMAND_MODULES: dict[str, str] = {
     "driver": "cluster.pipeline",
     "explain": "trainers.explain",
     "data-check": "trainers.data.check",
+    "diagnose": "trainers.diagnose",
     "compress": "trainers.compress",
     "endpoints": "serve.deployments",
     "serve": "serve",

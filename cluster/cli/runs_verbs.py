@@ -1,26 +1,34 @@
-"""`manta runs` and `manta show`: what lies in the runs folder."""
+"""`manta runs`, `manta show` and `manta diagnose`: what lies in the runs folder, and what it means."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cluster.cli.children import run_module
 from cluster.cli.options import RUNS_DIR, AsJson, RunName, RunsDir
 from cluster.cli.seam import emit_json
+from cluster.entrypoints import COMMAND_MODULES
 from cluster.pipeline.stage import PIPELINE
 from cluster.runtime.locks import is_locked
 from cluster.store.run_folder import RunFolder, find_run, list_runs
+
+Apply = Annotated[
+    Path | None, typer.Option("--apply", metavar="OUT.yaml", help="Write the run's spec with the remedies.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command()(runs)
     app.command()(show)
+    app.command()(diagnose)
 
 
 def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
@@ -67,6 +75,13 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) ->
     for label in ("bundle", "report"):
         if facts[label]:
             console.print(f"{label}: {facts[label]}", highlight=False)
+
+
+def diagnose(run: RunName, apply: Apply = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
+    """Say in plain words what a run's training curves mean, and which values of its spec would help."""
+    folder = find_run(runs_dir, run)
+    flags = [*(["--apply", str(apply)] if apply else []), *(["--json"] if as_json else [])]
+    return run_module(COMMAND_MODULES["diagnose"], [str(folder.path), *flags])
 
 
 def describe(run: RunFolder) -> dict[str, Any]:

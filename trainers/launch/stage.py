@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.resolve import FOUND_BY_SEARCH, ResolvedRun
 from cluster.telemetry.events import Message, read_events
+from trainers.data.shard_store import prepared_of
 from trainers.diagnose import diagnose, findings_as_facts
 from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.request import SizingRequest
+from trainers.loop.sizing import RANGE_REASON
 
 MICRO_BATCH = "train.batch_size_per_worker"
+LEARNING_RATE = "train.optimizer.learning_rate"
 
 
 def run_training(context: StageContext) -> StageResult:
@@ -21,18 +26,20 @@ def run_training(context: StageContext) -> StageResult:
         batch=resolved.batch,
         model=resolved.spec.model,
         seed=resolved.spec.seed,
-        prepared=context.files("prepare"),
+        prepared=prepared_of(context),
         stage=context.stage,
         checkpoints=context.run.checkpoints / context.digest[:16],
         sizing=_sizing(context),
+        find_learning_rate=resolved.spec.train.find_learning_rate and not _searched(resolved, LEARNING_RATE),
     )
     result = launch_fit(request, events=context.run.events, folder=context.folder)
     findings = diagnose(read_events(context.run.events), resolved.spec, stage=context.stage)
     for finding in findings:
         context.events.emit(Message(stage=context.stage, text=finding.text))
     if any(finding.change for finding in findings):
-        command = f"python -m trainers.diagnose {context.run.path} --apply new.yaml"
+        command = f"manta diagnose {context.run.path} --apply new.yaml"
         context.events.emit(Message(stage=context.stage, text=f"'{command}' writes a spec with the remedies."))
+    found = _found(result)
     metrics = {name: value for name, value in result.metrics.items() if value == value and abs(value) != float("inf")}
     return StageResult(
         facts={
@@ -42,33 +49,39 @@ def run_training(context: StageContext) -> StageResult:
             "skipped_updates": result.skipped_updates,
             "num_parameters": result.num_parameters,
             "stopped_early": result.stopped_early,
-            "found": {MICRO_BATCH: result.micro_batch} if result.micro_batch_reason else {},
+            "found": {path: value for path, (value, _) in found.items()},
         },
         headline=_headline(metrics, result.best_epoch, len(result.history), resolved.spec.train.best.metric),
         details={
             **result.details,
-            "micro_batch_reason": result.micro_batch_reason,
+            "found_reasons": {path: why for path, (_, why) in found.items()},
             "findings": findings_as_facts(findings),
         },
-        resolved=_sized(resolved, result),
+        resolved=resolved.with_found(found) if found else None,
     )
 
 
 def _sizing(context: StageContext) -> SizingRequest | None:
     """A probe when training starts, where the spec says `auto` and no search has decided."""
     train = context.run_resolved.spec.train
-    searched = any(r.path == MICRO_BATCH and r.reason == FOUND_BY_SEARCH for r in context.run_resolved.reasons)
-    if context.spec.train.batch_size_per_worker != "auto" or searched:
+    if context.spec.train.batch_size_per_worker != "auto" or _searched(context.run_resolved, MICRO_BATCH):
         return None
     budget = train.memory_per_worker_gib
     return SizingRequest(None if budget is None else int(budget * (1 << 30)), context.run.path / "sizing")
 
 
-def _sized(resolved: ResolvedRun, result: FitResult) -> ResolvedRun | None:
-    """The run with the micro-batch that was found."""
-    if not result.micro_batch_reason:
-        return None
-    return resolved.with_values({MICRO_BATCH: result.micro_batch}, why=result.micro_batch_reason)
+def _searched(resolved: ResolvedRun, path: str) -> bool:
+    return any(reason.path == path and reason.reason == FOUND_BY_SEARCH for reason in resolved.reasons)
+
+
+def _found(result: FitResult) -> dict[str, tuple[Any, str]]:
+    """What the workers found out when they started: path -> (value, reason)."""
+    found: dict[str, tuple[Any, str]] = {}
+    if result.micro_batch_reason:
+        found[MICRO_BATCH] = (result.micro_batch, result.micro_batch_reason)
+    if result.learning_rate_found is not None:
+        found[LEARNING_RATE] = (result.learning_rate_found, RANGE_REASON)
+    return found
 
 
 def _headline(metrics: dict[str, float], best_epoch: int, epochs: int, metric: str) -> str:

@@ -139,3 +139,14 @@ def test_a_training_that_has_it_is_told_and_its_remedy_is_a_valid_spec(
 def test_its_like_without_the_illness_is_not_told_so(code: str, tmp_path: Path) -> None:
     run = run_case(tmp_path, CASES[code][1])
     assert code not in [finding.code for finding in findings_of_run(run)]
+
+
+def test_the_verb_says_it_of_a_run_by_name_and_writes_the_spec(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_case(tmp_path, CASES["learning_rate_high"][0])
+    target = tmp_path / "new.yaml"
+    assert call(app, ["diagnose", "run", "--runs-dir", str(tmp_path), "--apply", str(target), "--json"]) == 0
+    assert "learning_rate_high" in [finding["code"] for finding in json.loads(capfd.readouterr().out)]
+    assert load_spec(target).train.optimizer.learning_rate < 0.5
+    assert call(app, ["diagnose", "nothing", "--runs-dir", str(tmp_path)]) == 2

@@ -76,6 +76,9 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
     resolved = found.resolved
     if spec.train.batch_size_per_worker == "auto":
         resolved = _with_micro_batch(resolved, model, inputs)
+    if spec.train.find_learning_rate:
+        path, rate = "train.optimizer.learning_rate", resolved.spec.train.optimizer.learning_rate
+        resolved = resolved.with_values({path: rate}, why="the spec says so, until a range test has run in training")
     return {**_facts(resolved, found.facts, inputs, model), "way": found.details.get("way", "")}
 
 

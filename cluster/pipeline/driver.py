@@ -100,7 +100,8 @@ class Driver:
         if reused and stage.name == "search" and self.resolved:
             self._resolve(self.resolved.with_values(record.facts.get("best", {})))
         if reused and stage.name == "train" and self.resolved and (found := record.facts.get("found")):
-            self._resolve(self.resolved.with_values(found, why=record.details.get("micro_batch_reason", "")))
+            reasons = record.details.get("found_reasons", {})
+            self._resolve(self.resolved.with_found({path: (found[path], reasons.get(path, "")) for path in found}))
 
     def _execute(self, stage: StageDefinition, digest: str) -> StageRecord:
         events = self.run.sink()

@@ -10,6 +10,7 @@ Not covered: where facts come from (cluster/probe for hosts, the check stage for
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from cluster.errors import SpecError
@@ -112,6 +113,13 @@ class ResolvedRun(StrictSpec):
                 "reasons": (*(r for r in self.reasons if r.path not in values), *found),
             }
         )
+
+    def with_found(self, found: Mapping[str, tuple[Any, str]]) -> ResolvedRun:
+        """The same run with what training found out when it started: path -> (value, reason)."""
+        run = self
+        for path, (value, why) in found.items():
+            run = run.with_values({path: value}, why=why)
+        return run
 
     def _micro_batch_of(self, values: dict[str, Any]) -> tuple[Reason, ...]:
         """A micro-batch that was `auto` follows a new global batch, else accumulation would slow the larger ones."""

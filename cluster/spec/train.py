@@ -204,6 +204,9 @@ class TrainSpec(StrictSpec):
     compile: bool = False
     """Training forwards and backwards by torch.compile: takes up to minutes at the first update, then runs faster."""
     optimizer: OptimizerSpec = OptimizerSpec()
+    find_learning_rate: bool = False
+    """A range test when training starts: `optimizer.learning_rate` becomes the rate at which the loss falls fastest,
+    unless a search has found one."""
     schedule: ScheduleSpec = ScheduleSpec()
     loss: LossSpec = LossSpec()
     augment: AugmentSpec = AugmentSpec()

@@ -29,7 +29,7 @@ from trainers.loop.plateau import improves
 from trainers.loop.request import FitRequest, FitResult
 from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
 from trainers.loop.setup import set_up
-from trainers.loop.sizing import take_size
+from trainers.loop.sizing import take_sizes
 from trainers.loop.state import Cursor, Job, State
 from trainers.loop.step import UpdateReport, advance, check_budget, settle
 from trainers.loop.utilization import Meter
@@ -55,8 +55,8 @@ def fit(
     job, state = set_up(request, sink, device)
     keeper = Keeper(job, state)
     keeper.resume()
-    if request.sizing is not None and state.cursor == Cursor():
-        take_size(job, state)
+    if state.cursor == Cursor():
+        take_sizes(job, state)
     watchdog = Watchdog(job.world)
     started, cpu, first_update = time.monotonic(), time.process_time(), state.cursor.update
     try:
@@ -242,6 +242,7 @@ def _result(job: Job, state: State, spent: dict[str, float], updates: int) -> Fi
         stopped_early=state.stopped_early,
         micro_batch=state.micro_size,
         micro_batch_reason=state.micro_reason,
+        learning_rate_found=state.learning_rate_found,
         details={**spent, "samples_per_s": samples / max(spent["seconds"], 1e-9)},
     )
 

@@ -39,6 +39,7 @@ def write_outcome(folder: Path, result: FitResult) -> None:
                 "stopped_early": result.stopped_early,
                 "micro_batch": result.micro_batch,
                 "micro_batch_reason": result.micro_batch_reason,
+                "learning_rate_found": result.learning_rate_found,
             }
         ),
     )
@@ -63,6 +64,7 @@ def read_outcome(folder: Path) -> FitResult:
         stopped_early=raw["stopped_early"],
         micro_batch=raw["micro_batch"],
         micro_batch_reason=raw["micro_batch_reason"],
+        learning_rate_found=raw["learning_rate_found"],
         details=_take_speed(folder / SPEED),
     )
 

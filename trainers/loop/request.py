@@ -54,6 +54,8 @@ class FitRequest:
     objective_arguments: dict[str, Any] = field(default_factory=dict)
     sizing: SizingRequest | None = None
     """None: `batch` says the micro-batch."""
+    find_learning_rate: bool = False
+    """A run that starts anew takes its learning rate from a range test (sizing.py)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class FitResult:
     """Rows of a micro-batch at the end: what a probe found, or less where memory became short."""
     micro_batch_reason: str = ""
     """Of the probe; empty where there was none."""
+    learning_rate_found: float | None = None
+    """`optimizer.learning_rate` by the range test; None where there was none."""
     details: dict[str, float] = field(default_factory=dict)
     """seconds, samples_per_s, … of this process's part of the run."""
 

@@ -49,6 +49,7 @@ HEAD_ROOM = 0.9  # share of the budget that may be used: allocators fragment
 BUDGET_SHIFT = 28  # free memory changes all the time: for the cache a quarter of a GiB more or less is the same
 MIN_TRIAL_S = 0.05  # shorter timings say nothing
 SMOOTHING = 0.9  # of the range test's loss; its window is about ten updates
+RANGE_REASON = "a range test found that the loss falls fastest there"
 BLOW_UP = 4.0  # the range test ends when the smoothed loss is this many times its best
 
 
@@ -128,13 +129,20 @@ def size_micro_batch(job: Job, state: State) -> SizeReport:
     return probe_micro_batch(job, state, budget_bytes=budget, cache=sizing.cache, limit=limit, timed=not on_cpu)
 
 
-def take_size(job: Job, state: State) -> None:
-    """Probe and keep what was found. Collective; before the first window."""
-    report = size_micro_batch(job, state)
-    state.micro_size, state.micro_reason = report.rows, report.reason
+def take_sizes(job: Job, state: State) -> None:
+    """What a run that starts anew is to find out: its micro-batch, its learning rate. Collective."""
+    texts = []
+    if job.request.sizing is not None:
+        report = size_micro_batch(job, state)
+        state.micro_size, state.micro_reason = report.rows, report.reason
+        texts.append(f"micro-batches of {report.rows} rows a worker, because {report.reason}")
+    if job.request.find_learning_rate and (rate := range_test(job, state).suggestion) > 0:
+        optimizer = job.request.train.optimizer
+        state.learning_rate_found = rate * optimizer.learning_rate / job.peak_learning_rate  # before `scaling`
+        texts.append(f"learning rate {state.learning_rate_found:.3g}: {RANGE_REASON}")
     if job.world.rank == 0:
-        text = f"micro-batches of {report.rows} rows a worker, because {report.reason}"
-        job.sink.emit(Message(level="info", stage=job.request.stage, text=text))
+        for text in texts:
+            job.sink.emit(Message(level="info", stage=job.request.stage, text=text))
 
 
 def size_by_estimate(

@@ -49,6 +49,7 @@ def take(job: Job, state: State) -> Snapshot:
             "history": [event.model_dump() for event in state.history],
             "micro_size": state.micro_size,
             "micro_reason": state.micro_reason,
+            "learning_rate_found": state.learning_rate_found,
             "left_out": sorted(list(pair) for pair in state.left_out),
             "rollbacks": state.rollbacks,
             "stopped_early": state.stopped_early,
@@ -84,6 +85,7 @@ def _restore(job: Job, state: State, snapshot: Snapshot) -> None:
     state.best = Best(**facts["best"], weights=dict(parts.get("best", {})))
     state.history = [EpochFinished(**event) for event in facts["history"]]
     state.micro_size, state.micro_reason = facts["micro_size"], facts["micro_reason"]
+    state.learning_rate_found = facts["learning_rate_found"]
     state.left_out = {(epoch, window) for epoch, window in facts["left_out"]}
     state.rollbacks = facts["rollbacks"]
     state.stopped_early = facts["stopped_early"]

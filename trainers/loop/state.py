@@ -84,6 +84,8 @@ class State:
     """Rows of a micro-batch: halves when memory does not suffice."""
     micro_reason: str = ""
     """Why it is that, where a probe found it."""
+    learning_rate_found: float | None = None
+    """In place of `optimizer.learning_rate`, where a range test found it."""
     cursor: Cursor = field(default_factory=Cursor)
     best: Best = field(default_factory=Best)
     history: list[EpochFinished] = field(default_factory=list)

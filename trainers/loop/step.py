@@ -110,7 +110,10 @@ def settle(job: Job, state: State) -> list[UpdateReport]:
 def learning_rate_now(job: Job, state: State) -> float:
     """Of the next update."""
     factor = learning_rate_factor(job.request.train.schedule, state.cursor.update, job.updates_total)
-    return job.peak_learning_rate * factor * (state.plateau.factor if state.plateau else 1.0)
+    peak = job.peak_learning_rate
+    if state.learning_rate_found is not None:
+        peak *= state.learning_rate_found / job.request.train.optimizer.learning_rate
+    return peak * factor * (state.plateau.factor if state.plateau else 1.0)
 
 
 def _gradient_of_window(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> Riders:

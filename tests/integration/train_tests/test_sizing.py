@@ -13,14 +13,14 @@ from cluster.spec.load import load_spec
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import Message, read_events
 from trainers.data.stages import check_data, prepare_data
-from trainers.launch.stage import MICRO_BATCH, run_training
+from trainers.launch.stage import LEARNING_RATE, MICRO_BATCH, run_training
 
 SPEC = """
 version: 1
 name: auto
 data: {source: {kind: sklearn, dataset: wine}}
 model: {family: mlp, hidden: [512]}
-train: {epochs: 1, workers: 2, batch_size_global: 64, memory_per_worker_gib: GIB}
+train: {epochs: 1, workers: 2, batch_size_global: 64, memory_per_worker_gib: GIB, find_learning_rate: true}
 compress: null
 serve: null
 """
@@ -59,7 +59,12 @@ def test_auto_is_probed_by_the_train_stage_and_written_with_its_reason(ray_local
     plan = result.resolved.batch
     assert plan.batch_size_per_worker == rows
     assert plan.workers * rows * plan.accumulation_steps >= 64, "accumulation makes up for it"
-    assert result.facts["found"] == {MICRO_BATCH: rows}, "so that a run that is reused says the same"
+    rate = result.resolved.spec.train.optimizer.learning_rate
+    assert rate != resolved.spec.train.optimizer.learning_rate
+    assert any(reason.path == LEARNING_RATE and "range test" in reason.reason for reason in result.resolved.reasons)
+    assert result.facts["found"] == {MICRO_BATCH: rows, LEARNING_RATE: rate}, (
+        "so that a run that is reused says the same"
+    )
     said = [record.text for record in read_events(run.events) if isinstance(record, Message)]
     assert any(f"micro-batches of {rows} rows a worker" in text for text in said)
     assert len(list((run.path / "sizing").iterdir())) == 1

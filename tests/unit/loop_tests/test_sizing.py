@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cluster.errors import MemoryShortError
-from cluster.telemetry.events import ListSink, Message
+from cluster.telemetry.events import ListSink, Message, TrainStep
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
 from trainers.loop import fit, snapshot
 from trainers.loop.memory import estimate_memory
@@ -186,3 +186,24 @@ def test_a_knee_is_not_looked_for_on_a_cpu_so_that_the_same_spec_gives_the_same_
     report = size_micro_batch(job, state)
     assert {trial.rows_per_s for trial in report.trials} == {0.0}
     assert report.rows == 64
+
+
+def test_find_learning_rate_replaces_the_specs_and_is_kept_when_the_run_goes_on(tmp_path: Path) -> None:
+    """With a scaling rule: what is found is the rate before scaling, so that a spec that says it does the same."""
+    prepared = write_data(tmp_path / "data", 96, dtype="FP32")
+    optimizer = {"learning_rate": 1e-5, "scaling": "linear", "scaling_base": 4}
+    options: dict[str, Any] = {"batch": 16, "micro": 16, "arguments": {"double": False}, "epochs": 2}
+    request = request_for(prepared, **options, optimizer=optimizer, checkpoints=tmp_path / "ck")
+    sink = ListSink()
+    found = fit(replace(request, find_learning_rate=True), sink=sink, device=torch.device("cpu"))
+    rate = found.learning_rate_found
+    assert rate is not None
+    assert 1e-4 < rate < 1.0
+    peak = max(event.learning_rate for event in sink.events if isinstance(event, TrainStep))
+    assert peak == pytest.approx(4 * rate, rel=0.5), "on a schedule whose peak that is"
+    said = request_for(prepared, **options, optimizer={**optimizer, "learning_rate": rate})
+    plain = fit(said, sink=ListSink(), device=torch.device("cpu"))
+    for name, tensor in plain.weights.items():
+        torch.testing.assert_close(found.weights[name], tensor, rtol=1e-5, atol=1e-6)
+    longer = replace(request, train=request.train.model_copy(update={"epochs": 3}), find_learning_rate=True)
+    assert fit(longer, sink=ListSink(), device=torch.device("cpu")).learning_rate_found == rate

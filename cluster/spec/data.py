@@ -270,6 +270,9 @@ class DataSpec(StrictSpec):
     memory_bytes: Annotated[int, Field(gt=0)] | None = None
     """Files whose table would take more to prepare are prepared past memory, in passes over them; null: half of the
     host's memory. Past memory the splits come by hash or column, and nothing that needs all rows together is there."""
+    shards_url: str | None = None
+    """A store (a folder, `s3://…`) that prepared shards are copied to, hashed: training workers on nodes that do not
+    see the run's folder read them from there, through a copy on their own disk. null: every node sees the folder."""
     max_missing: Fraction = 1.0
     """Drop a feature column whose share of missing values is above this."""
     columns: dict[str, Literal["number", "category", "text", "date", "drop"]] = {}

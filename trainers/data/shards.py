@@ -5,7 +5,7 @@
 Invariant: shards hold exactly what the model's forward takes, in the order of the signature; any worker reads any
 row by its index without reading the rest; `dataset.json` is written last, so that a reader sees a complete set or none.
 
-Covered: write, open. Not covered: hashes (the stage record has them).
+Covered: write, open. Not covered: hashes (the stage record and shard_store.py have them).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from cluster.atomic import write_json
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import DataError
+from trainers.data.shard_store import StoredShards
 
 DATASET = "dataset.json"
 
@@ -98,7 +99,12 @@ def write_description(
 
 
 def open_prepared(folder: Path) -> PreparedData:
-    """Open prepared data, memory-mapped. Raises DataError when it is not complete."""
+    """Open prepared data, memory-mapped. Raises DataError when it is not complete.
+
+    A folder that knows its store (shard_store.py) is this node's copy where the node does not see the folder.
+    """
+    if isinstance(folder, StoredShards):
+        folder = folder.local()
     try:
         raw = json.loads((folder / DATASET).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,7 +12,7 @@ only its rows.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.arrays import check_rules, fit_arrays
 from trainers.data.raw import RawData
+from trainers.data.shard_store import publish_shards
 from trainers.data.shards import write_prepared
 from trainers.data.sources import Inspect, read_source
 from trainers.data.splits import assign_splits, split_rows
@@ -205,8 +206,15 @@ def prepare_data(context: StageContext) -> StageResult:
     """The prepare stage: split, fit on the training rows, write shards and transforms.json."""
     spec = context.run_resolved.spec.data
     _wait_for_ray(context, spec)
-    if choose_way(spec, _memory_bytes(context)).past_memory:
-        return _prepare_past_memory(context, spec)
+    past = choose_way(spec, _memory_bytes(context)).past_memory
+    result = _prepare_past_memory(context, spec) if past else _prepare_in_memory(context, spec)
+    if spec.shards_url is None:
+        return result
+    digest = publish_shards(context.folder, spec.shards_url)
+    return replace(result, facts={**result.facts, "shards": {"store": spec.shards_url, "digest": digest}})
+
+
+def _prepare_in_memory(context: StageContext, spec: DataSpec) -> StageResult:
     plan = make_plan(spec)
     if plan.raw.table is not None:
         from trainers.data.fit import prepare_table

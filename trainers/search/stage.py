@@ -20,6 +20,7 @@ from cluster.spec.search import SearchSpec
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EventSink, Message, TrialUpdated
 from cluster.telemetry.view import format_metric, format_value, short_name
+from trainers.data.shard_store import prepared_of
 from trainers.search.journal import Journal, Trial, TrialState, read_journal
 from trainers.search.preview import preview_search, trial_concurrency
 from trainers.search.repeat import FINALISTS, Finalist, Repeat, RepeatSearcher, judge, plan_repeats
@@ -223,7 +224,7 @@ def _setup(context: StageContext) -> TrialSetup:
     search = _search_of(context)
     return TrialSetup(
         resolved=context.run_resolved,
-        prepared=context.files("prepare").resolve(),
+        prepared=prepared_of(context).resolve(),
         metric=search.metric,
         epochs=trial_epochs(context.run_resolved.spec, search),
     )

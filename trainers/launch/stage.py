@@ -33,12 +33,6 @@ def run_training(context: StageContext) -> StageResult:
         find_learning_rate=resolved.spec.train.find_learning_rate and not _searched(resolved, LEARNING_RATE),
     )
     result = launch_fit(request, events=context.run.events, folder=context.folder)
-    findings = diagnose(read_events(context.run.events), resolved.spec, stage=context.stage)
-    for finding in findings:
-        context.events.emit(Message(stage=context.stage, text=finding.text))
-    if any(finding.change for finding in findings):
-        command = f"manta diagnose {context.run.path} --apply new.yaml"
-        context.events.emit(Message(stage=context.stage, text=f"'{command}' writes a spec with the remedies."))
     found = _found(result)
     metrics = {name: value for name, value in result.metrics.items() if value == value and abs(value) != float("inf")}
     return StageResult(
@@ -55,10 +49,21 @@ def run_training(context: StageContext) -> StageResult:
         details={
             **result.details,
             "found_reasons": {path: why for path, (_, why) in found.items()},
-            "findings": findings_as_facts(findings),
+            "findings": _diagnosis(context),
         },
         resolved=resolved.with_found(found) if found else None,
     )
+
+
+def _diagnosis(context: StageContext) -> list[dict[str, Any]]:
+    """What the curves mean, said to whoever watches, and JSON-able for the stage's record."""
+    findings = diagnose(read_events(context.run.events), context.run_resolved.spec, stage=context.stage)
+    for finding in findings:
+        context.events.emit(Message(stage=context.stage, text=finding.text))
+    if any(finding.change for finding in findings):
+        command = f"manta diagnose {context.run.path} --apply new.yaml"
+        context.events.emit(Message(stage=context.stage, text=f"'{command}' writes a spec with the remedies."))
+    return findings_as_facts(findings)
 
 
 def _sizing(context: StageContext) -> SizingRequest | None:

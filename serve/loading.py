@@ -103,7 +103,9 @@ def batch_policy(engine: Engine, signature: TensorSignature, batching: BatchingS
     """The policy of a spec, each `auto` decided by measuring the engine."""
     rows, wait_ms = batching.max_rows, batching.max_wait_ms
     if rows == "auto" or wait_ms == "auto":
-        curve = measure(lambda size: engine.run(zeros(signature, size)))
+        # an engine may be built for a largest batch: what the spec fixes is not exceeded
+        most = ROWS_MAX if rows == "auto" else rows
+        curve = measure(lambda size: engine.run(zeros(signature, size)), rows_max=most)
         best_rows, best_wait_s = choose(curve)
         rows = best_rows if rows == "auto" else rows
         wait_ms = best_wait_s * 1e3 if wait_ms == "auto" else wait_ms

@@ -65,14 +65,14 @@ class TensorRtSpec(StrictSpec):
     """Replay a recorded call when the same batch shape comes again and again."""
     cache: str | None = None
     """Folder of kept engines on every node; null: ~/.cache/manta/engines."""
-    axes: dict[str, tuple[int, int, int]] = {}
-    """Shortest, typical and longest length of axes that are free beside the batch: `{tokens.1: [1, 64, 256]}`."""
+    axes: dict[str, tuple[int, int]] = {}
+    """Typical and longest length of axes that are free beside the batch: `{tokens.1: [64, 256]}`. The shortest is 1."""
 
     @model_validator(mode="after")
     def _axes_ordered(self) -> TensorRtSpec:
-        for name, (least, typical, most) in self.axes.items():
-            if not 1 <= least <= typical <= most:
-                raise ValueError(f"axes.{name} must be shortest <= typical <= longest, got {least}, {typical}, {most}")
+        for name, (typical, most) in self.axes.items():
+            if not 1 <= typical <= most:
+                raise ValueError(f"axes.{name} must be typical <= longest, got {typical}, {most}")
         return self
 
 

@@ -65,7 +65,7 @@ def buffer_bytes(signature: TensorSignature, serve: ServeSpec, max_rows: int) ->
     total = 0
     for tensor in (*signature.inputs, *signature.outputs):
         sizes = [
-            serve.tensorrt.axes.get(f"{tensor.name}.{axis}", (1, 1, 1))[2] if size == -1 else size
+            serve.tensorrt.axes.get(f"{tensor.name}.{axis}", (1, 1))[1] if size == -1 else size
             for axis, size in enumerate(tensor.item_shape, start=1)
         ]
         total += max_rows * int(np.prod(sizes)) * tensor.dtype.itemsize

@@ -92,7 +92,7 @@ def cache_folder(settings: TensorRtSpec) -> Path:
 
 
 def _shapes(
-    tensor: TensorSpec, rows: tuple[int, int, int], bounds: Mapping[str, tuple[int, int, int]]
+    tensor: TensorSpec, rows: tuple[int, int, int], bounds: Mapping[str, tuple[int, int]]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     axes = [rows, *((size, size, size) for size in tensor.item_shape)]
     for axis, size in enumerate(tensor.item_shape, start=1):
@@ -103,9 +103,9 @@ def _shapes(
             raise ModelError(
                 "Cannot build a TensorRT engine",
                 found=f"axis {axis} of input '{tensor.name}' has any length",
-                rule="an engine is built for a range of lengths: shortest, typical, longest",
-                remedy=f"Set serve.tensorrt.axes to {{{name}: [1, 64, 256]}} or what your data needs.",
+                rule="an engine is built for a range of lengths: 1, typical, longest",
+                remedy=f"Set serve.tensorrt.axes to {{{name}: [64, 256]}} or what your data needs.",
             )
-        axes[axis] = bounds[name]
+        axes[axis] = (1, *bounds[name])
     least, typical, most = (tuple(axis[i] for axis in axes) for i in range(3))
     return least, typical, most

@@ -213,7 +213,7 @@ def test_profiles_come_from_the_serve_section() -> None:
     (auto,) = make_profiles(SIGNATURE.inputs, TensorRtSpec(), max_rows=16)
     assert auto.shapes["x"][1] == (16, 3)
     tokens = (TensorSpec(name="tokens", datatype="INT64", shape=(-1, -1)),)
-    (bounded,) = make_profiles(tokens, TensorRtSpec(axes={"tokens.1": (1, 64, 256)}), max_rows=2)
+    (bounded,) = make_profiles(tokens, TensorRtSpec(axes={"tokens.1": (64, 256)}), max_rows=2)
     assert bounded.shapes["tokens"] == ((1, 1), (2, 64), (2, 256))
     with pytest.raises(ModelError, match=r"serve\.tensorrt\.axes to \{tokens\.1"):
         make_profiles(tokens, TensorRtSpec(), max_rows=2)

@@ -12,7 +12,7 @@ from torch import nn
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import ModelError
 from cluster.spec.compress import PruneSpec
-from cluster.spec.model import CnnSpec, MlpSpec
+from cluster.spec.model import CnnSpec, MlpSpec, TransformerSpec
 from trainers.compress.model_steps import mask_module
 from trainers.compress.prune.choose import kept_numbers, plan_pruning, prune_module
 from trainers.compress.prune.cost import count_macs, count_parameters
@@ -140,6 +140,20 @@ def test_attention_keeps_its_width_and_loses_feed_forward_channels() -> None:
     layer = module.get_submodule("layer")
     assert layer.linear1.out_features == 16  # type: ignore[union-attr]
     assert layer.self_attn.in_proj_weight.shape == (48, 16)  # type: ignore[union-attr]
+
+
+def test_the_shipped_transformer_loses_width_and_hidden_channels_and_keeps_its_heads() -> None:
+    tokens = (TensorSpec(name="tokens", datatype="INT64", shape=(-1, 12)),)
+    spec = TransformerSpec(family="transformer", width=32, layers=1, heads=4, vocabulary=50)
+    module, example = build_model(spec, tokens, 2).eval(), (torch.randint(1, 50, (4, 12)),)
+    macs, parameters = count_macs(module, example), count_parameters(module)
+    prune_module(module, plan_pruning(module, example, 0.5, PruneSpec()), example)
+    shapes = {name.split(".", 2)[-1]: tuple(tensor.shape) for name, tensor in module.named_parameters()}
+    assert shapes["tokens.weight"] == (50, 16)
+    assert shapes["layers.0.query_key_value.weight"] == (96, 16)
+    assert shapes["layers.0.block.0.weight"] == (64, 16)
+    assert count_macs(module, example) < macs / 2
+    assert count_parameters(module) < parameters / 2
 
 
 def test_the_plan_is_json_and_rebuilds_the_shapes() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cluster.errors import DivergedError, MemoryShortError, ModelError
-from cluster.spec.resolve import BatchPlan
+from cluster.spec import parse_spec
+from cluster.spec.resolve import BatchPlan, DataFacts, HostFacts, resolve
 from cluster.telemetry.events import EpochFinished
-from trainers.search.trial import Reporter, outcome_of, trial_batch
+from tests.unit.loop_tests.rig import write_data
+from trainers.search.trial import Reporter, TrialSetup, fit_trial, outcome_of, trial_batch
 
 
 def epoch(number: int, **metrics: float) -> EpochFinished:
@@ -52,6 +55,24 @@ def test_an_outcome_before_the_first_epoch_has_a_number_too() -> None:
     told: list[dict[str, Any]] = []
     Reporter(told.append, "validation.loss").end("oom", "x")
     assert told == [{"epoch": 0, "value": 0.0, "outcome": "oom", "note": "x"}]
+
+
+@pytest.mark.parametrize("metric", ["validation.loss", "validation.accuracy", "validation.macro_f1"])
+def test_a_trial_makes_the_metric_that_the_search_compares_by(metric: str, tmp_path: Path) -> None:
+    text = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\nmodel: {family: mlp, hidden: [4]}\n"
+    text += "train: {workers: 1, batch_size_global: 8}\n"
+    facts = DataFacts(task="classification", layout="array", num_rows=24, num_rows_train=24, source_digest="0")
+    host = HostFacts(cpu_cores=1, memory_bytes=1 << 30)
+    setup = TrialSetup(
+        resolved=resolve(parse_spec(text), name="r", host=host, data=facts),
+        prepared=write_data(tmp_path, 24, dtype="FP32"),
+        metric=metric,
+        epochs=1,
+    )
+    told: list[dict[str, Any]] = []
+    fit_trial({"train.optimizer.learning_rate": 0.01}, 3, setup, Reporter(told.append, metric).on_epoch)
+    assert told[0]["outcome"] == ""
+    assert metric in told[0]["metrics"]
 
 
 def test_one_worker_makes_the_same_updates_in_micro_batches_of_the_same_size() -> None:

@@ -12,9 +12,9 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class Director:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder, self.facts = cluster, folder, dict[str, object]()
         self.second = cluster.add_node(**NODE)
+        self.run: Future[object] = Future()
 
     def direct(self) -> None:
         self.after(self.steps() + STEPS)
@@ -100,6 +101,7 @@ class Director:
         deadline = time.monotonic() + PHASE_S
         while not condition():
             assert time.monotonic() < deadline, "the run did not get there in time"
+            assert not self.run.done(), self.run.exception()
             time.sleep(0.1)
 
 
@@ -111,14 +113,18 @@ def main() -> None:
     head = {**NODE, "include_dashboard": True, "temp_dir": temporary, "dashboard_agent_listen_port": 0}
     cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
     try:
-        director = Director(cluster, folder)
-        thread = threading.Thread(target=director.direct, daemon=True)
-        thread.start()
         request = elastic_request(folder, faults={"replacement_wait_s": 8.0, "worker_restarts": 1})
         elastic = request.train.model_copy(update={"workers": WorkersSpec(min=2, max=4)})
-        request = replace(request, train=elastic)
-        launch_fit(request, events=folder / "events.jsonl", folder=folder / "out")
-        thread.join(10)
+        director = Director(cluster, folder)
+        with ThreadPoolExecutor(1) as pool:  # nodes are added by the main thread: they want a signal handler
+            request = replace(request, train=elastic)
+            run = pool.submit(launch_fit, request, events=folder / "events.jsonl", folder=folder / "out")
+            director.run = run
+            try:
+                director.direct()
+            finally:
+                (folder / "free").touch()
+            run.result()
         (folder / "facts.json").write_text(json.dumps(director.facts), encoding="utf-8")
     finally:
         ray.shutdown()

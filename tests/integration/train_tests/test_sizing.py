@@ -10,7 +10,7 @@ import pytest
 from cluster.pipeline.stage import StageContext
 from cluster.probe import host_facts
 from cluster.spec.load import load_spec
-from cluster.store.run_folder import RunFolder
+from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.telemetry.events import Message, read_events
 from trainers.data.stages import check_data, prepare_data
 from trainers.launch.stage import LEARNING_RATE, MICRO_BATCH, run_training
@@ -47,9 +47,13 @@ def test_auto_is_probed_by_the_train_stage_and_written_with_its_reason(ray_local
     assert resolved is not None
     assert resolved.batch.batch_size_per_worker == 32, "the plan"
     run.stage("prepare").mkdir(parents=True)
-    prepare_data(replace(context, stage="prepare", resolved=resolved, folder=run.stage("prepare")))
+    prepared = prepare_data(replace(context, stage="prepare", resolved=resolved, folder=run.stage("prepare")))
+    record = StageRecord(
+        stage="prepare", inputs_digest="", status="done", facts=prepared.facts, started_unix_s=0.0, duration_s=0.0
+    )
     (tmp_path / "train").mkdir()
-    result = run_training(replace(context, stage="train", resolved=resolved, folder=tmp_path / "train"))
+    train = replace(context, stage="train", resolved=resolved, folder=tmp_path / "train", records={"prepare": record})
+    result = run_training(train)
     assert result.resolved is not None
     (reason,) = (reason for reason in result.resolved.reasons if reason.path == MICRO_BATCH)
     rows = reason.value

@@ -15,6 +15,8 @@ from torch import nn
 
 from tests.unit.loop_tests.rig import Noisy, build_net
 
+ENDS_S = 120.0
+
 
 class Victim(Noisy):
     """Rank `rank` does `deed` in forward number `at`, once: the marker file remembers it over restarts.
@@ -48,6 +50,8 @@ class Victim(Noisy):
         self.marker.write_text("killed")
         for pid in self.targets():
             os.kill(pid, signal.SIGKILL)
+        threading.Event().wait(ENDS_S)  # inside the window, until this worker ends with whom it depends on
+        raise AssertionError("a worker whose controller or driver is gone lives on")
 
     def targets(self) -> list[int]:
         """Whom to kill: this worker, Ray Train's controller of this Ray, or the driver (who left its number)."""

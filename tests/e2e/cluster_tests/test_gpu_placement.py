@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import httpx
 import psutil
 import pytest
 
+from cluster.runtime.serve_place import place_environment
 from tests.bundles import make_rehearsal_bundle
 from tests.e2e.cluster_tests.head import Head, clean_environment, end_process, start_head, wait_for
 from tests.nvml.library import build, environment, write_gpus
@@ -27,6 +29,7 @@ from tests.nvml.library import build, environment, write_gpus
 GIB_MIB = 1024
 GIB = 1 << 30
 JOIN_S = 60.0
+SECOND = "127.0.0.2"
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     small = write_gpus(folder / "small", ("GPU-small", 16 * GIB_MIB, 15 * GIB_MIB, [mine]))
     large = write_gpus(folder / "large", ("GPU-large", 40 * GIB_MIB, 39 * GIB_MIB, []))
     with ExitStack() as stack:
-        head = stack.enter_context(start_head(folder, **environment(library, small)))
-        stack.enter_context(second_node(head, folder, environment(library, large)))
+        # two nodes of one machine: each has a place of its own for HAProxy, as two hosts have
+        own = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mg-", dir="/tmp"))) for _ in range(2)]
+        head = stack.enter_context(start_head(folder, **environment(library, small), **place_environment(own[0])))
+        variables = {**environment(library, large), **place_environment(own[1])}
+        stack.enter_context(second_node(head, folder, variables))
         wait_for(lambda: living_nodes(head) == 2, JOIN_S)
         home = folder / "user"
         home.mkdir()
@@ -69,10 +75,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 class second_node:
-    """`ray start` of a node at 127.0.0.2, through the same command that a cluster's nodes use."""
+    """`ray start` of a node at `SECOND`, through the same command that a cluster's nodes use."""
 
     def __init__(self, head: Head, folder: Path, variables: dict[str, str]) -> None:
-        flags = ["--node-ip-address=127.0.0.2", "--num-cpus=4", f"--object-store-memory={100 << 20}"]
+        flags = [f"--node-ip-address={SECOND}", "--num-cpus=4", f"--object-store-memory={100 << 20}"]
         flags += ["--min-worker-port=0", "--max-worker-port=0"]
         command = [sys.executable, "-m", "cluster.runtime.node", "ray", "start", "--block", f"--address={head.gcs}"]
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token, "HOME": str(folder / "home")}
@@ -100,11 +106,12 @@ def living_nodes(head: Head) -> int:
 
 
 def places(name: str) -> list[str]:
-    """The node of each replica of an endpoint, by the name of its GPUs' file."""
+    """The node of each replica of an endpoint: a worker is a child of its node's raylet."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if f"ServeReplica:{name}:" in " ".join(process.info["cmdline"] or []):
-            found.append(Path(process.environ().get("FAKE_NVML", "?")).name)
+            raylet = process.parent().cmdline()
+            found.append("large" if f"--node_ip_address={SECOND}" in raylet else "small")
     return sorted(found)
 
 

@@ -14,6 +14,7 @@ Runtime's converter (trainers/compress/quantize.py).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,7 +99,7 @@ class _Conversion:
         floats = [*self._formal(node.input, schema.inputs), *self._formal(node.output, schema.outputs)]
         return bool(floats) and all(BF16_TYPE in allowed.get(kind, set()) for kind in floats)
 
-    def _formal(self, names: list[str], formal: list[onnx.defs.OpSchema.FormalParameter]) -> list[str]:
+    def _formal(self, names: Sequence[str], formal: Sequence[onnx.defs.OpSchema.FormalParameter]) -> list[str]:
         """Type variables of the float32 values among `names`. The last formal parameter may repeat."""
         return [
             formal[min(i, len(formal) - 1)].type_str

@@ -131,7 +131,8 @@ def _standardize_first(graph: onnx.GraphProto, transforms: ArrayTransforms) -> N
 
 
 def _name_classes(graph: onnx.GraphProto, logits: str, classes: tuple[str, ...]) -> None:
-    names = helper.make_tensor("fused_classes", TensorProto.STRING, [len(classes)], [name.encode() for name in classes])
+    encoded = np.array([name.encode() for name in classes], dtype=object)
+    names = numpy_helper.from_array(encoded, "fused_classes")
     graph.initializer.append(names)
     graph.node.append(helper.make_node("ArgMax", [logits], ["fused_best"], name="fused_argmax", axis=-1, keepdims=0))
     graph.node.append(helper.make_node("Gather", ["fused_classes", "fused_best"], [LABEL], name="fused_label"))

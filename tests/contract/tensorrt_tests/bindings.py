@@ -39,6 +39,8 @@ SYMBOLS = {
     "nvinfer_plugin": ("initLibNvInferPlugins",),
 }
 FETCH_TIMEOUT_S = 90
+UNANSWERED: set[tuple[str, str]] = set()
+"""What the registry did not give in this process: asked for once only."""
 NO_ANSWER = ("No matching distribution", "Could not find a version", "Connection", "timed out", "Max retries")
 
 
@@ -52,17 +54,22 @@ def fetched(version: str, wheel_name: str = BINDINGS, *, level: str = "L1") -> P
     target = cache() / f"{wheel_name}-{version}-py{sys.version_info.major}{sys.version_info.minor}"
     if target.is_dir():
         return target
+    if (wheel_name, version) in UNANSWERED:
+        pytest.skip(f"TensorRT level {level} NOT RUN: the registry gave no {wheel_name} {version} before")
     with new_folder(target) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1",
+                   "--timeout", "20", "--no-deps",
                    "--only-binary=:all:", "--dest", str(folder), f"{wheel_name}=={version}"]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
+            UNANSWERED.add((wheel_name, version))
             pytest.skip(
                 f"TensorRT level {level} NOT RUN: the registry gave no {wheel_name} {version} in {FETCH_TIMEOUT_S} s"
             )
         if done.returncode != 0:
             assert any(sign in done.stderr for sign in NO_ANSWER), done.stderr
+            UNANSWERED.add((wheel_name, version))
             pytest.skip(
                 f"TensorRT level {level} NOT RUN: {wheel_name} {version} cannot be fetched: {done.stderr[-200:]}"
             )

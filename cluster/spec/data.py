@@ -263,7 +263,7 @@ class DataSpec(StrictSpec):
 
     source: Source
     target: str = "target"
-    """Name of the target column of a table; arrays and images call theirs `target`."""
+    """Name of the target column of a table or an image manifest; the labels of other sources get this name."""
     task: Auto | Literal["classification", "regression"] = "auto"
     split: SplitSpec = SplitSpec()
     drop_columns: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ Covered: one device. Not covered: pinned host buffers, peers.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from cluster.errors import MissingDependencyError
 from cluster.probe.tensorrt_calls import INSTALL
+
+RECORDING = threading.Lock()
 
 
 class Cuda(Protocol):
@@ -104,8 +107,9 @@ class TorchCuda:
 
     def record(self, call: Callable[[], None], stream: Any) -> Callable[[], None]:
         graph = self._torch.cuda.CUDAGraph()
-        # thread_local: other streams' threads may go on allocating and copying while this one records
-        with self._torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        # thread_local: other streams' threads may go on allocating and copying while this one records. One recording
+        # at a time: torch synchronizes the device before it begins, which CUDA forbids while another one is under way
+        with RECORDING, self._torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             call()
 
         def replay() -> None:

@@ -139,10 +139,11 @@ def measure(command: list[str], folder: Path) -> tuple[float, float, str]:
     return peak["wall_s"], peak["peak_mib"], done.stdout
 
 
-def quality(rows: int, pairs: int, folder: Path) -> dict[str, object]:
+def quality(rows: int, pairs: int, folder: Path, made: Path | None) -> dict[str, object]:
     """The report of a Parquet file within 1 GiB, against plain pandas with the same findings."""
-    path = folder / "quality.parquet"
-    measure(["benchmarks.data.quality_table", str(path), "--rows", str(rows)], folder)
+    path = made or folder / "quality.parquet"
+    if not path.exists():
+        measure(["benchmarks.data.quality_table", str(path), "--rows", str(rows)], folder)
     table = [str(path), "--target", quality_table.TARGET]
     commands = (
         ["trainers.data.check", *table, "--json", "--memory-mb", "1024"],
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--quality-rows", type=int, default=5_000_000)
+    parser.add_argument("--quality-file", type=Path, help="keep the generated file here, and use it when it is there")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "result.json")
     arguments = parser.parse_args()
@@ -192,7 +194,9 @@ def main() -> None:
     result = json.loads(arguments.result.read_text()) if arguments.result.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         if "quality" in arguments.cases:
-            result["quality"] = quality(arguments.quality_rows, arguments.pairs, Path(temporary))
+            result["quality"] = quality(
+                arguments.quality_rows, arguments.pairs, Path(temporary), arguments.quality_file
+            )
         if "prepare" in arguments.cases:
             result |= prepare_and_read(arguments.rows, arguments.pairs, Path(temporary))
     result["versions"] = {

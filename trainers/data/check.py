@@ -7,11 +7,9 @@ Invariant: exit code 0 when no finding is an error, 2 for errors and for a file 
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -21,12 +19,11 @@ from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
 from trainers.data.batches import FileSource, whole_bytes
 from trainers.data.fetch import called_by_url
 from trainers.data.quality import QualityReport, check_table
+from trainers.data.quality_page import to_html
 from trainers.data.quality_stream import check_files
 from trainers.data.table_files import find_files, read_file
 
 MEMORY_MB = 1024
-STYLE = "body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .7em;text-align:left}" \
-    ".error{color:#b00}.warning{color:#960}.info{color:#456}svg{vertical-align:middle}"  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,38 +105,6 @@ def to_lines(report: QualityReport) -> str:
         where = f" '{finding.column}'" if finding.column else ""
         lines.append(f"{finding.severity:<8} {finding.rule}{where}: {finding.text}  ->  {finding.fix}")
     return "\n".join(lines)
-
-
-def to_html(report: QualityReport, name: str) -> str:
-    """One self-contained page: findings, then each column with its histogram and its missing share."""
-    found = "".join(
-        f"<tr class={item.severity}><td>{item.severity}<td>{item.rule}<td>{html.escape(item.column)}"
-        f"<td>{html.escape(item.text)}<td><code>{html.escape(item.fix)}</code>"
-        for item in report.findings
-    )
-    columns = "".join(_html_column(column, facts) for column, facts in report.columns.items())
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(Path(name).name)}</h1><p>{report.rows:,} rows, {len(report.columns)} columns</p>"
-        f"<h2>Findings</h2><table><tr><th>severity<th>rule<th>column<th>what<th>mend it with{found}</table>"
-        f"<h2>Columns</h2><table><tr><th>column<th>kind<th>different<th>missing<th>values{columns}</table>\n"
-    )
-
-
-def _html_column(name: str, facts: dict[str, Any]) -> str:
-    counts = facts.get("histogram", {}).get("counts") or list(facts.get("most_frequent", {}).values())
-    top = max(counts, default=0) or 1
-    bars = "".join(
-        f'<rect x="{index * 8}" y="{30 - 30 * count / top:.1f}" width="7" height="{30 * count / top:.1f}"/>'
-        for index, count in enumerate(counts)
-    )
-    share = facts["missing_share"]
-    return (
-        f"<tr><td>{html.escape(name)}<td>{facts['kind']}<td>{facts['different']}"
-        f'<td><svg width=100 height=10><rect width=100 height=10 fill="#ddd"/>'
-        f'<rect width="{100 * share:.1f}" height=10 fill="#b00"/></svg> {share:.1%}'
-        f'<td><svg width={8 * len(counts) or 8} height=30 fill="#468">{bars}</svg>'
-    )
 
 
 def _check_target(target: str | None, table: pa.Table, name: str) -> None:

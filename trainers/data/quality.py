@@ -32,7 +32,7 @@ PSI_SHIFTED = 0.2  # usual reading of the population stability index: above it t
 DRIFT_ROWS_MIN = 100
 ROWS_MAX = 200_000
 HISTOGRAM_BINS = 20
-HISTOGRAM_TAIL = 0.001  # values beyond these quantiles go to the outer bins: one outlier would leave all in one bar
+HISTOGRAM_IQR = 3.0  # values farther from the quartiles go to the outer bins: a few would leave all others in one bar
 MAP_CELLS = 40  # of the missing-value map: each is a run of rows of the table
 
 
@@ -130,12 +130,12 @@ def missing_map(holes: np.ndarray) -> list[float]:
 
 def number_facts(finite: np.ndarray) -> dict[str, Any]:
     """Quantiles, mean, values beyond Tukey's fences and histogram of finite numbers."""
-    ranks = [0, 0.25, 0.5, 0.75, 1, HISTOGRAM_TAIL, 1 - HISTOGRAM_TAIL]
-    found = np.quantile(finite, ranks) if len(finite) else np.zeros(len(ranks))
-    quantiles, tails = found[:5], found[5:]
+    quantiles = np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]) if len(finite) else np.zeros(5)
     spread = quantiles[3] - quantiles[1]
     low, high = quantiles[1] - OUTLIER_FENCE_IQR * spread, quantiles[3] + OUTLIER_FENCE_IQR * spread
-    counts, edges = np.histogram(np.clip(finite, *tails), bins=HISTOGRAM_BINS)
+    reach = HISTOGRAM_IQR * spread if spread > 0 else np.inf
+    near = np.clip(finite, max(quantiles[0], quantiles[1] - reach), min(quantiles[4], quantiles[3] + reach))
+    counts, edges = np.histogram(near, bins=HISTOGRAM_BINS)
     names = ("min", "q25", "median", "q75", "max")
     return {
         **{name: float(value) for name, value in zip(names, quantiles, strict=True)},

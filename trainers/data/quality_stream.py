@@ -37,10 +37,16 @@ WORKERS_MAX = 4  # each holds a few batches
 Task = Callable[[], Part]
 
 
-def check_stream(batches: Iterable[pa.Table], target: str | None = None) -> QualityReport:
-    """The report of a table that comes in batches."""
-    ask = Ask(target)
-    return merged_report(_checked(merge_parts(partial(_batch_tasks, batches, 0, ask)), ask), target)
+def check_stream(
+    batches: Iterable[pa.Table], target: str | None = None, *, test: Iterable[pa.Table] | None = None
+) -> QualityReport:
+    """The report of a table that comes in batches, and of a second one beside it. Raises DataError."""
+    ask = Ask(target, with_features=test is not None)
+    whole = _checked(merge_parts(partial(_batch_tasks, batches, 0, ask)), ask)
+    if test is None:
+        return merged_report(whole, target)
+    known = _knowing(ask, whole)
+    return merged_report(whole, target, test=_checked(merge_parts(partial(_batch_tasks, test, 0, known)), known))
 
 
 def check_files(
@@ -58,8 +64,7 @@ def check_files(
     if not test:
         return merged_report(whole, target)
     others = find_pieces(test, source)
-    whole.features.count()
-    known = replace(ask, name=str(test[0]), known=whole.features.smallest)
+    known = replace(_knowing(ask, whole), name=str(test[0]))
     part = _checked(run(others, _with_threshold(known, others)), known)
     return merged_report(whole, target, test=part)
 
@@ -153,6 +158,12 @@ def look(part: Part, batch: pa.Table, first: int, ask: Ask, known: Mapping[str, 
         drawn = place(numbers) < np.uint64(ask.sample_below)
         batch, numbers = batch.filter(pa.array(drawn)), numbers[drawn]
     part.draw(_decoded(batch), numbers)
+
+
+def _knowing(ask: Ask, whole: Part) -> Ask:
+    """What a second table is looked at for, beside the first one's part."""
+    whole.features.count()  # settles the hashes
+    return replace(ask, known=whole.features.smallest)
 
 
 def _with_threshold(ask: Ask, pieces: Sequence[Piece]) -> Ask:

@@ -56,7 +56,8 @@ class StoredShards(PosixPath):
 
 def prepared_of(context: StageContext) -> Path:
     """What a stage hands to workers as the prepared data."""
-    folder, stored = context.files("prepare"), context.facts("prepare").get("shards")
+    folder, record = context.files("prepare"), context.records.get("prepare")
+    stored = record.facts.get("shards") if record else None
     return StoredShards.of(folder.resolve(), stored["store"], stored["digest"]) if stored else folder
 
 

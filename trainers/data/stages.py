@@ -28,6 +28,7 @@ from cluster.spec.resolve import DataFacts, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.arrays import check_rules, fit_arrays
+from trainers.data.quality import QualityReport
 from trainers.data.raw import RawData
 from trainers.data.shard_store import publish_shards
 from trainers.data.shards import write_prepared
@@ -122,6 +123,10 @@ def _memory_bytes(context: StageContext) -> int:
 def _check_past_memory(context: StageContext, way: Way) -> StageResult:
     """`check_data` in passes over the files, by threads: Ray may still be starting."""
     spec = context.spec
+    if spec.data.quality.fail_on:
+        from trainers.data.quality_gate import check_quality_files
+
+        _say_findings(context, check_quality_files(spec.data))
     scanned = scan(spec.data, in_threads)
     for note in scanned.notes:
         context.events.emit(Message(stage=context.stage, text=note))
@@ -177,14 +182,18 @@ def _inspected_plan(context: StageContext) -> Plan:
     spec = context.spec.data
 
     def inspect(table: Any, fixed: np.ndarray | None) -> None:
-        for finding in check_quality(spec, table, fixed).findings:
-            where = f" '{finding.column}'" if finding.column else ""
-            context.events.emit(Message(stage=context.stage, text=f"{finding.rule}{where}: {finding.text}"))
+        _say_findings(context, check_quality(spec, table, fixed))
 
     plan = make_plan(spec, inspect)
     if plan.raw.table is None:
         refuse_arrays(spec.source.kind)
     return plan
+
+
+def _say_findings(context: StageContext, report: QualityReport) -> None:
+    for finding in report.findings:
+        where = f" '{finding.column}'" if finding.column else ""
+        context.events.emit(Message(stage=context.stage, text=f"{finding.rule}{where}: {finding.text}"))
 
 
 def count_training_rows(spec: DataSpec, plan: Plan) -> int:

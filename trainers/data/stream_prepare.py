@@ -115,7 +115,7 @@ def _hindrances(spec: DataSpec) -> list[str]:
         found.append("a split past memory follows from each row alone: set data.split.by_hash: true")
     if spec.encode.category == "target":
         found.append("target encoding is cross-fitted over all rows: choose another data.encode.category")
-    for name, asked in (("select", spec.select), ("balance", spec.balance), ("quality.fail_on", spec.quality.fail_on),
+    for name, asked in (("select", spec.select), ("balance", spec.balance),
                         ("clean.drop_duplicates", spec.clean.drop_duplicates)):  # fmt: skip
         if asked:
             found.append(f"data.{name} needs all rows together: leave it out")

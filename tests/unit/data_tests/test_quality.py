@@ -11,6 +11,7 @@ import pytest
 
 from trainers.data.check import main
 from trainers.data.quality import check_table, stability_index
+from trainers.data.quality_page import to_html
 
 
 def planted(num_rows: int = 300) -> dict[str, np.ndarray]:
@@ -86,9 +87,21 @@ def test_the_command_prints_json_writes_html_and_ends_with_2_on_errors(
     printed = json.loads(capsys.readouterr().out)
     assert printed["rows"] == 300
     assert printed["columns"]["value"]["outliers"] >= 1
-    assert "<svg" in page.read_text()
-    assert "http" not in page.read_text()
+    text = page.read_text()
+    assert "<svg" in text
+    assert "http" not in text
+    assert "<script" not in text
+    assert text.count("<rect class=holes") == 40  # of the one column with holes, a cell a run of rows
+    assert "1000000.0" in text  # evidence of the outliers, to four digits
     assert main([str(path)]) == 0
     capsys.readouterr()
     assert main([str(path), "--target", "z"]) == 2
     assert "no column 'z'" in capsys.readouterr().err
+
+
+def test_values_of_the_data_are_escaped_on_the_page() -> None:
+    bad = "<script>alert(1)</script>"
+    table = pa.table({bad: ["?", bad] * 60, "y": ["n", "p"] * 60})
+    page = to_html(check_table(table, "y"), f"/tmp/{bad}.csv")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert" in page

@@ -74,3 +74,16 @@ def test_the_spec_knows_every_kind_of_finding_that_the_code_makes() -> None:
     code = "".join(path.read_text() for path in Path(trainers.data.__path__[0]).glob("*.py"))
     made = set(re.findall(r'(?:Finding|\badd)\(\s*"(\w+)"', code))
     assert made == set(get_args(Rule))
+
+
+def test_past_memory_the_same_findings_stop_the_run_and_its_test_file_is_compared(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.csv")
+    spec = {"target": "y", "memory_bytes": 1, "split": {"by_hash": True}}
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "run", run_spec(source, quality={"fail_on": ["near_duplicate", "duplicate_rows"]}, **spec))
+    assert {item["rule"] for item in caught.value.details["findings"]} == {"near_duplicate", "duplicate_rows"}
+    passed = {**spec, "drop_columns": ["twice"], "quality": {"fail_on": ["near_duplicate"]}}
+    assert "past memory" in check(tmp_path / "mended", run_spec(source, **passed)).details["way"]
+    both = {**source, "test_path": source["path"]}
+    with pytest.raises(DataError, match="overlap: 201 of 201 test rows"):
+        check(tmp_path / "two", run_spec(both, quality={"fail_on": ["overlap"]}, **spec))

@@ -107,6 +107,12 @@ def test_an_image_file_has_the_probabilities_of_the_training_pipeline(photos: Se
     assert len(np.unique(expected.round(5), axis=0)) == len(paths)  # the pixels matter
 
 
+def test_the_api_description_says_how_files_are_sent(photos: Served) -> None:
+    paths = httpx.get(f"{photos.url}/openapi.json", trust_env=False).json()["paths"]
+    content = paths["/predict/image"]["post"]["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", *(f"image/{name}" for name in ("png", "jpeg", "bmp", "gif", "webp"))}
+
+
 def test_what_was_resized_is_said(photos: Served, tmp_path: Path) -> None:
     for shape, notes in ((SIZE, []), ((30, 20), ["resized from 30×20 to 12×10 pixels"])):
         assert photos.post(content=png(np.zeros((*shape, 3), np.uint8))).json()["notes"] == notes

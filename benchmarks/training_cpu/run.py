@@ -23,7 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).parent / "result.json"
+RESULT, README = Path(__file__).with_name("result.json"), Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- figures: written by run.py -->\n", "<!-- end of figures -->"
 CASES: dict[str, dict[str, Any]] = {
     "mlp_raw": {"ours": "mlp", "other": "mlp_raw", "workers": 1, "goal": 0.95},
     "mlp_accelerate": {"ours": "mlp", "other": "mlp_accelerate", "workers": 1, "goal": 1.9, "peer": True},
@@ -136,6 +137,21 @@ def _write(name: str, report: dict[str, Any], options: argparse.Namespace) -> No
     results = {**known.get("results", {}), name: {**report, **taken}}
     ordered = {case: results[case] for case in CASES if case in results}
     RESULT.write_text(json.dumps({"results": ordered}, indent=2) + "\n")
+    before, _, rest = README.read_text().partition(BEGIN)
+    README.write_text(before + BEGIN + table(ordered) + END + rest.partition(END)[2])
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures of result.json for README.md."""
+    lines = ["| case | clock | ours | other | ratio | goal | spread of ratios | load before |", "| --- " * 8 + "|"]
+    for name, case in results.items():
+        for clock in CASES[name].get("clocks", WALL_AND_CPU):
+            found = case[clock]
+            spread = f"{min(found['ratios'])} to {max(found['ratios'])}"
+            figures = (f"{found['ours_s']} s", f"{found['other_s']} s", f"**{found['ratio']}**", str(case["goal"]))
+            load = str(case["load_average_before"][0])
+            lines.append(f"| {' | '.join((f'`{name}`', clock, *figures, spread, load))} |")
+    return "\n".join(lines) + "\n"
 
 
 def _versions(name: str, options: argparse.Namespace) -> dict[str, str]:

@@ -24,7 +24,7 @@ from trainers.compress.workshop import Workshop
 from trainers.data.shards import open_prepared
 
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
-GROUPS: dict[str, tuple[float, ...]] = {"a": (0.0, 0.125), "b": (0.25, 0.375), "c": (0.5, 0.625), "d": (0.75,)}
+GROUPS: dict[str, tuple[float, ...]] = {"a": (0.0, 0.125), "b": (0.25, 0.375), "c": (0.5,), "d": (0.625,), "e": (0.75,)}
 """Networks of each piece; 0 is the network as it is."""
 RECIPES: tuple[Recipe, ...] = (
     *("int8_dynamic", "int8_static_per_tensor", "int8_static", "int8_weight_only"),

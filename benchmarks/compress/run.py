@@ -129,7 +129,7 @@ def after(group: str, data: Path, work: Path) -> dict[str, Any]:
 Piece = Callable[[Path, Path], dict[str, Any]]
 PIECES: dict[str, Piece] = {
     "cnn": cnn, "speed": speed, "transformer": transformer, "ladder": ladder,
-    **{f"after-{group}": partial(after, group) for group in "abcd"},
+    **{f"after-{group}": partial(after, group) for group in "abcde"},
 }  # fmt: skip
 
 

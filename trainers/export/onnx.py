@@ -116,11 +116,15 @@ def _write(
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
 
 
-def _trace(module: nn.Module, tensors: tuple[torch.Tensor, ...], dynamic: tuple[Any, ...]) -> Any:
-    """What torch.onnx.export traced before it failed; the strings are dynamic axes there, not names."""
+def _trace(module: nn.Module, tensors: tuple[torch.Tensor, ...], dynamic: tuple[Any, ...]) -> list[Any]:
+    """Nodes of what torch.onnx.export traced before it failed: as traced, and decomposed into the exporter's operators.
+
+    The strings are dynamic axes there, not names.
+    """
     shapes = torch.utils._pytree.tree_map(lambda _: torch.export.Dim.DYNAMIC, dynamic)
     with quiet_exporter(), torch.no_grad():
-        return torch.export.export(module, tensors, dynamic_shapes=shapes, strict=False)
+        exported = torch.export.export(module, tensors, dynamic_shapes=shapes, strict=False)
+        return [*exported.graph.nodes, *exported.run_decompositions().graph.nodes]
 
 
 def _dynamic_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ modules that torch.export cannot trace for other reasons (their first reason is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -26,12 +26,14 @@ STATIC = re.compile(r"inferred a static shape of (?P<size>\d+) for dimension inp
 BATCH_SIGNS = ("Constraints violated", "specialized", "suggested fixes", "static shape", "data-dependent", "guard")
 BATCH_RULE = "the batch axis must stay dynamic"
 BATCH_REMEDY = "Use operations that hold for every number of rows (x.flatten(1), not x.reshape(2, …))."
+TRACE_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError)
+"""What torch.export raises; its own classes are RuntimeErrors."""
 ROWS_TRACED_MIN = 2  # torch may assume two rows and more without a reason in forward; parity tries one row
 
 ROWS_ENDLESS = 1 << 31  # bounds above are those of the integer type
 
-Retrace = Callable[[], Any]
-"""Traces the module again: `torch.export.ExportedProgram`. Called on the way to an error only."""
+Retrace = Callable[[], list[Any]]
+"""Traces the module again: its nodes as traced, then as decomposed. Called on the way to an error only."""
 
 
 def export_error(error: BaseException, module: nn.Module, retrace: Retrace | None = None) -> ModelError:
@@ -101,7 +103,11 @@ def _place_of(operator: str, retrace: Retrace | None) -> str:
     if retrace is None:
         return ""
     wanted = operator.rpartition(".")[2]
-    for node in _nodes(retrace()):
+    try:
+        nodes = retrace()
+    except TRACE_ERRORS:  # the exporter had traced it in another way: the operator's name must do
+        return ""
+    for node in nodes:
         name = str(node.target).split(".")
         if node.op == "call_function" and len(name) > 1 and name[1].startswith(wanted):
             stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -109,12 +115,6 @@ def _place_of(operator: str, retrace: Retrace | None) -> str:
             place = f"part {part or 'itself'}, {str(kind).rpartition('.')[2]}"
             return f" ({'; '.join((place, _line(node.meta.get('stack_trace') or '')))})"
     return ""
-
-
-def _nodes(exported: Any) -> Iterator[Any]:
-    """Nodes as traced, then as decomposed: the operator may be a part of the one that was written."""
-    yield from exported.graph.nodes
-    yield from exported.run_decompositions().graph.nodes
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -12,6 +12,7 @@ from torch import nn
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import ModelError
 from trainers.export.onnx import export_onnx
+from trainers.export.reasons import export_error
 
 INPUTS = (TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),)
 EXAMPLE = {"x": np.random.default_rng(0).random((4, 4), dtype=np.float32)}
@@ -93,3 +94,14 @@ def test_an_operator_without_an_onnx_form_names_the_part_and_the_line(tmp_path: 
 def test_an_opset_that_the_exporter_would_replace_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"opset 17 was asked for.*18 and upwards"):
         export_onnx(AnyRows(), INPUTS, EXAMPLE, tmp_path / "m.onnx", opset=17)
+
+
+def test_an_operator_is_named_also_where_the_module_cannot_be_traced_again() -> None:
+    cause = torch.onnx.OnnxExporterError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")
+
+    def retrace() -> list[object]:
+        raise RuntimeError("no")
+
+    assert str(export_error(cause, AnyRows(), retrace)).startswith(
+        "Cannot export AnyRows to ONNX: operator aten.odd has no ONNX form; every operator"
+    )

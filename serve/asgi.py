@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from cluster.errors import MantaError
 from serve.handler import Answer, Handler, InferCall, error_answer, text_error
 from serve.peers import CALLER, SELF, SELF_HEADER, Caller
 from serve.problems import bad_request, too_large
+from serve.timers import SharedTimer
 
 LOG = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
@@ -42,6 +43,9 @@ class AsgiDoor:
         self.handler = handler
         self.human = human
         self.body_bytes = handler.limits.body_bytes
+        self._late_bodies: set[asyncio.Task[Any]] = set()
+        self._bodies = SharedTimer(handler.limits.body_timeout_s, self._body_is_late)
+        self._watches = SharedTimer(WATCH_AFTER_S, _Watch.start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -109,6 +113,7 @@ class AsgiDoor:
         body = await self._body(headers, receive)
         call = _call(headers)
         gone = _Watch(receive)
+        self._watches.add(gone)
         try:
             return await self.handler.infer(name, version, body, call)
         except asyncio.CancelledError:
@@ -116,6 +121,7 @@ class AsgiDoor:
                 raise ClientGone from None
             raise
         finally:
+            self._watches.discard(gone)
             gone.stop()
 
     async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
@@ -124,11 +130,21 @@ class AsgiDoor:
         declared = _header(headers, b"content-length")
         if declared is not None and (not declared.isdigit() or int(declared) > limit):
             raise too_large(f"the body has {declared[:20].decode('latin-1')} bytes", f"at most {limit}")
+        task = cast(asyncio.Task[Any], asyncio.current_task())
+        self._bodies.add(task)
         try:
-            async with asyncio.timeout(self.handler.limits.body_timeout_s):
-                return await read_body(receive, limit)
-        except TimeoutError:
+            return await read_body(receive, limit)
+        except asyncio.CancelledError:
+            if task not in self._late_bodies or task.uncancel() > 0:
+                raise
             raise bad_request("the body did not arrive in time", status=408) from None
+        finally:
+            self._bodies.discard(task)
+            self._late_bodies.discard(task)
+
+    def _body_is_late(self, task: asyncio.Task[Any]) -> None:
+        self._late_bodies.add(task)
+        task.cancel()
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:
@@ -179,21 +195,19 @@ async def respond(send: Send, answer: Answer) -> None:
 
 
 class _Watch:
-    """Cancels the current task when its client leaves; costs a timer until `WATCH_AFTER_S` has passed."""
+    """Cancels the current task when its client leaves, from `start` on."""
 
     def __init__(self, receive: Receive) -> None:
         self.left = False
         self._receive = receive
         self._owner = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
 
     def stop(self) -> None:
-        self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._wait())
 
     async def _wait(self) -> None:

@@ -131,6 +131,23 @@ def test_a_finished_run_has_every_section_and_fetches_nothing(tmp_path: Path) ->
     assert wanted <= set(page.ids)
 
 
+def test_the_diagnosis_stands_with_its_remedies_and_only_where_there_is_one(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    assert "diagnosis" not in parsed(write_report(run).read_text(encoding="utf-8")).ids
+    change = {"train.optimizer.weight_decay": 0.05, "train.early_stopping": {"patience": 5}}
+    finding = {
+        "code": "overfitting",
+        "text": "The model over-fits <here>.",
+        "evidence": {"best": 0.1},
+        "change": change,
+    }
+    record(run, "train", {}, {"findings": [finding]})
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "diagnosis" in parsed(html).ids
+    assert "over-fits &lt;here&gt;" in html
+    assert "--set train.optimizer.weight_decay=0.05" in html
+
+
 def test_ids_are_unique_in_the_page(tmp_path: Path) -> None:
     """Clip paths of one figure must not cut another."""
     ids = parsed(write_report(full_run(tmp_path)).read_text(encoding="utf-8")).ids

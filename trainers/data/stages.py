@@ -84,7 +84,8 @@ def check_data(context: StageContext) -> StageResult:
     spec = context.spec
     _wait_for_ray(context, spec.data)
     way = choose_way(spec.data, _memory_bytes(context))
-    context.events.emit(Message(stage=context.stage, text=f"the data is prepared {way.reason}"))
+    if not way.fits:
+        context.events.emit(Message(stage=context.stage, text=f"the data is prepared {way.reason}"))
     if way.past_memory:
         return _check_past_memory(context, way)
     plan = _inspected_plan(context) if spec.data.quality.fail_on else make_plan(spec.data)

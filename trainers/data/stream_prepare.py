@@ -62,6 +62,8 @@ class Way:
 
     past_memory: bool
     reason: str
+    fits: bool = True
+    """Whether the table fits the budget: where it does, there is nothing to say."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ def choose_way(spec: DataSpec, host_memory_bytes: int) -> Way:
         return Way(False, f"in memory: {sizes}")
     hindrances = _hindrances(spec)
     if not hindrances:
-        return Way(True, f"past memory, in passes over the files: {sizes}")
+        return Way(True, f"past memory, in passes over the files: {sizes}", fits=False)
     if spec.memory_bytes is None:
-        return Way(False, f"in memory, although {sizes}: {'; '.join(hindrances)}")
+        return Way(False, f"in memory, although {sizes}: {'; '.join(hindrances)}", fits=False)
     raise DataError(
         f"Cannot prepare {source.path}", found=sizes, rule="; ".join(hindrances),
         remedy="Follow these, or raise data.memory_bytes.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import pytest
 
 from cluster.bundle.transforms import load_transforms
 from cluster.errors import DataError
-from tests.unit.data_tests.making import check, prepare, run_spec
+from cluster.spec.resolve import HostFacts
+from tests.unit.data_tests.making import check, context, prepare, run_spec
 from trainers.data import quality_part, stages
 from trainers.data.shards import open_prepared
+from trainers.data.stages import check_data
 
 ROWS = 9_000
 SPLIT = {"by_hash": True, "validation": 0.1, "calibration": 0.05, "gate": 0.1, "test": 0.15}
@@ -169,6 +172,11 @@ def test_what_needs_all_rows_together_is_refused_with_its_remedy(tmp_path: Path)
         assert not list((tmp_path / "run").glob("*"))
     fits = check(tmp_path / "fits", run_spec(source, target="y"))
     assert fits.details["way"].startswith("in memory: preparing it takes about")
+    tight = dataclasses.replace(context(tmp_path / "tight", run_spec(source, target="y")), host=HostFacts(
+        cpu_cores=1, memory_bytes=1 << 20))  # fmt: skip
+    assert check_data(tight).details["way"].startswith("in memory, although")  # nobody set a budget: it goes on
+    said = [event.text for event in tight.events.events if hasattr(event, "text")]
+    assert any("data.split.by_hash: true" in text for text in said)
 
 
 CHILD = """

@@ -1,4 +1,4 @@
-"""Weights beside the file: only when size needs it, and then through export, parity, bundle and loading.
+"""Weights beside the file of a large model, through export, parity, bundle and loading (small ones: test_parity.py).
 
 The limit is lowered, so that a few KiB are "too large"; what is read of a really large file is in test_graph_file.py.
 """
@@ -31,11 +31,6 @@ ROWS = {"x": np.random.default_rng(0).random((7, 16), dtype=np.float32)}
 def module() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
-
-
-def test_small_models_are_one_file(tmp_path: Path, module: nn.Module) -> None:
-    export_onnx(module, INPUTS, ROWS, tmp_path / "m.onnx", opset=20)
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_a_model_above_the_limit_keeps_its_weights_beside_the_file(

@@ -23,6 +23,7 @@ from trainers.loop.sampler import Window
 from trainers.loop.state import Job, State
 from trainers.loop.utilization import Meter
 
+INPUT = "input "  # no module has a name with a space
 ACTIVATION_NUMBERS = ("mean", "std", "dead_share", "nonfinite_share")
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid)
 
@@ -115,20 +116,23 @@ def locate_nonfinite(job: Job, state: State, window: Window) -> str:
     found = [item for item in texts_over_workers(text, job.world, job.device) if item]
     if found:
         return found[0]
-    bad = [
-        name
+    flags = {
+        name: torch.isfinite(parameter.grad).all()
         for name, parameter in state.model.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-    ]
+        if parameter.grad is not None
+    }
+    bad = _not_finite(flags)
     return f"all outputs are finite, the gradient of {bad[-1]} is not" if bad else "the loss is not finite"
 
 
 def _in_forward(job: Job, state: State, window: Window) -> str:
-    bad: list[str] = []
+    """Flags of all layers of a micro-batch stay on the device and are read at once."""
+    flags: dict[str, torch.Tensor] = {}
 
     def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
-            bad.append(name)
+        if isinstance(output, torch.Tensor):
+            fine = torch.isfinite(output).all()
+            flags[name] = flags[name] & fine if name in flags else fine  # a layer may run more than once
 
     leaves = [(name, module) for name, module in state.model.named_modules() if not list(module.children())]
     hooks = [module.register_forward_hook(partial(note, name)) for name, module in leaves]
@@ -136,12 +140,23 @@ def _in_forward(job: Job, state: State, window: Window) -> str:
         with torch.no_grad(), autocast(job.request.train.precision, job.device):
             for where in window.micro_slices(state.micro_size):
                 batch = job.train.read(window.rows[where])
-                if any(not bool(torch.isfinite(x).all()) for x in batch.inputs if x.is_floating_point()):
-                    return "the inputs hold values that are not finite"
+                flags.clear()
+                for index, values in enumerate(batch.inputs):
+                    flags[f"{INPUT}{index}"] = torch.isfinite(values).all()
                 state.model(*batch.inputs)
+                bad = _not_finite(flags)  # in the order in which layers ran
                 if bad:
-                    return f"the output of layer {bad[0]} is the first that is not finite"
+                    inputs = bad[0].startswith(INPUT)
+                    layer = f"the output of layer {bad[0]} is the first that is not finite"
+                    return "the inputs hold values that are not finite" if inputs else layer
     finally:
         for hook in hooks:
             hook.remove()
     return ""
+
+
+def _not_finite(flags: dict[str, torch.Tensor]) -> list[str]:
+    """Names whose flag is false."""
+    if not flags:
+        return []
+    return [name for name, fine in zip(flags, torch.stack(list(flags.values())).tolist(), strict=True) if not fine]

@@ -108,7 +108,7 @@ def test_the_installed_command_runs_its_trials_on_a_ray_of_its_own(bare: Any, tm
     command += ["--out", str(tmp_path / "out"), "--max-drop", "0.02", "--workers", "2", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.strip().splitlines()[-1])["chosen"] in ("int8_dynamic", "int8_static")
+    assert json.loads(done.stdout.strip().splitlines()[-1])["chosen"].startswith("int8_")
     open_bundle(tmp_path / "out")
 
 

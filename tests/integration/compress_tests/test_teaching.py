@@ -1,4 +1,6 @@
-"""Distillation is training: accumulation does not change the result, and an interrupted student goes on as it was."""
+"""Recipes that train use the training engine: accumulation does not change the result, an interrupted student goes on
+as it was, and on a running Ray its workers do the work.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import torch
 from cluster.errors import InterruptedRunError
 from cluster.spec.model import MlpSpec
 from cluster.telemetry.events import ListSink
+from trainers.compress.stage import run_compression
 from trainers.compress.students import student_arguments
 from trainers.compress.workshop import Work, Workshop
 from trainers.data.shards import PreparedData
@@ -61,3 +64,26 @@ def test_a_student_that_was_interrupted_goes_on_to_the_same_bytes(request_of: Fi
     assert again.updates == whole.updates
     for name, tensor in whole.weights.items():
         assert torch.equal(again.weights[name], tensor), name
+
+
+@pytest.mark.slow
+def test_fine_tuning_runs_on_the_workers_of_a_running_ray(ray_local: str, make_context: Any, monkeypatch: Any) -> None:
+    from trainers.launch import fit as launch
+
+    asked: list[FitRequest] = []
+
+    def watched(request: FitRequest, **more: Any) -> Any:
+        asked.append(request)
+        return real(request, **more)
+
+    real = launch.launch_fit
+    monkeypatch.setattr(launch, "launch_fit", watched)
+    section = {
+        "recipes": ("prune",), "budget": {"max_drop": 0.2}, "dense_rival": False, "max_class_drop": 1.0,
+        "prune": {"ratios": (0.5,), "epochs": 1},
+    }  # fmt: skip
+    context = make_context("compress", compress=section, train={"epochs": 1, "workers": 2, "batch_size_global": 32})
+    facts = run_compression(context).facts
+    assert [request.batch.workers for request in asked] == [2]
+    assert facts["candidates"][0]["name"] == "prune50"
+    assert facts["candidates"][0]["accuracy"] > 0.8

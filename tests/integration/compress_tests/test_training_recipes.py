@@ -30,6 +30,12 @@ TRAIN = {"epochs": 1, "workers": 1, "batch_size_global": 32}
 LOOSE = {"max_drop": 0.2}
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether another test has left a Ray running or not: a group of training workers takes seconds to start."""
+    monkeypatch.setattr("trainers.compress.trials.ray_is_up", lambda: False)
+
+
 def by_name(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in facts["candidates"]}
 

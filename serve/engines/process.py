@@ -26,7 +26,7 @@ import orjson
 import psutil
 
 from cluster.bundle.signature import DATATYPE_OF
-from cluster.errors import EndpointError, InferenceError, MantaError
+from cluster.errors import EndpointError, InferenceError, MantaError, all_error_classes
 from serve.engines.protocol import EngineRequest
 from serve.tensors import array_of_bytes, bytes_of_array
 
@@ -101,7 +101,7 @@ class ProcessEngine:
             raise EndpointError(attempted, found=f"the process ended with code {self._process.exitcode}") from None
         if "error" in head:
             self._end()
-            raise EndpointError(attempted, found=head["error"])
+            raise _error_of(head["error"])
         self.platform: str = head["platform"]
         self.preferred_rows = tuple(head["preferred_rows"])
         self._told_footprint = head["footprint_bytes"]
@@ -110,7 +110,7 @@ class ProcessEngine:
         self._end()
         try:
             self._start()
-        except EndpointError as error:
+        except MantaError as error:
             self.failure = f"{why}, and its successor did not start: {error.found}"
             raise InferenceError("Cannot run the model", found=self.failure) from error
 
@@ -141,7 +141,7 @@ def child_main(pipe: Connection, request: EngineRequest) -> None:
     try:
         engine = make_engine(replace(request))
     except MantaError as error:
-        _send(pipe, {"error": error.message}, {})
+        _send(pipe, {"error": error.to_dict()}, {})
         return
     ready = {
         "platform": engine.platform,
@@ -159,6 +159,13 @@ def child_main(pipe: Connection, request: EngineRequest) -> None:
             _send(pipe, {}, engine.run(inputs))
         except Exception as error:  # noqa: BLE001 - worker main: the parent turns it into the request's error
             _send(pipe, {"error": f"{type(error).__name__}: {str(error)[:500]}"}, {})
+
+
+def _error_of(told: dict[str, Any]) -> MantaError:
+    """The child's error as the parent's own: the same class, so that a missing package stays one (exit code 3)."""
+    kinds = {kind.code: kind for kind in all_error_classes()}
+    parts = {name: told[name] for name in ("found", "rule", "remedy", "details")}
+    return kinds.get(told["code"], EndpointError)(told["attempted"], **parts)
 
 
 def _send(pipe: Connection, head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

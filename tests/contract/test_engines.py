@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from cluster.bundle import TensorSignature, TensorSpec, open_bundle
 from cluster.entrypoints import load
-from cluster.errors import BundleError, EndpointError, InferenceError, MissingDependencyError
+from cluster.errors import BundleError, InferenceError, MissingDependencyError
 from cluster.spec.model import MlpSpec
 from serve.engines import EngineRequest, make_engine
 from serve.engines.fake import FakeEngine
@@ -110,11 +110,15 @@ def test_unloading_ends_the_process(isolated: ProcessEngine) -> None:
         os.kill(pid, 0)
 
 
-def test_an_error_of_loading_crosses_the_process(tmp_path: Path) -> None:
+def test_an_error_of_loading_crosses_the_process_as_what_it_is(tmp_path: Path) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "bundle"))
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
-    with pytest.raises(EndpointError, match=r"bad\.onnx"):
+    with pytest.raises(BundleError, match=r"Cannot load bad\.onnx") as broken:
         ProcessEngine(request_of(bundle, path=tmp_path / "bad.onnx"))
+    assert broken.value.exit_code == 2
+    with pytest.raises(MissingDependencyError, match=r"manta-ml\[gpu\]") as missing:
+        ProcessEngine(request_of(bundle, device="tpu:0"))
+    assert missing.value.exit_code == 3
 
 
 def test_a_corrupt_graph_and_a_wrong_one_are_told(tmp_path: Path) -> None:

@@ -126,7 +126,10 @@ def fit_trial(
     from trainers.loop import FitRequest, fit
     from trainers.loop.evaluate import CONFUSION_METRICS
 
-    fidelity = {"train.epochs": setup.epochs, "train.early_stopping": None}  # the scheduler stops a trial early
+    fidelity: dict[str, Any] = {
+        "train.epochs": setup.epochs,
+        "train.early_stopping": None,
+    }  # the scheduler stops a trial early
     if setup.metric.rpartition(".")[2] in CONFUSION_METRICS:  # made only where a training is judged by them
         fidelity |= {"train.best.metric": setup.metric, "train.best.mode": "max"}
     resolved = setup.resolved.with_values({**fidelity, **values})

@@ -77,7 +77,7 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
         labels = to_texts(Column(name=target, kind="text", missing=SUSPICIOUS), table.column(target))
         findings.append(quality_rules.target_finding(target, _counts(labels)))
         findings += _leaks(target, labels, values)
-        names = {finding.column for finding in findings if finding and finding.rule in ("identifier", "leakage")}
+        names = {finding.column for finding in findings if finding and finding.rule == "identifier"}
         useful = {name: column for name, column in features.items() if name not in names}
         findings += label_noise.label_noise(target, labels, useful, drawn)
     if test is not None:

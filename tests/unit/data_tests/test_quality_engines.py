@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.spec.data import Rule
@@ -63,7 +64,8 @@ def test_the_planted_table_has_every_kind_of_finding_in_its_column(tmp_path: Pat
     paths = write(tmp_path, "parquet")
     exact = report(*paths, 1 << 40)
     assert {(f.rule, f.column) for f in exact.findings} == PLANTED
-    assert {rule for rule, _ in PLANTED} == set(get_args(Rule)) - {"target"}  # a target of one value has no classes
+    # a target of one value has no classes; wrong labels have a test of their own below
+    assert {rule for rule, _ in PLANTED} == set(get_args(Rule)) - {"target", "label_noise"}
     for finding in exact.findings:
         assert finding.evidence, finding.rule
         assert finding.severity in ("info", "warning", "error")
@@ -84,6 +86,20 @@ def test_both_engines_find_the_same_in_a_file_with_every_kind_of_finding(
     for key, rank in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
         at = np.searchsorted(values, streamed.columns["heavy"][key]) / len(values)
         assert abs(at - rank) <= RANK_ERROR
+
+
+def test_both_engines_find_wrong_labels_and_name_rows_of_the_file(tmp_path: Path, small_sample: None) -> None:
+    whole = tables()[0].drop_columns(["leak"])
+    path = tmp_path / "t.parquet"
+    pq.write_table(whole, path, row_group_size=2_500)
+    strong, labels = np.asarray(whole["strong"]), np.asarray(whole["y"])
+    for memory_bytes in (1 << 40, 1):
+        found = check.make_report(str(path), "y", test=None, delimiter=None, memory_bytes=memory_bytes).findings
+        noise = next(f for f in found if f.rule == "label_noise")
+        assert abs(noise.evidence["share"] - 0.02) < 0.01
+        for example in noise.evidence["examples"]:
+            assert (labels[example["row"]], example["expected"]) == ("yes", "no")
+            assert strong[example["row"]] < 0.98
 
 
 def test_an_estimated_overlap_is_near_the_count(

@@ -68,7 +68,6 @@ class GradientExchange:
         self._riders = self.flat[count:]
         self.riders = Riders(*self._riders.unbind())
         self._buckets: list[Bucket] = []
-        self._share = (0.0, self.flat[:0])
         self._next = 0
         self._armed = False
         self._works: list[tuple[dist.Work, torch.Tensor, torch.Tensor | None]] = []
@@ -90,13 +89,6 @@ class GradientExchange:
     def add_loss(self, loss_sum: torch.Tensor) -> None:
         """Add a micro-batch's summed loss to what rides along. Before the last backward, which may send it."""
         self.riders.loss_sum.add_(loss_sum.detach())
-
-    def share_of(self, weight: float) -> torch.Tensor:
-        """0-d: 1 / weight, what the backward of a micro-batch's loss sum starts from. The same tensor while the
-        weight stays, which is in all windows but the last of an epoch."""
-        if self._share[0] != weight:
-            self._share = (weight, torch.full((), 1 / weight, dtype=self.flat.dtype, device=self.flat.device))
-        return self._share[1]
 
     def fail(self) -> None:
         """This worker has nothing valid to bring: what it has not sent is zero but for the flag."""

@@ -138,7 +138,7 @@ def _accumulate(
         exchange.want_stop()
     if weight == 0:
         return None
-    share, forward = exchange.share_of(weight), state.forward
+    share, forward = 1 / weight, state.forward
     try:
         change = job.augmenter.draw(window) if job.augmenter.active else None
         for where in window.micro_slices(state.micro_size):
@@ -151,10 +151,8 @@ def _accumulate(
                 outputs = forward(*_in_memory_format(job, batch.inputs))
                 loss_sum = job.objective.sum(batch, outputs)
             exchange.add_loss(loss_sum)
-            if state.scaler:
-                state.scaler.scale(loss_sum / weight).backward()
-            else:
-                loss_sum.backward(share if loss_sum.dtype == share.dtype else share.to(loss_sum.dtype))
+            loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
+            (state.scaler.scale(loss) if state.scaler else loss).backward()
     except Exception as error:  # noqa: BLE001 - the exchange must be joined, else the other workers wait for ever
         exchange.fail()
         return error

@@ -116,6 +116,7 @@ def places(name: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_replicas_go_where_their_memory_is_and_one_too_many_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     ten = make_rehearsal_bundle(tmp_path / "ten", name="ten", footprint_bytes=10 * GIB)
     thirty = make_rehearsal_bundle(tmp_path / "thirty", name="thirty", footprint_bytes=28 * GIB)

@@ -13,7 +13,15 @@ import trainers.data
 from cluster.errors import DataError, SpecError
 from cluster.spec.data import Rule
 from tests.unit.data_tests.making import check, context, run_spec
+from trainers.data import label_noise
 from trainers.data.stages import check_data
+
+
+@pytest.fixture(autouse=True)
+def small_forest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forest that judges labels takes most of a report's time; its size is not what is tested here."""
+    monkeypatch.setattr(label_noise, "TREES", 10)
+    monkeypatch.setattr(label_noise, "ROWS_MAX", 1_000)
 
 
 def write(path: Path) -> dict:

@@ -14,13 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from trainers.data import batches, check, quality_part
+from trainers.data import batches, check, label_noise, quality_part
 from trainers.data.quality import check_table
 from trainers.data.quality_facts import DistinctSketch
 from trainers.data.quality_part import QUANTILE_RANK_ERROR, SAMPLE_ROWS
 from trainers.data.quality_stream import check_stream
 
 ROWS = 90_000
+
+
+@pytest.fixture(autouse=True)
+def small_forest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forest that judges labels takes most of a report's time; its size is not what is tested here."""
+    monkeypatch.setattr(label_noise, "TREES", 10)
+    monkeypatch.setattr(label_noise, "ROWS_MAX", 1_000)
 
 
 def big() -> pa.Table:

@@ -103,7 +103,8 @@ def white_space(counts: Mapping[str, int]) -> Finding | None:
     """`counts`: column -> values with outer white space."""
     if not counts:
         return None
-    text = f"{len(counts)} columns have values with outer white space: {', '.join(list(counts)[:EXAMPLES])}"
+    what = f"{len(counts)} columns have" if len(counts) > 1 else "1 column has"
+    text = f"{what} values with outer white space: {', '.join(list(counts)[:EXAMPLES])}"
     return Finding("white_space", "info", "", text, "none needed: it is always stripped", {"values": dict(counts)})
 
 

@@ -87,6 +87,11 @@ def fetch_shards(store: str, digest: str, cache: Path | None = None) -> Path:
     """This node's verified copy of a set: the first caller fetches it. Raises DataError, ResourceError."""
     cache = cache or Path(tempfile.gettempdir()) / f"manta-shards-{os.getuid()}"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if cache.stat().st_uid != os.getuid():  # who owns the folder could put other shards there
+        raise ResourceError(
+            f"Cannot keep shards in {cache}", found="the folder belongs to another user",
+            remedy="Remove it, or set TMPDIR to a folder of this user.",
+        )  # fmt: skip
     target = cache / digest[:DIGEST_DIGITS]
     with (cache / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

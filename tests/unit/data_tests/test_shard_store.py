@@ -124,3 +124,12 @@ def test_the_prepare_stage_publishes_what_the_spec_says(tmp_path: Path) -> None:
     other = prepare(tmp_path / "other", run_spec({"kind": "sklearn", "dataset": "wine"}, shards_url=store))
     assert other.facts["shards"]["digest"] != facts["shards"]["digest"]
     assert len(list((tmp_path / "store").iterdir())) == 2
+
+
+def test_a_cache_that_another_user_owns_is_refused(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = publish_shards(prepared, str(tmp_path / "store"))
+    monkeypatch.setattr(shard_store.os, "getuid", lambda: 4_000_000)
+    with pytest.raises(ResourceError, match="belongs to another user"):
+        fetch_shards(str(tmp_path / "store"), digest, tmp_path / "cache")

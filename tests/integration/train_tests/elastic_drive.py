@@ -29,6 +29,7 @@ from ray.core.generated import autoscaler_pb2
 import trainers.launch.fit as fit_module
 from cluster.spec.train import WorkersSpec
 from cluster.telemetry.events import Message, TrainStep, read_events
+from tests.e2e.cluster_tests.head import free_ports
 from tests.unit.loop_tests.rig import request_for
 from trainers.launch import launch_fit
 from trainers.loop import FitRequest
@@ -110,7 +111,14 @@ def main() -> None:
     (folder / "events.jsonl").touch()
     fit_module.GROW_POLL_S = 1.0
     temporary = tempfile.mkdtemp(prefix="me-", dir="/tmp")
-    head = {**NODE, "include_dashboard": True, "temp_dir": temporary, "dashboard_agent_listen_port": 0}
+    (port,) = free_ports(1)
+    head = {
+        **NODE,
+        "include_dashboard": True,
+        "temp_dir": temporary,
+        "dashboard_agent_listen_port": 0,
+        "dashboard_port": port,
+    }
     cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
     try:
         request = elastic_request(folder, faults={"replacement_wait_s": 8.0, "worker_restarts": 1})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.telemetry.events import FileSink, Message, read_events
+from cluster.telemetry.events import FileSink, Message, TrainStep, read_events
 from tests.e2e.cluster_tests.head import clean_environment
 from tests.integration.train_tests.test_launch import victim_request
 from tests.unit.loop_tests.rig import run_ranks
@@ -77,6 +77,9 @@ def test_kill_9_of_a_worker_or_the_controller_inside_a_window_changes_no_byte(
     assert any("goes on from checkpoint e00001-w00000001" in text for text in said), said
     assert_same_bytes(never_killed, tmp_path / "out")
     assert_same_rows(never_killed, tmp_path / deed)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
+    steps = [record.update for record in read_events(events) if isinstance(record, TrainStep)]
+    assert set(steps) == set(range(1, 13)), "metrics came by the channel"
 
 
 def drive(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ Covered: the quality report's pass, writing shards. Not covered: reading a user'
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -56,18 +57,33 @@ def map_in_order(function: Callable[..., Result], items: Sequence[Item], *argume
 
     Raises the error of ours that the function raised there.
     """
-    shared = ray.put(arguments)
+    shared = ray.put((tuple(items), arguments))
 
     def apply(row: dict[str, Any]) -> dict[str, Any]:
+        given, more = ray.get(shared)
         try:
-            return {"result": function(row["item"], *ray.get(shared))}
+            return {"result": function(given[row["at"]], *more)}
         except MantaError as error:  # an answer like others: Ray Data wraps what is raised beyond recognition
             return {"result": error}
 
-    dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=max(1, len(items)))
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    for row in dataset.map(apply).iter_rows():
-        if isinstance(row["result"], MantaError):
-            raise row["result"]
-        yield row["result"]
+    rows = [{"at": at} for at in range(len(items))]
+    with _quiet():
+        dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        for row in dataset.map(apply).iter_rows():
+            if isinstance(row["result"], MantaError):
+                raise row["result"]
+            yield row["result"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data announces each plan on the terminal."""
+    log = logging.getLogger("ray.data")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -52,7 +52,7 @@ def main(folder: str) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    ray.init(num_cpus=8)
+    ray.init(address="local", num_cpus=8)  # never a cluster that happens to run on this machine
     TorchTrainer(
         train_function,
         train_loop_config={"folder": folder, "rows_train": 1437},

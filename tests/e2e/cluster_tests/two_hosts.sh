@@ -22,8 +22,10 @@ for i in 1 2; do
   ip -n n$i link set e$i up
   ip -n n$i route add default via 10.9.0.254
 done
-# gloo takes the interface of the host's name unless told; namespaces share one name
-host() { local i=$1; shift; ip netns exec n$i env GLOO_SOCKET_IFNAME=e$i "$@"; }
+# namespaces share one host name, and as on many machines it resolves to 127.0.0.1: gloo alone would announce that
+printf '127.0.0.1 localhost %s\n' "$(hostname)" >"$folder/hosts"
+mount --bind "$folder/hosts" /etc/hosts
+host() { local i=$1; shift; ip netns exec n$i "$@"; }
 apart="unshare -m -p -f --kill-child --mount-proc"
 common=(--block --num-cpus=1 --object-store-memory=100000000 --disable-usage-stats)
 host 1 $apart ray start --head --node-ip-address=10.9.0.1 --port=6379 --dashboard-host=10.9.0.1 \

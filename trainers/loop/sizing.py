@@ -247,7 +247,7 @@ class _Room:
             return True
         try:
             needed = estimate_memory(state.model, self.job.inputs, rows, self.job.request.train).total
-        except Exception:  # noqa: BLE001 - a user's model that does not run on meta tensors: the trial itself decides
+        except Exception:  # noqa: BLE001 - a model may raise anything on meta tensors: the trial with data decides
             return True
         return needed <= HEAD_ROOM * self.budget_bytes
 

@@ -94,30 +94,30 @@ class _Attempt:
         self.growing = False
         """Whether it was told to stop because there is room for more workers."""
         self._error: BaseException | None = None
+        self._done = threading.Event()  # after a KeyboardInterrupt, Thread.join takes a living thread for ended
 
     def run(self) -> None:
         """Blocks. Raises what Ray Train raises."""
         board = StopBoard()
         thread = threading.Thread(target=self._train, args=(board,), name="ray-train", daemon=True)
-        thread.start()
         try:
-            self._wait(thread, board)
+            thread.start()
+            self._wait(board)
         except BaseException:
             board.ask("stop")
-            thread.join(STOP_GRACE_S)
+            self._done.wait(STOP_GRACE_S)
             raise
         finally:
             board.close()
         if self._error is not None:
             raise self._error
 
-    def _wait(self, thread: threading.Thread, board: StopBoard) -> None:
+    def _wait(self, board: StopBoard) -> None:
         workers, seen = self.request.train.workers, 0
         missing = workers.max - self.request.batch.workers if isinstance(workers, WorkersSpec) else 0
         may_grow = missing > 0 and self.may_grow and self.request.checkpoints is not None
-        while thread.is_alive():
-            thread.join(GROW_POLL_S)
-            if not may_grow or self.growing or not thread.is_alive():
+        while not self._done.wait(GROW_POLL_S):
+            if not may_grow or self.growing:
                 continue
             each = resources_per_worker()
             # what is free may be this attempt's own, as long as it starts: so all there is must suffice too
@@ -132,6 +132,8 @@ class _Attempt:
             _train_once(self.request, self.events, self.folder, board)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             self._error = error
+        finally:
+            self._done.set()
 
 
 def _train_once(request: FitRequest, events: Path, folder: Path, board: StopBoard) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import threading
+from pathlib import Path
 
 import pytest
 
+import trainers.launch.fit as fit_module
 from cluster.errors import InterruptedRunError, MemoryShortError, ModelError, SpecError, WorkerLostError
 from cluster.spec import parse_spec
 from cluster.spec.resolve import batch_plan
 from cluster.spec.train import FaultSpec, WorkersSpec
+from tests.unit.loop_tests.rig import request_for
 from trainers.launch.failures import Budget, Failure, classify
 from trainers.launch.fit import no_retries
 from trainers.launch.places import count_places, wait_for_places
+from trainers.loop import FitRequest
 
 SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
 
@@ -94,3 +100,35 @@ def test_workers_are_a_number_or_a_range_and_the_plan_is_made_for_the_most() -> 
 def test_min_above_max_is_refused() -> None:
     with pytest.raises(SpecError, match="min must not be above max"):
         parse_spec(SPEC + "train: {workers: {min: 5, max: 4}}")
+
+
+def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thread.join would not: interrupted once, it takes the living thread for ended (Python 3.11)."""
+    started, asked, written = threading.Event(), threading.Event(), []
+
+    class Board:
+        def ask(self, reason: str) -> None:
+            asked.set()
+
+        def close(self) -> None:
+            pass
+
+    def train(request: FitRequest, events: Path, folder: Path, board: Board) -> None:
+        started.set()
+        assert asked.wait(20)
+        threading.Event().wait(0.5)  # the checkpoint takes its time
+        written.append("checkpoint")
+
+    monkeypatch.setattr(fit_module, "StopBoard", Board)
+    monkeypatch.setattr(fit_module, "_train_once", train)
+    main = threading.get_ident()
+
+    def press() -> None:
+        started.wait(20)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    request = request_for(tmp_path, batch=4, micro=4)
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        fit_module._Attempt(request, tmp_path / "events.jsonl", tmp_path, may_grow=False).run()
+    assert written == ["checkpoint"]

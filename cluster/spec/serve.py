@@ -52,8 +52,8 @@ class BatchingSpec(StrictSpec):
 class TensorRtSpec(StrictSpec):
     """Engines for `serve.engine: tensorrt`: built on the node that serves them, from the bundle's ONNX graph."""
 
-    opt_rows: AutoPositiveInt = "auto"
-    """Rows of the batch that kernels are tuned for. auto: batching.max_rows."""
+    opt_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows of the batch that kernels are tuned for; null: batching.max_rows."""
     streams: Annotated[int, Field(ge=1, le=16)] = 1
     """Calls at the same time: each has a context, a profile, buffers and a CUDA stream of its own. More than one keeps
     the engine in the replica's own process."""

@@ -81,7 +81,7 @@ def make_profiles(inputs: tuple[TensorSpec, ...], settings: TensorRtSpec, *, max
 
     The streams' profiles are alike; TensorRT wants one for each context that runs at the same time.
     """
-    typical = max_rows if settings.opt_rows == "auto" else min(settings.opt_rows, max_rows)
+    typical = min(settings.opt_rows or max_rows, max_rows)
     shapes = {tensor.name: _shapes(tensor, (1, typical, max_rows), settings.axes) for tensor in inputs}
     return (Profile(shapes),) * settings.streams
 

@@ -32,8 +32,9 @@ def test_links_and_pictures_lead_to_files() -> None:
 
 
 def dry_run(target: str) -> subprocess.CompletedProcess[str]:
-    """As typed in a shell: a make above this one would add its "Leaving directory" lines."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+    """As typed in a shell: a make above this one would add its "Leaving directory" lines and its ARGS."""
+    above = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "ARGS")
+    environment = {key: value for key, value in os.environ.items() if key not in above}
     return subprocess.run(["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from cluster.runtime.environment import with_ray_environment
 
 os.environ.update(with_ray_environment(dict(os.environ)))  # before anything imports ray
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a script's background job is born deaf to Ctrl-C, and so are its children: tests press it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

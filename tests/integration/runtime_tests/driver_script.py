@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ from cluster.runtime.session import ray_session
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to Ctrl-C
     logs = Path(sys.argv[1])
     with ExitStack() as stack:
         opened: list[str] = []

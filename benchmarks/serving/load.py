@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 LOST = 0  # in place of a status: the connection broke before an answer
 
 
@@ -60,7 +61,7 @@ class OpenLoad:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self._request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
         self._room = connections
-        self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+        self._idle: deque[Connection] = deque()
         self.answers = Answers()
 
     async def run(self, rate_per_s: float, seconds: float, stop: Callable[[], bool] = lambda: False) -> Answers:
@@ -71,10 +72,14 @@ class OpenLoad:
         while (now_s := time.perf_counter() - self._start_s) < seconds and not stop():
             while (due_s := index / rate_per_s) <= now_s:
                 index += 1
-                if not self._idle and self._room == 0:
+                if self._idle:
+                    connection = self._idle.pop()
+                elif self._room:
+                    connection, self._room = None, self._room - 1
+                else:
                     self.answers.unsent += 1
                     continue
-                task = asyncio.create_task(self._ask(due_s))
+                task = asyncio.create_task(self._ask(due_s, connection))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             await asyncio.sleep(max(0.0, index / rate_per_s - (time.perf_counter() - self._start_s)))
@@ -84,13 +89,10 @@ class OpenLoad:
             writer.close()
         return self.answers
 
-    async def _ask(self, due_s: float) -> None:
-        status, body, connection = LOST, b"", None
+    async def _ask(self, due_s: float, connection: Connection | None) -> None:
+        status, body = LOST, b""
         try:
-            if self._idle:
-                connection = self._idle.pop()
-            else:
-                self._room -= 1
+            if connection is None:
                 connection = await asyncio.open_connection(self._host, self._port)
             reader, writer = connection
             writer.write(self._request)

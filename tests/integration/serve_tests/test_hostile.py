@@ -175,7 +175,7 @@ def test_everything_is_as_before_after_four_of_five_clients_timed_out(server: Se
 
     with ThreadPoolExecutor(40) as pool:
         found = list(pool.map(impatient, range(200)))
-    assert found.count(0) > 40, "many were too impatient"
+    assert found.count(0) > 100, "most were too impatient"
     assert {found[index] for index in range(0, 200, 5)} == {200}, "the patient ones were all answered"
     assert_idle(server)
 

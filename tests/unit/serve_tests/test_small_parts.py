@@ -158,16 +158,16 @@ def test_what_a_deploy_does_not_say_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_queues_bounds_reach_the_batcher(tmp_path: Path) -> None:
-    async def test() -> tuple[int, int]:
+    async def test() -> tuple[int, int, float | None]:
         config = CONFIG.model_copy(
             update={
                 "versions": (VersionConfig(version="1", bundle=str(make_bundle(tmp_path / "bundle"))),),
-                "queue": QueueSpec(max_rows=5, max_mib=2),
+                "queue": QueueSpec(max_rows=5, max_mib=2, max_wait_ms=50.0),
             }
         )
         door = await open_door(config)
         limits = door.handler.repository.models["1"].batcher._limits
         await door.handler.repository.close()
-        return limits.queue_rows, limits.queue_bytes
+        return limits.queue_rows, limits.queue_bytes, limits.queue_wait_s
 
-    assert asyncio.run(test()) == (5, 2 << 20)
+    assert asyncio.run(test()) == (5, 2 << 20, 0.05)

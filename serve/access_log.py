@@ -3,7 +3,7 @@
 Invariant: no body, no query, no header and no token is ever logged; a request that is not in the sample costs one
 random number. A line that cannot be written (a full disk) is dropped, and the request is answered all the same.
 
-Covered: every HTTP request of an endpoint. Not covered: gRPC (its outcomes are in the metrics).
+Covered: every HTTP request (`AccessLog`) and gRPC call (serve/rpc.py) of an endpoint; a stream is one line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 import orjson
@@ -23,53 +25,75 @@ PATH_CHARACTERS_MAX = 200
 GONE = 499  # as nginx counts a client that left before its answer
 
 
-class AccessLog:
-    """ASGI middleware around an endpoint's door. `share` gives the sampled part now, so that a change takes effect."""
+@dataclass
+class Seen:
+    """What one request came to. `status` is HTTP's number or gRPC's code name."""
 
-    def __init__(self, app: App, share: Callable[[], float], endpoint: str, replica: str = "0") -> None:
-        self._app = app
+    status: int | str
+    request_bytes: int = 0
+    response_bytes: int = 0
+
+
+class AccessRecords:
+    """The lines of one endpoint. `share` gives the sampled part now, so that a change takes effect."""
+
+    def __init__(self, share: Callable[[], float], endpoint: str, replica: str = "0") -> None:
         self._share = share
         self._names = {"endpoint": endpoint, "replica": replica}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def sampled(self) -> bool:
+        """Whether this request is to be logged."""
         share = self._share()
-        if not share or scope["type"] != "http" or random.random() >= share:
+        return share > 0 and random.random() < share
+
+    @contextmanager
+    def line(self, client: str, method: str, path: str, seen: Seen) -> Iterator[None]:
+        """Time what happens inside, then write the line, whatever came of it."""
+        started_ns = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            line: dict[str, Any] = {
+                "unix_s": round(time.time(), 3),
+                **self._names,
+                "client": client,
+                "method": method[:20],
+                "path": path[:PATH_CHARACTERS_MAX],
+                **asdict(seen),
+                "duration_ms": round((time.perf_counter_ns() - started_ns) / 1e6, 3),
+            }
+            LOG.info("%s", orjson.dumps(line).decode())
+
+
+class AccessLog:
+    """ASGI middleware around an endpoint's door."""
+
+    def __init__(self, app: App, records: AccessRecords) -> None:
+        self._app, self._records = app, records
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._records.sampled():
+            await self._logged(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
-        await self._logged(scope, receive, send)
 
     async def _logged(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started_ns = time.perf_counter_ns()
-        seen = {"status": GONE, "request_bytes": 0, "response_bytes": 0}
+        seen = Seen(GONE)
 
         async def counted_receive() -> Message:
             message = await receive()
-            seen["request_bytes"] += len(message.get("body", b""))
+            seen.request_bytes += len(message.get("body", b""))
             return message
 
         async def counted_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                seen["status"] = message["status"]
-            seen["response_bytes"] += len(message.get("body", b""))
+                seen.status = message["status"]
+            seen.response_bytes += len(message.get("body", b""))
             await send(message)
 
-        try:
-            await self._app(scope, counted_receive, counted_send)
-        finally:
-            self._write(scope, seen, (time.perf_counter_ns() - started_ns) / 1e6)
-
-    def _write(self, scope: Scope, seen: dict[str, int], duration_ms: float) -> None:
         client = scope.get("client") or ("", 0)
-        line: dict[str, Any] = {
-            "unix_s": round(time.time(), 3),
-            **self._names,
-            "client": client[0],
-            "method": scope["method"][:20],
-            "path": scope["path"][:PATH_CHARACTERS_MAX],
-            **seen,
-            "duration_ms": round(duration_ms, 3),
-        }
-        LOG.info("%s", orjson.dumps(line).decode())
+        with self._records.line(client[0], scope["method"], scope["path"], seen):
+            await self._app(scope, counted_receive, counted_send)
 
 
 def open_access_log(target: logging.Handler | TextIO) -> None:

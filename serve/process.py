@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from cluster.errors import EndpointError, PortInUseError
-from serve.access_log import AccessLog, open_access_log
+from serve.access_log import AccessLog, AccessRecords, open_access_log
 from serve.asgi import AsgiDoor
 from serve.batching import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
@@ -39,11 +39,15 @@ async def open_door(config: EndpointConfig, limits: Limits | None = None) -> Asg
 async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_port: int | None = None) -> None:
     """Serve until SIGINT or SIGTERM; over gRPC as well where a port is given (0 takes a free one)."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    open_access_log(sys.stderr)
     door = await open_door(config)
     rpc_server = await open_rpc(door, listener.getsockname()[0], grpc_port) if grpc_port is not None else None
-    open_access_log(sys.stderr)
     settings = uvicorn.Config(
-        logged(door), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(GRACE_S)
+        AccessLog(door, access_records(door.handler.repository)),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(GRACE_S),
     )
     server = uvicorn.Server(settings)
     host, port = listener.getsockname()[:2]
@@ -57,10 +61,9 @@ async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_p
         raise EndpointError(f"Cannot start endpoint '{config.name}'", found="the HTTP server did not start")
 
 
-def logged(door: AsgiDoor, replica: str = "0") -> AccessLog:
-    """The door behind its access log; the sampled share is the configuration's."""
-    repository = door.handler.repository
-    return AccessLog(door, lambda: repository.access_log, repository.name, replica)
+def access_records(repository: Repository, replica: str = "0") -> AccessRecords:
+    """The endpoint's access log; the sampled share is the configuration's."""
+    return AccessRecords(lambda: repository.access_log, repository.name, replica)
 
 
 async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:
@@ -71,7 +74,7 @@ async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:
 
     sizes = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.max_send_message_length", -1)]
     server = grpc.aio.server(options=[*sizes, ("grpc.so_reuseport", 0)])
-    add_to_server(Rpc(door.handler), server)
+    add_to_server(Rpc(door.handler, access_records(door.handler.repository)), server)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:

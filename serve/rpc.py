@@ -10,9 +10,12 @@ one answer to a request, shared memory, trace and log settings: UNIMPLEMENTED.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import numpy as np
@@ -21,6 +24,7 @@ import orjson
 from cluster.bundle.signature import DATATYPE_OF
 from cluster.errors import MantaError
 from serve.access import from_metadata
+from serve.access_log import AccessRecords, Seen
 from serve.codec import InferRequest, RequestedOutput
 from serve.handler import Handler, check_scheduling
 from serve.peers import CALLER, Caller
@@ -46,6 +50,7 @@ CONTENTS_OF = {
     "BYTES": "bytes_contents",
 }
 MESSAGE_BYTES_MAX = 128 << 20
+INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 INFERENCE_METHODS = tuple(inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name)
 STREAM_METHODS = ("ModelStreamInfer",)
 HEALTH_METHODS = ("Check",)
@@ -55,11 +60,46 @@ OPEN_METHODS = ("Check", "ServerLive", "ServerReady")
 class Rpc:
     """Every method takes a request message and returns a response message, or raises MantaError."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, records: AccessRecords | None = None) -> None:
         self.handler = handler
         self.repository = handler.repository
+        self._records = records or AccessRecords(lambda: 0.0, handler.repository.name)
 
-    def authorize(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    async def answer(self, name: str, request: Any, context: Any) -> Any:
+        """The response message to a call of method `name`, authorized and logged. Raises MantaError."""
+        with self._logged(name, context) as seen:
+            self._authorize(name, context.invocation_metadata() or ())
+            response = await getattr(self, name)(request)
+            seen.request_bytes, seen.response_bytes = request.ByteSize(), response.ByteSize()
+            return response
+
+    async def stream(self, name: str, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """The same for a method that takes and gives a stream."""
+        with self._logged(name, context) as seen:
+            self._authorize(name, context.invocation_metadata() or ())
+            async for response in getattr(self, name)(_counted(requests, seen)):
+                seen.response_bytes += response.ByteSize()
+                yield response
+
+    @contextmanager
+    def _logged(self, name: str, context: Any) -> Iterator[Seen]:
+        seen = Seen("INTERNAL")
+        if not self._records.sampled():
+            yield seen
+            return
+        path = f"/{HEALTH if name in HEALTH_METHODS else INFERENCE}/{name}"
+        with self._records.line(_host(context.peer()), "gRPC", path, seen):
+            try:
+                yield seen
+            except MantaError as error:
+                seen.status = grpc_code_of(error)
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                seen.status = "CANCELLED"
+                raise
+            seen.status = "OK"
+
+    def _authorize(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Raise ProtocolError 401 or 403 unless the call may go on. Health and liveness need no token."""
         if name not in OPEN_METHODS:
             is_admin = name in ("RepositoryModelLoad", "RepositoryModelUnload")
@@ -69,7 +109,7 @@ class Rpc:
 
     async def Check(self, request: Any) -> Any:
         """grpc.health.v1: the server for an empty name, else the model of that name."""
-        if request.service in ("", self.repository.name, "inference.GRPCInferenceService"):
+        if request.service in ("", self.repository.name, INFERENCE):
             states = health_pb2.HealthCheckResponse
             return states(status=states.SERVING if self.repository.ready else states.NOT_SERVING)
         raise bad_request(f"unknown service {request.service[:80]!r}", status=404)
@@ -193,11 +233,10 @@ def status_code(error: MantaError) -> grpc.StatusCode:
 
 
 def _servicer(rpc: Rpc, names: Iterable[str]) -> dict[str, Any]:
-    def bind(method: Any) -> Callable[[Any, Any, Any], Awaitable[Any]]:
+    def bind(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
         async def call(_: Any, request: Any, context: Any) -> Any:
             try:
-                rpc.authorize(method.__name__, context.invocation_metadata() or ())
-                return await method(request)
+                return await rpc.answer(name, request, context)
             except MantaError as error:
                 await context.abort(status_code(error), error.message)
             except Exception:
@@ -206,18 +245,28 @@ def _servicer(rpc: Rpc, names: Iterable[str]) -> dict[str, Any]:
 
         return call
 
-    def bind_stream(method: Any) -> Callable[[Any, Any, Any], AsyncIterator[Any]]:
+    def bind_stream(name: str) -> Callable[[Any, Any, Any], AsyncIterator[Any]]:
         async def call(_: Any, requests: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                rpc.authorize(method.__name__, context.invocation_metadata() or ())
-                async for answer in method(requests):
-                    yield answer
+                async for response in rpc.stream(name, requests, context):
+                    yield response
             except MantaError as error:
                 await context.abort(status_code(error), error.message)
 
         return call
 
-    return {name: (bind_stream if name in STREAM_METHODS else bind)(getattr(rpc, name)) for name in names}
+    return {name: (bind_stream if name in STREAM_METHODS else bind)(name) for name in names}
+
+
+async def _counted(requests: AsyncIterator[Any], seen: Seen) -> AsyncIterator[Any]:
+    async for request in requests:
+        seen.request_bytes += request.ByteSize()
+        yield request
+
+
+def _host(peer: str) -> str:
+    """The address in gRPC's name of a peer: `ipv4:10.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, `unix:`."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
 
 
 def _array_of_contents(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:

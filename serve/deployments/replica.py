@@ -26,7 +26,7 @@ from serve.deployments.shortcut import open_shortcut
 from serve.handler import Handler
 from serve.human import build_human_side
 from serve.limits import Limits
-from serve.process import logged
+from serve.process import access_records
 from serve.repository import Repository
 from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, status_code
 
@@ -43,12 +43,13 @@ class EndpointReplica:
         self.repository = Repository(name, limits)
         self.repository.peers = endpoint_peers(name)
         self.handler = Handler(self.repository, limits)
-        self.rpc = Rpc(self.handler)
+        self._records = access_records(self.repository, self.repository.peers.replica)
+        self.rpc = Rpc(self.handler, self._records)
         self._told_at_ns = time.perf_counter_ns()
         self._told_engine_ns = 0
 
     def __serve_build_asgi_app__(self) -> AccessLog:
-        door = logged(AsgiDoor(self.handler, build_human_side(self.handler)), self.repository.peers.replica)
+        door = AccessLog(AsgiDoor(self.handler, build_human_side(self.handler)), self._records)
         open_access_log(access_file(self.repository.name))
         open_shortcut(door, self.repository.name)
         return door
@@ -88,8 +89,7 @@ def _rpc_method(name: str) -> Callable[..., Awaitable[Any]]:
 
     async def call(self: EndpointReplica, request: Any, grpc_context: Any) -> Any:
         try:
-            self.rpc.authorize(name, grpc_context.invocation_metadata() or ())
-            return await getattr(self.rpc, name)(request)
+            return await self.rpc.answer(name, request, grpc_context)
         except MantaError as error:
             grpc_context.set_code(status_code(error))
             grpc_context.set_details(error.message)
@@ -104,8 +104,7 @@ def _stream_method(name: str) -> Callable[..., AsyncIterator[Any]]:
 
     async def call(self: EndpointReplica, requests: Any, grpc_context: Any) -> AsyncIterator[Any]:
         try:
-            self.rpc.authorize(name, grpc_context.invocation_metadata() or ())
-            async for answer in getattr(self.rpc, name)(requests):
+            async for answer in self.rpc.stream(name, requests, grpc_context):
                 yield answer
         except MantaError as error:
             grpc_context.set_code(status_code(error))

@@ -1,14 +1,10 @@
-"""One look or scrape is about all replicas; the access log is a sample, and holds nothing that was said."""
+"""One look or scrape is about all replicas."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import io
 import json
-import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +13,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.access import Access
-from serve.access_log import AccessLog, open_access_log
 from serve.deployments.commands import _table
 from serve.metrics import EndpointMetrics, merge, render
 from serve.monitor import joined
@@ -178,83 +173,3 @@ def test_the_watch_shows_mean_percentiles_throughput_cpu_and_memory() -> None:
         assert title in head
     assert line.split()[:5] == ["digits", "3", "READY", "2", "3.00"]
     assert "1 replicas do not answer" in line
-
-
-def logged(in_place: Callable[..., Any], share: float, requests: int, body: bytes = GOOD) -> list[dict[str, Any]]:
-    stream = io.StringIO()
-
-    async def test(place: Place) -> None:
-        place.door = AccessLog(place.door, lambda: share, "m", "r1")  # type: ignore[assignment]
-        open_access_log(stream)
-        async with client(place) as http:
-            for _ in range(requests):
-                await http.post(f"{INFER}?secret=query", content=body, headers={"authorization": "Bearer secret-token"})
-
-    in_place(test, human=True)
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
-
-
-def test_the_access_log_says_what_happened_and_nothing_that_was_said(in_place: Callable[..., Any]) -> None:
-    (line,) = logged(in_place, 1.0, 1, GOOD.replace(b'"inputs"', b'"id":"secret-id","inputs"', 1))
-    assert (line["endpoint"], line["replica"], line["method"], line["path"]) == ("m", "r1", "POST", INFER)
-    assert (line["status"], line["response_bytes"] > 0, line["duration_ms"] > 0) == (200, True, True)
-    assert line["request_bytes"] > len(GOOD)
-    assert "secret" not in json.dumps(line)
-    assert set(line) == {
-        "unix_s", "endpoint", "replica", "client", "method", "path", "status", "request_bytes", "response_bytes",
-        "duration_ms",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
-def test_the_share_is_sampled(in_place: Callable[..., Any], share: float, least: int, most: int) -> None:
-    assert least <= len(logged(in_place, share, 200)) <= most
-
-
-class _Unclosed(io.RawIOBase):
-    """Writes through to a file that stays the test's to close."""
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        return int(self._raw.write(data))
-
-
-def test_a_log_that_cannot_be_written_costs_no_request(
-    in_place: Callable[..., Any], capfd: pytest.CaptureFixture[str]
-) -> None:
-    async def test(place: Place) -> None:
-        place.door = AccessLog(place.door, lambda: 1.0, "m")  # type: ignore[assignment]
-        with Path("/dev/full").open("wb", buffering=0) as full:
-            open_access_log(io.TextIOWrapper(_Unclosed(full), write_through=True))
-            async with client(place) as http:
-                for _ in range(3):
-                    assert (await http.post(INFER, content=GOOD)).status_code == 200
-            logging.getLogger("serve.access").handlers.clear()
-
-    in_place(test)
-    assert "Traceback" not in capfd.readouterr().err
-
-
-def test_a_client_that_leaves_is_logged_as_gone(in_place: Callable[..., Any]) -> None:
-    stream = io.StringIO()
-
-    async def test(place: Place) -> None:
-        app = AccessLog(place.door, lambda: 1.0, "m")
-        open_access_log(stream)
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            raise AssertionError
-
-        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "root_path": ""}
-        await asyncio.wait_for(app(scope, receive, send), 5)
-
-    in_place(test)
-    assert json.loads(stream.getvalue())["status"] == 499

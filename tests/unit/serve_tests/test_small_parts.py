@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from ray.serve.exceptions import RayServeException
 
 from cluster.bundle import open_bundle
 from cluster.cli.app import app
-from cluster.errors import RequestError
+from cluster.errors import MantaError, RequestError
 from cluster.spec.serve import QueueSpec, ReplicaSpec, ServeSpec
+from serve.batching import SWITCH_INTERVAL_S
 from serve.config import HISTORY_MAX, EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments import directory
 from serve.deployments.__main__ import parse
 from serve.deployments.commands import _wanted
+from serve.deployments.replica import EndpointReplica
 from serve.deployments.stages import compare
 from serve.model import version_policy
-from serve.process import open_door
+from serve.process import listen, open_door, serve_endpoint
 from serve.rows import read_image, read_rows
 from tests.bundles import make_bundle
 
@@ -171,3 +176,21 @@ def test_the_queues_bounds_reach_the_batcher(tmp_path: Path) -> None:
         return limits.queue_rows, limits.queue_bytes, limits.queue_wait_s
 
     assert asyncio.run(test()) == (5, 2 << 20, 0.05)
+
+
+@pytest.fixture
+def switch_interval() -> Iterator[Callable[[], float]]:
+    before = sys.getswitchinterval()
+    yield sys.getswitchinterval
+    sys.setswitchinterval(before)
+
+
+def test_both_serving_processes_switch_threads_soon(switch_interval: Callable[[], float]) -> None:
+    """At Python's 5 ms the event loop waits that long for every batch that the engine's thread takes."""
+    with listen("127.0.0.1", 0) as listener, pytest.raises(MantaError, match="/b/1"):
+        asyncio.run(serve_endpoint(CONFIG, listener))
+    assert switch_interval() == pytest.approx(SWITCH_INTERVAL_S)
+    sys.setswitchinterval(0.005)
+    with pytest.raises(RayServeException, match="replica"):
+        EndpointReplica("m")  # it sets the interval, then asks Ray Serve who it is
+    assert switch_interval() == pytest.approx(SWITCH_INTERVAL_S)

@@ -137,7 +137,10 @@ def _finish(
     if isinstance(last, RunFinished):
         if as_json:
             emit_json({"ok": True, **last.summary})
-        return 0 if keep else driver.wait()
+        if keep:
+            driver.returncode = 0  # it goes on serving on purpose: Popen would warn that it is still running
+            return 0
+        return driver.wait()
     if isinstance(last, RunFailed):
         code = int(last.error.get("exit_code", 1))
         if as_json:

@@ -27,6 +27,8 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # ray/tune: result files, TensorBoard and progress tables are made from our own events
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # ray/tune/tune.py: its handler of Ctrl-C would outlive the search and swallow the next one
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 

@@ -95,6 +95,7 @@ def test_the_event_stream_has_trials_epochs_and_the_endpoint(quickstart: KeptRun
 def test_json_output_is_one_object_and_the_rest_is_on_stderr(quickstart: KeptRun) -> None:
     assert "train" in quickstart.stderr
     assert "{" not in quickstart.stderr.splitlines()[0]
+    assert "Warning" not in quickstart.stderr
 
 
 def test_the_report_is_self_contained(quickstart: KeptRun) -> None:

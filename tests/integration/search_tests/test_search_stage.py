@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 
@@ -118,10 +119,13 @@ def test_no_search_is_skipped(make_context: MakeContext) -> None:
     assert result.status == "skipped"
 
 
-def test_after_a_search_the_resources_are_free(make_context: MakeContext) -> None:
+def test_after_a_search_the_resources_are_free_and_ctrl_c_is_heard(make_context: MakeContext) -> None:
+    """Tune's own handler of Ctrl-C would stay behind and swallow the next one."""
     import ray
 
+    before = signal.getsignal(signal.SIGINT)
     run_search(make_context(trials=2))
+    assert signal.getsignal(signal.SIGINT) is before
     deadline = time.monotonic() + 10  # Ray takes a placement group back a moment after it was told to
     while ray.available_resources().get("CPU") != ray.cluster_resources().get("CPU"):
         assert time.monotonic() < deadline, ray.available_resources()

@@ -1,21 +1,24 @@
 """Load at a fixed rate, whatever the server does: each request has its time, and its latency counts from there.
 
 A closed loop waits for slow answers and so asks less just when it matters (coordinated omission); this one does not.
-It speaks just enough HTTP/1.1 for keep-alive POSTs, because a full client would take the cores from the server.
+It speaks just enough HTTP/1.1 for keep-alive POSTs, on uvloop and without a task a request, because what the client
+uses of the cores the server lacks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import numpy as np
+import uvloop
 
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 LOST = 0  # in place of a status: the connection broke before an answer
 
 
@@ -23,11 +26,13 @@ LOST = 0  # in place of a status: the connection broke before an answer
 class Answers:
     """One entry a request, in the order of their answers."""
 
-    due_s: list[float] = field(default_factory=list)
+    due_s: array[float] = field(default_factory=lambda: array("d"))
     """When the request was to be sent, since the start of the load."""
-    latency_s: list[float] = field(default_factory=list)
+    latency_s: array[float] = field(default_factory=lambda: array("d"))
     """From then to the answer's last byte."""
-    status: list[int] = field(default_factory=list)
+    late_s: array[float] = field(default_factory=lambda: array("d"))
+    """From then until it was really sent: the client's own wait for a core."""
+    status: array[int] = field(default_factory=lambda: array("h"))
     unsent: int = 0
     """Requests for which no connection was free: the client's limit, not the server's."""
     bodies: list[bytes] = field(default_factory=list)
@@ -38,10 +43,11 @@ class Answers:
         due, found = np.array(self.due_s), np.array(self.status)
         return float(np.sum((found == status) & (due >= since_s) & (due < until_s)) / (until_s - since_s))
 
-    def percentile_ms(self, status: int, percent: float, since_s: float = 0.0) -> float:
-        """Latency of the answers with a status."""
+    def percentile_ms(self, status: int, percent: float, since_s: float = 0.0, *, sent: bool = False) -> float:
+        """Latency of the answers with a status; from the time of sending, not from when it was due, with `sent`."""
         chosen = (np.array(self.status) == status) & (np.array(self.due_s) >= since_s)
-        return float(np.percentile(np.array(self.latency_s)[chosen], percent)) * 1e3 if chosen.any() else float("nan")
+        taken_s = np.array(self.latency_s) - (np.array(self.late_s) if sent else 0.0)
+        return float(np.percentile(taken_s[chosen], percent)) * 1e3 if chosen.any() else float("nan")
 
     def counts(self, since_s: float = 0.0, until_s: float = float("inf")) -> dict[str, int]:
         """How many answers had which status; `lost` for broken connections."""
@@ -59,57 +65,115 @@ class OpenLoad:
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         lines = [f"POST {parts.path} HTTP/1.1", f"Host: {self._host}", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        self._request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+        self.request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
         self._room = connections
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[_Connection] = deque()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._asked = 0
         self.answers = Answers()
 
-    async def run(self, rate_per_s: float, seconds: float, stop: Callable[[], bool] = lambda: False) -> Answers:
-        """Send for `seconds`, or until `stop` says so, and wait for the answers."""
-        tasks: set[asyncio.Task[None]] = set()
+    def drive(self, rate_per_s: float, seconds: float, stop: Callable[[], bool] = lambda: False) -> Answers:
+        """Send for `seconds`, or until `stop` says so, and wait for the answers. Blocks; runs a loop of its own."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(self._drive(rate_per_s, seconds, stop))
+
+    async def _drive(self, rate_per_s: float, seconds: float, stop: Callable[[], bool]) -> Answers:
         self._start_s = time.perf_counter()
         index = 0
-        while (now_s := time.perf_counter() - self._start_s) < seconds and not stop():
+        while (now_s := self.now_s()) < seconds and not stop():
             while (due_s := index / rate_per_s) <= now_s:
                 index += 1
-                if self._idle:
-                    connection = self._idle.pop()
-                elif self._room:
-                    connection, self._room = None, self._room - 1
-                else:
-                    self.answers.unsent += 1
-                    continue
-                task = asyncio.create_task(self._ask(due_s, connection))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await asyncio.sleep(max(0.0, index / rate_per_s - (time.perf_counter() - self._start_s)))
-        if tasks:
-            await asyncio.wait(tasks, timeout=60)
-        for _, writer in self._idle:
-            writer.close()
+                self._ask(due_s)
+            await asyncio.sleep(max(0.0, index / rate_per_s - self.now_s()))
+        until_s = self.now_s() + 60
+        while len(self.answers.status) < self._asked and self.now_s() < until_s:
+            await asyncio.sleep(0.05)
+        for connection in self._idle:
+            connection.transport.close()
         return self.answers
 
-    async def _ask(self, due_s: float, connection: Connection | None) -> None:
-        status, body = LOST, b""
+    def now_s(self) -> float:
+        return time.perf_counter() - self._start_s
+
+    def _ask(self, due_s: float) -> None:
+        if not self._idle and not self._room:
+            self.answers.unsent += 1
+            return
+        self._asked += 1
+        if self._idle:
+            self._idle.pop().ask(due_s)
+            return
+        self._room -= 1
+        task = asyncio.get_running_loop().create_task(self._open(due_s))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, due_s: float) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            if connection is None:
-                connection = await asyncio.open_connection(self._host, self._port)
-            reader, writer = connection
-            writer.write(self._request)
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0])
-            body = await reader.readexactly(length)
-            status = int(head[9:12])
-            if b"\r\nconnection: close" in head:
-                raise ConnectionResetError
-            self._idle.append(connection)
-        except (OSError, asyncio.IncompleteReadError, IndexError):
+            _, connection = await loop.create_connection(lambda: _Connection(self), self._host, self._port)
+        except OSError:
             self._room += 1
-            if connection is not None:
-                connection[1].close()
+            self.take(due_s, self.now_s(), LOST, b"")
+            return
+        connection.ask(due_s)
+
+    def take(self, due_s: float, sent_s: float, status: int, body: bytes) -> None:
+        """One answer, or none."""
         answers = self.answers
         answers.due_s.append(due_s)
-        answers.latency_s.append(time.perf_counter() - self._start_s - due_s)
+        answers.latency_s.append(self.now_s() - due_s)
+        answers.late_s.append(sent_s - due_s)
         answers.status.append(status)
         if status != 200 and len(answers.bodies) < 5:
             answers.bodies.append(body[:300])
+
+    def free(self, connection: _Connection) -> None:
+        """Its answer was read whole: the next request may have it."""
+        self._idle.append(connection)
+
+    def gone(self, connection: _Connection) -> None:
+        """It was closed: there is room for another one."""
+        self._room += 1
+        with suppress(ValueError):
+            self._idle.remove(connection)
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection; at most one request is under way on it."""
+
+    def __init__(self, load: OpenLoad) -> None:
+        self._load = load
+        self._due_s: float | None = None
+        self._sent_s = 0.0
+        self._read = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self.transport = transport
+
+    def ask(self, due_s: float) -> None:
+        self._due_s, self._sent_s, self._read = due_s, self._load.now_s(), b""
+        self.transport.write(self._load.request)
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        end = self._read.find(b"\r\n\r\n")
+        if end < 0 or self._due_s is None:
+            return
+        head = self._read[:end].lower() + b"\r\n"
+        length = int(head.split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0])
+        body = self._read[end + 4 :]
+        if len(body) < length:
+            return
+        due_s, self._due_s = self._due_s, None
+        self._load.take(due_s, self._sent_s, int(head[9:12]), body)
+        if b"\r\nconnection: close" in head:
+            self.transport.close()
+        else:
+            self._load.free(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._due_s is not None:
+            self._load.take(self._due_s, self._sent_s, LOST, b"")
+        self._load.gone(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 import threading
@@ -81,7 +80,7 @@ def overload(options: argparse.Namespace, wrk: Wrk, folder: Path) -> dict[str, A
     with case.served({"queue": {"max_wait_ms": knee_p99_ms / 2}}) as found:
         case.closed(wrk, found.url, knee, 2.0)
         load = OpenLoad(found.url, case.body, case.headers, connections=CONNECTIONS)
-        answers = asyncio.run(load.run(OVERLOAD * peak, OVERLOAD_S))
+        answers = load.drive(OVERLOAD * peak, OVERLOAD_S)
     refused = 503
     return {
         "knee": {"connections": knee, **curve[knee]},
@@ -96,6 +95,7 @@ def overload(options: argparse.Namespace, wrk: Wrk, folder: Path) -> dict[str, A
         "accepted_ms_p99": round(answers.percentile_ms(200, 99, 2.0), 2),
         "refused_ms_p50": round(answers.percentile_ms(refused, 50, 2.0), 2),
         "refused_ms_p99": round(answers.percentile_ms(refused, 99, 2.0), 2),
+        "refused_since_sent_ms_p99": round(answers.percentile_ms(refused, 99, 2.0, sent=True), 2),
     }
 
 
@@ -104,13 +104,12 @@ class Traffic:
 
     def __init__(self, url: str, case: Case, rate_per_s: float, connections: int) -> None:
         self._load = OpenLoad(url, case.body, case.headers, connections=connections)
-        self._rate_per_s, self._stop = rate_per_s, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: self._load.drive(rate_per_s, 3600.0, self._stop.is_set), daemon=True
+        )
         self.started_s = time.perf_counter()
         self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.run(self._load.run(self._rate_per_s, 3600.0, self._stop.is_set))
 
     def during(self, action: Callable[[], Any]) -> tuple[float, float]:
         """Do something amid traffic, let some pass after it; the span of both."""
@@ -164,7 +163,7 @@ def soak(options: argparse.Namespace, wrk: Wrk, folder: Path) -> dict[str, Any]:
         knee, curve = case.knee(wrk, found.url, options.seconds)
         rate_per_s = SOAK_SHARE * curve[knee]["requests_per_s"]
         traffic = Traffic(found.url, case, rate_per_s, connections=CONNECTIONS)
-        memory: list[tuple[float, int, int]] = []
+        memory: list[tuple[float, int, dict[str, int]]] = []
         while (now_s := time.perf_counter() - traffic.started_s) < options.soak_seconds:
             minute_s = time.perf_counter() + 60.0
             found.tell(op="replace")
@@ -173,6 +172,7 @@ def soak(options: argparse.Namespace, wrk: Wrk, folder: Path) -> dict[str, Any]:
             memory.append((round(now_s), *memory_bytes(found)))
         answers = traffic.end()
     steady = [row for row in memory if row[0] >= WARM_UP_S] or memory
+    whole = [sum(row[2].values()) for row in steady]
     return {
         "knee": {"connections": knee, **curve[knee]},
         "rate_per_s": round(rate_per_s, 1),
@@ -182,21 +182,27 @@ def soak(options: argparse.Namespace, wrk: Wrk, folder: Path) -> dict[str, Any]:
         "latency_ms_p50": round(answers.percentile_ms(200, 50), 2),
         "latency_ms_p99": round(answers.percentile_ms(200, 99), 2),
         "replica_mib": [round(row[1] / 2**20, 1) for row in memory],
-        "whole_ray_mib": [round(row[2] / 2**20) for row in memory],
+        "whole_ray_mib": [round(sum(row[2].values()) / 2**20) for row in memory],
+        "first_and_last_mib": {
+            kind: [round(row[2].get(kind, 0) / 2**20, 1) for row in (steady[0], steady[-1])]
+            for kind in sorted({*steady[0][2], *steady[-1][2]})
+        },
         "replica_growth": round(steady[-1][1] / steady[0][1] - 1, 4),
-        "whole_ray_growth": round(steady[-1][2] / steady[0][2] - 1, 4),
+        "whole_ray_growth": round(whole[-1] / whole[0] - 1, 4),
         "other_answers": [body.decode(errors="replace") for body in answers.bodies],
     }
 
 
-def memory_bytes(found: Server) -> tuple[int, int]:
-    """Memory of the replica as it says itself, and of all processes below the server's (shared pages once: USS)."""
+def memory_bytes(found: Server) -> tuple[int, dict[str, int]]:
+    """Memory of the replica as it says itself, and of each kind of process below the server's (USS)."""
     with httpx.Client(trust_env=False, timeout=30) as http:
         replica = int(http.get(found.url.partition("/v2")[0] + "/stats").json()[0]["process"]["memory_bytes"])
-    whole = 0
+    kinds: dict[str, int] = {}
     for process in [root := psutil.Process(found.process.pid), *root.children(recursive=True)]:
         try:
-            whole += int(process.memory_full_info().uss)
+            words = [Path(word).name for word in process.cmdline() if word and not word.startswith("-")]
+            kind = next((word for word in words if not word.startswith("python")), process.name())
+            kinds[kind] = kinds.get(kind, 0) + int(process.memory_full_info().uss)
         except psutil.Error:
             continue
-    return replica, whole
+    return replica, kinds

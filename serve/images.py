@@ -1,8 +1,8 @@
 """Image files of strangers -> raw rows of an image model, by the facts that training left in the bundle (`Pixels`).
 
 Order of work: format by the file's own bytes -> size by its header -> decode -> gray or RGB -> resize -> values.
-Invariant: what training did to an image file (trainers/data/images.py) happens here too, step by step, so that the same
-file has the same row on both sides (a test holds them together); nothing is decoded before its size is known.
+Invariant: what training did to an image file (trainers/data/read/images.py) happens here too, step by step, so that
+the same file has the same row on both sides (a test holds them together); nothing is decoded before its size is known.
 
 Covered: PNG, JPEG, BMP, GIF, WebP; several files in one request; 400, 413 and 415 as errors of the protocol.
 Not covered: the rotation that a camera writes beside the pixels (EXIF): training does not follow it either.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.store.run_folder import RunFolder
+from cluster.telemetry.current import current_records, once_each
 from cluster.telemetry.events import (
     Diagnostics,
     EpochFinished,
@@ -33,7 +34,6 @@ from cluster.telemetry.events import (
     follow_events,
     read_events,
 )
-from trainers.current import current_records, once_each
 
 
 class TensorBoardWriter:

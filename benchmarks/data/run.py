@@ -35,10 +35,10 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from benchmarks.data import quality_table
 from cluster.bundle.transforms import Texts
 from cluster.spec.data import DataSpec
-from trainers.data.columns import make_column, to_numbers, to_texts
-from trainers.data.fit import fit_transforms, take_rows
-from trainers.data.infer import infer_role
-from trainers.data.raw import Table
+from trainers.data.fit.table import fit_transforms, take_rows
+from trainers.data.read.columns import make_column, to_numbers, to_texts
+from trainers.data.read.infer import infer_role
+from trainers.data.read.raw import Table
 from trainers.data.shards import Split, write_prepared
 
 NUMBERS, CATEGORIES, BATCH = 20, 10, 1024

@@ -14,12 +14,12 @@ from typing import Any
 
 from cluster.spec.resolve import ResolvedRun
 from cluster.store.run_folder import RunFolder, StageRecord
+from cluster.telemetry.current import current_records
 from cluster.telemetry.events import (
     EpochFinished,
     Message,
     Record,
     RunFailed,
-    StageStarted,
     TrainStep,
     TrialUpdated,
     read_events,
@@ -77,7 +77,7 @@ def gather(run: RunFolder, last: Record | None = None) -> RunReport:
     for event in events:
         view.apply(event)
     records = run.records()
-    training = of_last_inputs(events, "train")
+    training = [event for event in current_records(events) if getattr(event, "stage", "") == "train"]
     resolved = run.read_resolved()
     search = resolved.spec.search if resolved else None
     failure = next((event for event in reversed(events) if isinstance(event, RunFailed)), None)
@@ -101,21 +101,6 @@ def gather(run: RunFolder, last: Record | None = None) -> RunReport:
     )
 
 
-def of_last_inputs(events: Iterable[Record], stage: str) -> list[Record]:
-    """Records of a stage that belong to the inputs it ran with last, over all attempts with just these inputs."""
-    events = list(events)
-    starts = [event for event in events if isinstance(event, StageStarted) and event.stage == stage]
-    if not starts:
-        return []
-    wanted, digest, kept = starts[-1].digest, "", []
-    for event in events:
-        if isinstance(event, StageStarted):
-            digest = event.digest if event.stage == stage else digest
-        if getattr(event, "stage", None) == stage and digest == wanted:
-            kept.append(event)
-    return kept
-
-
 def by_update(steps: Iterable[TrainStep]) -> list[TrainStep]:
     """Ascending updates, the newest record of each: a resumed training tells some of them twice."""
     return [step for _, step in sorted({step.update: step for step in steps}.items())]
@@ -131,8 +116,8 @@ def _trials(run: RunFolder, events: Sequence[Record], metric: str) -> list[Trial
     if path.exists():
         return [_row(item) for item in json.loads(path.read_text(encoding="utf-8"))]
     rows: dict[str, TrialRow] = {}
-    for event in of_last_inputs(events, "search"):
-        if isinstance(event, TrialUpdated):
+    for event in current_records(events):
+        if isinstance(event, TrialUpdated) and event.stage == "search":
             rows[event.trial] = _row_of_event(event, metric, rows.get(event.trial))
     return list(rows.values())
 

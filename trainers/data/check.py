@@ -16,12 +16,12 @@ import pyarrow as pa
 from cluster.atomic import write_text
 from cluster.errors import DataError, MantaError
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
-from trainers.data.batches import FileSource, whole_bytes
-from trainers.data.fetch import called_by_url
-from trainers.data.quality import QualityReport, check_table
-from trainers.data.quality_page import to_html
-from trainers.data.quality_stream import check_files
-from trainers.data.table_files import find_files, read_file
+from trainers.data.quality.page import to_html
+from trainers.data.quality.report import QualityReport, check_table
+from trainers.data.quality.stream import check_files
+from trainers.data.read.batches import FileSource, whole_bytes
+from trainers.data.read.fetch import called_by_url
+from trainers.data.read.table_files import find_files, read_file
 
 MEMORY_MB = 1024
 
@@ -87,7 +87,7 @@ def make_report(
     paths, others = find_files(path), find_files(test) if test else []
     with called_by_url([*paths, *others]):
         if distributed:
-            from trainers.data.ray_data import ray_for_report
+            from trainers.data.stream.ray_data import ray_for_report
 
             with ray_for_report() as run:
                 return check_files(paths, source, target, test=others, run=run)

@@ -4,7 +4,7 @@ Invariant: a row's place follows from its content, the seed and the shares, neve
 rows of equal content (or of one group) are always in the same split; counts are exact where no group is in the way.
 
 Covered: counts and fractions, stratified, grouped, duplicates, splits that the source gives.
-Not covered: what rows are worth training on (quality.py).
+Not covered: what rows are worth training on (quality/report.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, SplitSpec
 from trainers.data.hashing import seeded
-from trainers.data.raw import FREE
+from trainers.data.read.raw import FREE
 
 ATTEMPTED = "Cannot split the data"
 

@@ -3,7 +3,7 @@
     check:    source -> RawData -> targets, splits (counts only) -> DataFacts -> every `auto` decided
     prepare:  the same again -> fit on the training rows alone -> shards and transforms.json
 
-Tables past memory go the same way in passes over their files (stream_prepare.py).
+Tables past memory go the same way in passes over their files (stream/prepare.py).
 
 Invariant: whatever is fitted has seen the training split and nothing else, because the fit functions are handed
 only its rows.
@@ -27,14 +27,14 @@ from cluster.spec.data import SPLITS, DataSpec, PythonSource
 from cluster.spec.resolve import DataFacts, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
-from trainers.data.arrays import check_rules, fit_arrays
-from trainers.data.quality import QualityReport
-from trainers.data.raw import RawData
+from trainers.data.fit.arrays import check_rules, fit_arrays
+from trainers.data.quality.report import QualityReport
+from trainers.data.read.raw import RawData
+from trainers.data.read.sources import Inspect, read_source
 from trainers.data.shard_store import publish_shards
 from trainers.data.shards import write_prepared
-from trainers.data.sources import Inspect, read_source
 from trainers.data.splits import assign_splits, split_rows
-from trainers.data.stream_prepare import Run, Way, choose_way, in_threads, scan, write
+from trainers.data.stream.prepare import Run, Way, choose_way, in_threads, scan, write
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _check_past_memory(context: StageContext, way: Way) -> StageResult:
     """`check_data` in passes over the files, by threads: Ray may still be starting."""
     spec = context.spec
     if spec.data.quality.fail_on:
-        from trainers.data.quality_gate import check_quality_files
+        from trainers.data.quality.gate import check_quality_files
 
         _say_findings(context, check_quality_files(spec.data))
     scanned = scan(spec.data, in_threads)
@@ -153,7 +153,7 @@ def _prepare_past_memory(context: StageContext, spec: DataSpec) -> StageResult:
     context.ensure_ray()
     run: Run = in_threads
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        from trainers.data.ray_data import map_in_order
+        from trainers.data.stream.ray_data import map_in_order
 
         run = map_in_order
     scanned = scan(spec, run)
@@ -178,7 +178,7 @@ def _wait_for_ray(context: StageContext, spec: DataSpec) -> None:
 
 def _inspected_plan(context: StageContext) -> Plan:
     """`make_plan` behind the quality report. Raises DataError for findings that data.quality.fail_on names."""
-    from trainers.data.quality_gate import check_quality, refuse_arrays
+    from trainers.data.quality.gate import check_quality, refuse_arrays
 
     spec = context.spec.data
 
@@ -199,12 +199,12 @@ def _say_findings(context: StageContext, report: QualityReport) -> None:
 
 def count_training_rows(spec: DataSpec, plan: Plan) -> int:
     """Rows that the training split will have after cleaning and balancing: the batch plan counts updates with it."""
-    from trainers.data.fit import prepare_table, training_rows
+    from trainers.data.fit.table import prepare_table, training_rows
 
     rows = training_rows(spec, plan.raw, plan.rows["train"], plan.targets)
     if spec.balance is None or plan.task == "regression":
         return len(rows)
-    from trainers.data.balance import balanced_rows
+    from trainers.data.fit.balance import balanced_rows
 
     count = balanced_rows(spec.balance, np.bincount(plan.targets[rows], minlength=len(plan.classes)))
     if count is None:
@@ -227,7 +227,7 @@ def prepare_data(context: StageContext) -> StageResult:
 def _prepare_in_memory(context: StageContext, spec: DataSpec) -> StageResult:
     plan = make_plan(spec)
     if plan.raw.table is not None:
-        from trainers.data.fit import prepare_table
+        from trainers.data.fit.table import prepare_table
 
         prepared = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes)
         inputs, splits, facts = prepared.inputs, prepared.splits, prepared.facts

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.spec.run import RunSpec
+from cluster.telemetry.current import current_records, once_each
 from cluster.telemetry.events import Diagnostics, EpochFinished, Record, TrainStep
-from trainers.current import current_records, once_each
 
 EPOCHS_MIN = 4  # fewer say nothing about a trend
 OVERFIT_RISE = 1.15  # validation loss at the end, over its best: beyond the noise of small validation splits

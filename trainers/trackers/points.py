@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.store.run_folder import StageRecord
+from cluster.telemetry.current import current_records
 from cluster.telemetry.events import Diagnostics, EpochFinished, Record, StageStarted, TrainStep, TrialUpdated
-from trainers.current import current_records
 
 UNUSUAL = re.compile(r"[^\w./ :-]")  # characters that MLflow refuses in names
 FINAL_STAGES = ("evaluate", "predict")

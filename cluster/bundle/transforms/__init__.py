@@ -7,7 +7,7 @@ Invariant: training makes its shards with this code and serving answers with it,
 same tensor on both sides; loading never runs code.
 
 Covered: format, schema check, apply to rows and to whole columns; images and arrays have a form of their own
-(arrays.py). Not covered: fitting (trainers/data/fit.py, trainers/data/arrays.py).
+(arrays.py). Not covered: fitting (trainers/data/fit/table.py, trainers/data/fit/arrays.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Text -> token ids by a trained vocabulary, in plain Python.
 
 Text is normalized (NFKC, lower case), cut into words and single marks, and each word into the longest known pieces
-from its left, as WordPiece does (Wu et al. 2016). Training (trainers/data/text.py) goes through the `tokenizers`
+from its left, as WordPiece does (Wu et al. 2016). Training (trainers/data/fit/text.py) goes through the `tokenizers`
 library on words cut by this same function; a test holds both encoders together.
 
 Invariant: the ids of a text depend on the text and the vocabulary alone.

@@ -24,9 +24,9 @@ from sklearn.preprocessing import (
 from cluster.bundle.transforms import Column, Output, Texts, Transforms, load_transforms
 from cluster.bundle.transforms.tokens import split_words
 from cluster.spec.data import CsvSource, DataSpec
-from trainers.data.fit_categories import category_block
-from trainers.data.fit_numbers import number_blocks
-from trainers.data.text import text_block, train_vocabulary
+from trainers.data.fit.categories import category_block
+from trainers.data.fit.numbers import number_blocks
+from trainers.data.fit.text import text_block, train_vocabulary
 
 RNG = np.random.default_rng(3)
 TRAIN = np.column_stack([RNG.normal(40, 12, 200), RNG.exponential(500, 200), RNG.integers(0, 4, 200).astype(float)])

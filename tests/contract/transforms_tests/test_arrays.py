@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cluster.bundle.transforms import ArrayTransforms, Pixels, load_transforms
 from cluster.errors import BundleError, DataError
-from trainers.data.arrays import fit_standardize
+from trainers.data.fit.arrays import fit_standardize
 
 RNG = np.random.default_rng(1)
 TRAIN = RNG.gamma(2.0, 50.0, (40, 3, 4, 5)).astype(np.float32)

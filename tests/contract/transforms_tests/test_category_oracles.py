@@ -14,8 +14,8 @@ from sklearn.preprocessing import TargetEncoder
 from cluster.bundle.transforms import Column, Output, Texts, Transforms
 from cluster.bundle.transforms.steps import HashBuckets
 from cluster.spec.data import DataSpec
-from trainers.data.fit import FOLDS, apply_out_of_fold
-from trainers.data.fit_categories import category_block
+from trainers.data.fit.categories import category_block
+from trainers.data.fit.table import FOLDS, apply_out_of_fold
 
 WORDS = ("red", "green", "blue", "dark blue", "rare")
 COLUMN = Column(name="color", kind="text")

@@ -27,7 +27,7 @@ from serve.deployments.directory import remember
 from tests.bundles import make_bundle, softmax, with_transforms
 from tests.contract.protocol_tests.conftest import server_process
 from tests.unit.data_tests.making import data_spec, prepare, run_spec
-from trainers.data.images import read_image_folder
+from trainers.data.read.images import read_image_folder
 from trainers.data.shards import open_prepared
 
 TOLERANCE = 1e-5

@@ -24,8 +24,8 @@ from cluster.bundle.files import TRANSFORMS
 from cluster.spec.data import DataSpec
 from tests.bundles import linear_graph
 from tests.contract.protocol_tests.conftest import server_process
-from trainers.data.fit import PreparedTable, prepare_table
-from trainers.data.sources import read_source
+from trainers.data.fit.table import PreparedTable, prepare_table
+from trainers.data.read.sources import read_source
 from trainers.data.stages import make_plan
 
 TOLERANCE = 1e-5

@@ -93,7 +93,7 @@ def test_a_bad_csv_is_one_clear_sentence(case: str, tmp_path: Path, monkeypatch:
 
 def test_an_all_missing_column_is_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,y\n" + "".join(f"{i},?,{i % 2}\n" for i in range(60)))
-    from trainers.data.sources import read_source
+    from trainers.data.read.sources import read_source
 
     raw = read_source(run_spec({"kind": "csv", "path": str(tmp_path / "t.csv")}, target="y").data)
     assert raw.table is not None

@@ -14,8 +14,8 @@ from PIL import Image
 from cluster.bundle.transforms import load_transforms
 from cluster.errors import DataError
 from tests.unit.data_tests.making import check, data_spec, prepare, run_spec
+from trainers.data.read.sources import read_source
 from trainers.data.shards import open_prepared
-from trainers.data.sources import read_source
 
 SHARES = {"validation": 4, "calibration": 0, "gate": 0, "test": 4}
 LABELS = ("cat", "dog")

@@ -12,7 +12,7 @@ from PIL import Image
 from cluster.bundle.transforms import Pixels
 from cluster.spec.data import ImageFolderSource
 from serve.images import decode
-from trainers.data.images import read_image_folder
+from trainers.data.read.images import read_image_folder
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (13, 17, 3)).astype(np.uint8)

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.spec.data import SPLITS
 from tests.unit.data_tests.making import check, prepare, run_spec, write_table
-from trainers.data.arrays import fit_arrays
+from trainers.data.fit.arrays import fit_arrays
 from trainers.data.shards import Split, open_prepared
 from trainers.data.stages import make_plan
 

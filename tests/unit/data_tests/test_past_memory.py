@@ -19,7 +19,8 @@ from cluster.bundle.transforms import load_transforms
 from cluster.errors import DataError
 from cluster.spec.resolve import HostFacts
 from tests.unit.data_tests.making import check, context, prepare, run_spec
-from trainers.data import quality_part, stages
+from trainers.data import stages
+from trainers.data.quality import part as quality_part
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data
 

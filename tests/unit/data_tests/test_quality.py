@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from trainers.data.check import main
-from trainers.data.quality import check_table, stability_index
-from trainers.data.quality_page import to_html
+from trainers.data.quality.page import to_html
+from trainers.data.quality.report import check_table, stability_index
 
 
 def planted(num_rows: int = 300) -> dict[str, np.ndarray]:

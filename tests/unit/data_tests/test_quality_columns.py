@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from tests.unit.data_tests.making import data_spec
-from trainers.data.quality import check_table
-from trainers.data.sources import read_source
+from trainers.data.quality.report import check_table
+from trainers.data.read.sources import read_source
 
 ROWS = 600
 

@@ -12,9 +12,13 @@ import pytest
 
 from cluster.spec.data import Rule
 from tests.unit.data_tests.every_finding import PLANTED, tables, write
-from trainers.data import batches, check, label_noise, quality_part, quality_stream
-from trainers.data.quality import QualityReport
-from trainers.data.quality_merge import COUNTED
+from trainers.data import check
+from trainers.data.quality import label_noise
+from trainers.data.quality import part as quality_part
+from trainers.data.quality import stream as quality_stream
+from trainers.data.quality.merge import COUNTED
+from trainers.data.quality.report import QualityReport
+from trainers.data.read import batches
 
 SAMPLE_ROWS = 6_000
 RANK_ERROR = math.sqrt(math.log(2 / 1e-6) / (2 * SAMPLE_ROWS))  # Dvoretzky, Kiefer, Wolfowitz; Massart

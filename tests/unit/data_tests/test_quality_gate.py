@@ -13,7 +13,7 @@ import trainers.data
 from cluster.errors import DataError, SpecError
 from cluster.spec.data import Rule
 from tests.unit.data_tests.making import check, context, run_spec
-from trainers.data import label_noise
+from trainers.data.quality import label_noise
 from trainers.data.stages import check_data
 
 

@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from trainers.data import batches, check, label_noise, quality_part
-from trainers.data.quality import check_table
-from trainers.data.quality_facts import DistinctSketch
-from trainers.data.quality_part import QUANTILE_RANK_ERROR, SAMPLE_ROWS
-from trainers.data.quality_stream import check_stream
+from trainers.data import check
+from trainers.data.quality import label_noise
+from trainers.data.quality import part as quality_part
+from trainers.data.quality.facts import DistinctSketch
+from trainers.data.quality.part import QUANTILE_RANK_ERROR, SAMPLE_ROWS
+from trainers.data.quality.report import check_table
+from trainers.data.quality.stream import check_stream
+from trainers.data.read import batches
 
 ROWS = 90_000
 

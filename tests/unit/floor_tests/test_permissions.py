@@ -13,7 +13,7 @@ import pytest
 
 from cluster.errors import DataError, SpecError
 from cluster.spec.load import read_text
-from trainers.data.files import readable_file
+from trainers.data.read.files import readable_file
 
 
 @contextmanager

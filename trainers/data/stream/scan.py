@@ -5,7 +5,7 @@ what a pass leaves of a piece can be merged in the pieces' order, and is the sam
 counts, moments, minimum, maximum and words of the training rows. `SAMPLE_ROWS` training rows, drawn evenly, stand in
 for what needs all values at once (quantiles, bins, vocabularies): ranks within `QUANTILE_RANK_ERROR`.
 
-Covered: CSV, JSON Lines, Parquet, a test file. Not covered: fitting and writing (stream_prepare.py).
+Covered: CSV, JSON Lines, Parquet, a test file. Not covered: fitting and writing (prepare.py).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import pyarrow as pa
 from cluster.bundle.transforms import Column, Texts, Values
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
-from trainers.data.batches import Piece, read_piece
-from trainers.data.columns import make_column, read_values, to_texts
 from trainers.data.hashing import column_keys, table_keys
-from trainers.data.infer import infer_role
-from trainers.data.quality_part import FILE_ROWS_BITS, Part
-from trainers.data.raw import Role
+from trainers.data.quality.part import FILE_ROWS_BITS, Part
+from trainers.data.read.batches import Piece, read_piece
+from trainers.data.read.columns import make_column, read_values, to_texts
+from trainers.data.read.infer import infer_role
+from trainers.data.read.raw import Role
+from trainers.data.read.tables import given_splits
 from trainers.data.splits import assign_splits
-from trainers.data.tables import given_splits
 from trainers.data.targets import class_labels
 
 WORDS_MAX = 1 << 16  # different words of a column that are kept; a category with more has no use for one_hot

@@ -1,13 +1,13 @@
 """The quality report of a table past the memory budget: one pass over its pieces, in bounded memory.
 
 Invariant: the report does not depend on who read which piece. Exact: rows, missing, infinite and repeated values as in
-quality_facts.py, minimum, maximum, mean, sentinels, white space, and the words, classes, label variants and mixed types
+facts.py, minimum, maximum, mean, sentinels, white space, and the words, classes, label variants and mixed types
 of columns with at most `WORDS_MAX` different words. Different values, repeated rows and overlap come from the k
 smallest 64-bit hashes: exact below k, else within `DistinctSketch.relative_error` (three standard errors). All other
 findings are judged on `SAMPLE_ROWS` rows drawn evenly over the table: a quantile's rank is off by at most
 `QUANTILE_RANK_ERROR`, except once in a million (Dvoretzky, Kiefer, Wolfowitz; Massart 1990).
 
-Covered: Parquet, CSV and JSON Lines of any size, a second file; threads here, or Ray Data (ray_data.py).
+Covered: Parquet, CSV and JSON Lines of any size, a second file; threads here, or Ray Data (stream/ray_data.py).
 Not covered: sources that are no files.
 """
 
@@ -25,11 +25,11 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import DataError
-from trainers.data.batches import FileSource, Piece, find_pieces, read_piece
-from trainers.data.quality import QualityReport, as_plain
-from trainers.data.quality_facts import ColumnFacts
-from trainers.data.quality_merge import merged_report
-from trainers.data.quality_part import FILE_ROWS_BITS, SAMPLE_ROWS, Ask, Part, place
+from trainers.data.quality.facts import ColumnFacts
+from trainers.data.quality.merge import merged_report
+from trainers.data.quality.part import FILE_ROWS_BITS, SAMPLE_ROWS, Ask, Part, place
+from trainers.data.quality.report import QualityReport, as_plain
+from trainers.data.read.batches import FileSource, Piece, find_pieces, read_piece
 
 SAMPLE_SPARE = 1.2  # a threshold that keeps a fifth more rows than the sample needs falls short once in 10^200 tables
 WORKERS_MAX = 4  # each holds a few batches

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from cluster.errors import DataError
-from trainers.data.fetch import called_by_url, local_file
-from trainers.data.files import open_bytes
+from trainers.data.read.fetch import called_by_url, local_file
+from trainers.data.read.files import open_bytes
 
 DTYPE_OF = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 

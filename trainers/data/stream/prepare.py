@@ -1,4 +1,4 @@
-"""Preparing a table past memory: two passes to learn (stream_scan.py), one to write shards, in bounded memory.
+"""Preparing a table past memory: two passes to learn (scan.py), one to write shards, in bounded memory.
 
 Invariant: the shards are those of the way in memory on the same file: the same rows in the same order, and the same
 features where the statistics are exact (counts, words, mean, deviation, minimum, maximum). What needs all values at
@@ -26,14 +26,16 @@ from cluster.bundle.transforms.steps import Clip, Impute, MissingIndicator, OneH
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
 from trainers.data import targets as target_rules
-from trainers.data.batches import Piece, find_pieces, whole_bytes
-from trainers.data.columns import make_column, read_values
-from trainers.data.fetch import called_by_url
-from trainers.data.files import digest_files
-from trainers.data.fit import fit_transforms, take_rows
-from trainers.data.raw import Role, Table
+from trainers.data.fit.table import fit_transforms, take_rows
+from trainers.data.read.batches import Piece, find_pieces, whole_bytes
+from trainers.data.read.columns import make_column, read_values
+from trainers.data.read.fetch import called_by_url
+from trainers.data.read.files import digest_files
+from trainers.data.read.raw import Role, Table
+from trainers.data.read.table_files import find_files
+from trainers.data.read.tables import check_columns
 from trainers.data.shards import write_description
-from trainers.data.stream_scan import (
+from trainers.data.stream.scan import (
     WORDS_MAX,
     Columns,
     Layout,
@@ -47,8 +49,6 @@ from trainers.data.stream_scan import (
     scan_rows,
     typed_batches,
 )
-from trainers.data.table_files import find_files
-from trainers.data.tables import check_columns
 
 Run = Callable[..., Iterator[Any]]
 """`run(function, items, *arguments)` yields the function's result of each item, in order."""
@@ -283,7 +283,7 @@ def _roles(spec: DataSpec, columns: Columns) -> tuple[dict[str, Role], list[str]
 
 
 def _why_useless(spec: DataSpec, seen: Seen, role: Role, rows: int) -> str:
-    """As in tables.py, from counts."""
+    """As in read/tables.py, from counts."""
     share = seen.missing / rows
     if share == 1.0:
         return "every value is missing"

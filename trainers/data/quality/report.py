@@ -3,9 +3,9 @@
 Invariant: looks only, changes nothing; the same file gives the same report. Engine: in memory on pyarrow and NumPy,
 every figure exact (drift and leakage on at most `ROWS_MAX` rows, drawn by content).
 
-Covered: all findings: those of counts in quality_rules.py, those of a column's values in quality_columns.py, wrong
+Covered: all findings: those of counts in rules.py, those of a column's values in columns.py, wrong
 labels in label_noise.py; here facts, leakage of one column, overlap and drift between files.
-Not covered: tables past memory (quality_stream.py, which judges its sample with this module).
+Not covered: tables past memory (stream.py, which judges its sample with this module).
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts
 from cluster.bundle.transforms.columns import number_text
-from trainers.data import label_noise, quality_columns, quality_rules
-from trainers.data.columns import to_numbers, to_texts
-from trainers.data.findings import SEVERITIES, Finding
 from trainers.data.hashing import seeded, table_keys
-from trainers.data.quality_rules import CLASSES_MAX, OUTLIER_FENCE_IQR, SUSPICIOUS, is_prose
+from trainers.data.quality import columns as quality_columns
+from trainers.data.quality import label_noise
+from trainers.data.quality import rules as quality_rules
+from trainers.data.quality.findings import SEVERITIES, Finding
+from trainers.data.quality.rules import CLASSES_MAX, OUTLIER_FENCE_IQR, SUSPICIOUS, is_prose
+from trainers.data.read.columns import to_numbers, to_texts
 
 LEAK_FOLDS = 3
 LEAK_SCORE = 0.999  # a column that orders or groups the classes this well is the target under another name

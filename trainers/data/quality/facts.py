@@ -4,7 +4,7 @@ Invariant: `merge` of the facts of two parts is the facts of both together. Rows
 (up to `WORDS_MAX` different ones), white space, minimum, maximum and the mean (up to rounding) are exact; the number
 of different values is a `DistinctSketch`.
 
-Covered: numbers, booleans, texts. Not covered: quantiles (quality_stream.py takes them from its sample).
+Covered: numbers, booleans, texts. Not covered: quantiles (stream.py takes them from its sample).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column
 from cluster.bundle.transforms.columns import number_text
-from trainers.data.columns import to_texts, whole_array
 from trainers.data.hashing import mix, text_key, words_keys
-from trainers.data.quality_columns import SENTINELS, End
-from trainers.data.quality_rules import SUSPICIOUS
+from trainers.data.quality.columns import SENTINELS, End
+from trainers.data.quality.rules import SUSPICIOUS
+from trainers.data.read.columns import to_texts, whole_array
 
 COLUMN_HASHES = 1 << 14
 WORDS_MAX = 4_096  # different words of a column that are counted one by one

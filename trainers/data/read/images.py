@@ -14,7 +14,7 @@ import numpy as np
 from cluster.atomic import digest_json
 from cluster.errors import DataError
 from cluster.spec.data import CsvSource, DataSpec, ImageFolderSource, ImageManifestSource, JsonlSource
-from trainers.data.files import digest_files, readable_file
+from trainers.data.read.files import digest_files, readable_file
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 ImageSource = ImageFolderSource | ImageManifestSource
@@ -41,9 +41,9 @@ def read_image_folder(source: ImageFolderSource) -> tuple[np.ndarray, np.ndarray
 
 def read_image_manifest(spec: DataSpec, source: ImageManifestSource) -> tuple[np.ndarray, np.ndarray, str]:
     """(N, C, H, W) uint8 images, (N,) labels as text, digest, in the manifest's order. Raises DataError."""
-    from trainers.data.columns import make_column, to_texts
-    from trainers.data.table_files import read_file
-    from trainers.data.tables import check_columns
+    from trainers.data.read.columns import make_column, to_texts
+    from trainers.data.read.table_files import read_file
+    from trainers.data.read.tables import check_columns
 
     manifest = readable_file(source.path)
     attempted = f"Cannot read the images of {source.path}"

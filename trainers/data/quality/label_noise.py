@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cluster.bundle.transforms import Texts, Values
-from trainers.data.findings import Finding
+from trainers.data.quality.findings import Finding
 
 ROWS_MAX = 5_000
 CLASSES_MAX = 20

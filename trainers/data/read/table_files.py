@@ -25,9 +25,9 @@ import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, JsonlSource, ParquetSource, PythonSource
-from trainers.data.fetch import called_by_url, fetch
-from trainers.data.files import digest_files, open_bytes, readable_file, text_file
-from trainers.data.raw import FREE
+from trainers.data.read.fetch import called_by_url, fetch
+from trainers.data.read.files import digest_files, open_bytes, readable_file, text_file
+from trainers.data.read.raw import FREE
 
 DELIMITERS = ",;\t|"
 

@@ -3,7 +3,7 @@
 Invariant: what a piece gives does not depend on where it was read, and parts are merged in the pieces' order, so that
 the result is the one that threads of a single process give. Pieces are read by path: nodes need the same files.
 
-Covered: the quality report's pass, writing shards. Not covered: reading a user's Ray Dataset (table_files.py).
+Covered: the quality report's pass, writing shards. Not covered: reading a user's Ray Dataset (read/table_files.py).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import ray
 import ray.data
 
 from cluster.errors import MantaError
-from trainers.data.batches import Piece
-from trainers.data.quality_part import Ask, Part
-from trainers.data.quality_stream import summarize
+from trainers.data.quality.part import Ask, Part
+from trainers.data.quality.stream import summarize
+from trainers.data.read.batches import Piece
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

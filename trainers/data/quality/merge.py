@@ -3,7 +3,7 @@
 Invariant: a rule that exact counts decide is never decided by the sample; a finding of the sample says so, and an
 estimate carries its bound.
 
-Covered: one part, and a second file's beside it. Not covered: making parts (quality_stream.py, ray_data.py).
+Covered: one part, and a second file's beside it. Not covered: making parts (stream.py, stream/ray_data.py).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trainers.data import quality_columns, quality_rules
-from trainers.data.findings import Finding
-from trainers.data.quality import MAP_CELLS, QualityReport, check_table, ordered
-from trainers.data.quality_facts import ColumnFacts
-from trainers.data.quality_part import FILE_ROWS_BITS, QUANTILE_RANK_ERROR, Part
+from trainers.data.quality import columns as quality_columns
+from trainers.data.quality import rules as quality_rules
+from trainers.data.quality.facts import ColumnFacts
+from trainers.data.quality.findings import Finding
+from trainers.data.quality.part import FILE_ROWS_BITS, QUANTILE_RANK_ERROR, Part
+from trainers.data.quality.report import MAP_CELLS, QualityReport, check_table, ordered
 
 COUNTED = {"missing", "infinite", "duplicate_rows", "white_space", "hidden_missing", "overlap", "constant",
            "identifier"}  # fmt: skip

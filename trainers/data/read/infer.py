@@ -13,8 +13,8 @@ import pyarrow as pa
 from cluster.bundle.transforms import Column
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec
-from trainers.data.columns import make_column, to_texts
-from trainers.data.raw import Role
+from trainers.data.read.columns import make_column, to_texts
+from trainers.data.read.raw import Role
 
 MOSTLY = 0.9  # a share of numbers from which the rest are taken for mistakes
 TEXT_WORDS_MEAN = 3.0  # categories are names of a word or two; sentences have more

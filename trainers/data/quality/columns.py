@@ -16,7 +16,7 @@ from datetime import date
 import numpy as np
 
 from cluster.bundle.transforms import Texts, Values
-from trainers.data.findings import Finding
+from trainers.data.quality.findings import Finding
 
 SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
 SENTINEL_ROWS_MIN = 2  # one such value is an outlier, not a habit

@@ -15,8 +15,8 @@ import numpy as np
 from cluster.bundle.transforms import ArrayTransforms, Pixels, Standardize
 from cluster.errors import DataError
 from cluster.spec.data import CleanSpec, DataSpec, EncodeSpec
-from trainers.data.balance import balance_rows, is_synthetic
-from trainers.data.raw import RawData
+from trainers.data.fit.balance import balance_rows, is_synthetic
+from trainers.data.read.raw import RawData
 from trainers.data.shards import Split
 
 

@@ -1,10 +1,10 @@
 """The findings of the quality report as pure functions of counts and words, so that both engines say the same.
 
 Invariant: a finding follows from its arguments alone; None where there is nothing to say. Both the engine in memory
-(quality.py) and the streaming one (quality_stream.py) call these with exact counts, or with those of a sample.
+(report.py) and the streaming one (stream.py) call these with exact counts, or with those of a sample.
 
 Covered: missing values, constants, identifiers, mixed types, label variants, infinity, outliers, white space, repeated
-rows, the target's classes, overlap. Not covered: what needs the values (quality_columns.py, quality.py).
+rows, the target's classes, overlap. Not covered: what needs the values (columns.py, report.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.data.findings import Finding, Severity
+from trainers.data.quality.findings import Finding, Severity
 
 SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
 OUTLIER_FENCE_IQR = 1.5  # Tukey 1977

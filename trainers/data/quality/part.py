@@ -4,7 +4,7 @@ Invariant: `Part.merge` in the order of the rows gives the part of all rows toge
 numbers alone, so that it is the same however the rows were divided.
 
 Covered: facts of columns, repeated rows, rows that another file has, the sample. Not covered: findings
-(quality_merge.py), reading (quality_stream.py).
+(merge.py), reading (stream.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from trainers.data.hashing import seeded
-from trainers.data.quality_facts import ColumnFacts, DistinctSketch
+from trainers.data.quality.facts import ColumnFacts, DistinctSketch
 
 SAMPLE_ROWS = 32_768
 QUANTILE_RANK_ERROR = math.sqrt(math.log(2 / 1e-6) / (2 * SAMPLE_ROWS))  # 0.0149

@@ -18,15 +18,15 @@ import pyarrow.compute as pc
 from cluster.bundle.transforms import Column, Texts, Values
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
-from trainers.data.columns import make_column, read_values, to_numbers, to_texts, whole_array
 from trainers.data.hashing import column_keys, table_keys
-from trainers.data.infer import infer_role
-from trainers.data.raw import FREE, Layout, RawData, Role, Table
+from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts, whole_array
+from trainers.data.read.infer import infer_role
+from trainers.data.read.raw import FREE, Layout, RawData, Role, Table
 
 
 def read_table(spec: DataSpec, inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None) -> RawData:
     """Read the spec's table source; `inspect` is shown it as it was read. Raises DataError."""
-    from trainers.data.table_files import load_tables
+    from trainers.data.read.table_files import load_tables
 
     table, fixed, digest = load_tables(spec.source)
     if inspect:

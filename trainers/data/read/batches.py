@@ -22,8 +22,8 @@ import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
-from trainers.data.files import GZIP_MAGIC, open_bytes, text_file
-from trainers.data.table_files import csv_header
+from trainers.data.read.files import GZIP_MAGIC, open_bytes, text_file
+from trainers.data.read.table_files import csv_header
 
 FileSource = CsvSource | JsonlSource | ParquetSource
 BATCH_ROWS = 65_536

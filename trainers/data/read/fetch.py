@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PosixPath
 
 from cluster.errors import DataError
-from trainers.data.files import readable_file
+from trainers.data.read.files import readable_file
 
 
 class FetchedFile(PosixPath):

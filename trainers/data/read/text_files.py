@@ -17,8 +17,8 @@ import pyarrow as pa
 from cluster.atomic import digest_json
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec, TextFilesSource
-from trainers.data.files import digest_files, text_file
-from trainers.data.raw import RawData
+from trainers.data.read.files import digest_files, text_file
+from trainers.data.read.raw import RawData
 
 TEXT = "text"  # name of the only feature column, and of the field that serving takes
 SUFFIX = ".txt"
@@ -28,7 +28,7 @@ def read_text_files(
     spec: DataSpec, source: TextFilesSource, inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None
 ) -> RawData:
     """All samples of the folder. Raises DataError."""
-    from trainers.data.tables import table_data
+    from trainers.data.read.tables import table_data
 
     if spec.target == TEXT:
         raise DataError(
@@ -70,7 +70,7 @@ def _find(source: TextFilesSource) -> list[Path]:
 
 def _rows(path: Path, source: TextFilesSource) -> Iterator[tuple[str, str]]:
     """(text, label) of each sample of a file. Raises DataError."""
-    from trainers.data.table_files import decoded_text
+    from trainers.data.read.table_files import decoded_text
 
     text = decoded_text(text_file(path, source.encoding), source.encoding).decode()
     if source.sample == "file":

@@ -18,9 +18,9 @@ from cluster.bundle.signature import TensorSpec
 from cluster.bundle.transforms import Block, Output, Texts, Transforms, Values
 from cluster.bundle.transforms.steps import TargetEncode
 from cluster.spec.data import DataSpec
-from trainers.data.fit_categories import category_block, fit_target_encoding
-from trainers.data.fit_numbers import number_blocks
-from trainers.data.raw import RawData, Table
+from trainers.data.fit.categories import category_block, fit_target_encoding
+from trainers.data.fit.numbers import number_blocks
+from trainers.data.read.raw import RawData, Table
 from trainers.data.shards import Split
 
 FOLDS = 5  # of cross-fitted target encoding: each fold is encoded by the other 80 % of the rows
@@ -52,7 +52,7 @@ def prepare_table(
     tensors = apply_out_of_fold(spec, transforms, values, targets[train], classes)
     splits["train"] = Split(tensors, targets[train])
     if spec.balance is not None:
-        from trainers.data.balance import balance_training
+        from trainers.data.fit.balance import balance_training
 
         splits["train"], balanced = balance_training(spec.balance, transforms, splits["train"], raw.table, values)
         facts |= balanced
@@ -84,7 +84,7 @@ def fit_transforms(
             assert isinstance(column, Texts)
             blocks.append(category_block(spec, name, column, targets, len(classes)))
         elif role == "text":
-            from trainers.data.text import text_block
+            from trainers.data.fit.text import text_block
 
             assert isinstance(column, Texts)
             block = text_block(spec, name, column)
@@ -98,7 +98,7 @@ def fit_transforms(
         outputs.insert(0, features)
     transforms = Transforms(columns=table.columns, ignored=table.ignored, outputs=tuple(outputs))
     if blocks and spec.select is not None:
-        from trainers.data.select import select_features
+        from trainers.data.fit.select import select_features
 
         matrix = apply_out_of_fold(spec, transforms, values, targets, classes)["features"]
         features, facts["selection"] = select_features(spec.select, features, matrix, targets, bool(classes))

@@ -13,8 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trainers.data.findings import Finding
-from trainers.data.quality import QualityReport
+from trainers.data.quality.findings import Finding
+from trainers.data.quality.report import QualityReport
 
 BAR, HEIGHT, CELL = 9, 36, 12
 EVIDENCE_MAX = 160  # characters

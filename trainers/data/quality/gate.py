@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
-from trainers.data.batches import FileSource, read_batches
-from trainers.data.columns import make_column, to_texts
-from trainers.data.findings import SEVERITIES, Finding
-from trainers.data.quality import QualityReport, check_table
-from trainers.data.quality_stream import check_stream
-from trainers.data.table_files import find_files
-from trainers.data.tables import check_columns
+from trainers.data.quality.findings import SEVERITIES, Finding
+from trainers.data.quality.report import QualityReport, check_table
+from trainers.data.quality.stream import check_stream
+from trainers.data.read.batches import FileSource, read_batches
+from trainers.data.read.columns import make_column, to_texts
+from trainers.data.read.table_files import find_files
+from trainers.data.read.tables import check_columns
 
 SHOWN_MAX = 5
 

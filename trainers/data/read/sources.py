@@ -23,11 +23,11 @@ from cluster.spec.data import (
     SklearnSource,
     TextFilesSource,
 )
-from trainers.data.fetch import local_file
-from trainers.data.files import digest_files
 from trainers.data.hashing import array_keys, text_key
-from trainers.data.idx import read_idx
-from trainers.data.raw import Layout, RawData
+from trainers.data.read.fetch import local_file
+from trainers.data.read.files import digest_files
+from trainers.data.read.idx import read_idx
+from trainers.data.read.raw import Layout, RawData
 
 DIGITS_WHITE = 16.0  # scikit-learn's digits count the inked ones of 4×4 bits a pixel
 
@@ -46,27 +46,27 @@ def read_source(spec: DataSpec, inspect: Inspect | None = None) -> RawData:
         images, labels = read_idx(source.images), read_idx(source.labels)
         return _arrays(images, labels, digest_files([local_file(source.images), local_file(source.labels)]))
     if isinstance(source, ImageFolderSource):
-        from trainers.data.images import read_image_folder
+        from trainers.data.read.images import read_image_folder
 
         images, names, digest = read_image_folder(source)
         return _arrays(images, names, digest)
     if isinstance(source, ImageManifestSource):
-        from trainers.data.images import read_image_manifest
+        from trainers.data.read.images import read_image_manifest
 
         images, names, digest = read_image_manifest(spec, source)
         return _arrays(images, names, digest)
     if isinstance(source, TextFilesSource):
-        from trainers.data.text_files import read_text_files
+        from trainers.data.read.text_files import read_text_files
 
         return read_text_files(spec, source, inspect)
     if isinstance(source, PythonSource):
-        from trainers.data.table_files import call_function
+        from trainers.data.read.table_files import call_function
 
         value = call_function(source.function)
         if isinstance(value, tuple):
             inputs, targets = (np.asarray(array) for array in value)
             return _arrays(inputs, targets, _digest(inputs, targets))
-    from trainers.data.tables import read_table
+    from trainers.data.read.tables import read_table
 
     return read_table(spec, inspect)
 
@@ -80,7 +80,7 @@ def _read_sklearn(spec: DataSpec, source: SklearnSource, inspect: Inspect | None
         return replace(_arrays(loaded.images, loaded.target, digest), white=DIGITS_WHITE)
     import pyarrow as pa
 
-    from trainers.data.tables import table_data
+    from trainers.data.read.tables import table_data
 
     names = [str(name) for name in loaded.feature_names]
     columns: dict[str, Any] = {name: loaded.data[:, index] for index, name in enumerate(names)}

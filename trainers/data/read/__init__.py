@@ -1,0 +1,1 @@
+"""From a source to rows: files, URLs, tables, images; read sources.py first."""

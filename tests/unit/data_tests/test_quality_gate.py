@@ -79,7 +79,7 @@ def test_arrays_have_no_report_and_an_unknown_kind_is_refused_by_the_spec(tmp_pa
 
 
 def test_the_spec_knows_every_kind_of_finding_that_the_code_makes() -> None:
-    code = "".join(path.read_text() for path in Path(trainers.data.__path__[0]).glob("*.py"))
+    code = "".join(path.read_text() for path in Path(trainers.data.__path__[0]).rglob("*.py"))
     made = set(re.findall(r'(?:Finding|\badd)\(\s*"(\w+)"', code))
     assert made == set(get_args(Rule))
 

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cluster.bundle.signature import TensorSpec
-from cluster.errors import MantaError
 from cluster.pipeline.stage import StageContext
 from cluster.probe import host_facts
 from cluster.spec.growth import updates_of_epochs
 from cluster.spec.load import load_spec
 from cluster.spec.resolve import ResolvedRun
+from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
+from cluster.telemetry.edge import run_command
 from cluster.telemetry.events import ListSink
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ TABLE_ROWS_MAX = 100_000  # a table's width is known after encoding: up to this 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code of the error tree."""
     options = _parser().parse_args(arguments)
-    try:
-        facts = explain(options.spec, options.set)
-    except MantaError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return error.exit_code
+    return run_command(partial(_print_explained, options), as_json=options.json)
+
+
+def _print_explained(options: argparse.Namespace) -> int:
+    facts = explain(options.spec, options.set)
     text = json.dumps(facts, indent=2, sort_keys=True, default=str) if options.json else render(facts)
     sys.stdout.write(text + "\n")
     return 0
@@ -56,7 +57,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
 
     spec = load_spec(spec_path, overrides)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="manta-explain-") as folder:
-        name = spec.name or spec_path.stem
+        name = run_name(None, spec, spec_path)
         context = StageContext(
             stage="check",
             run=RunFolder(Path(folder) / name),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 def main() -> None:
     """Console entry point."""
-    from cluster.cli.app import run
-
+    try:
+        from cluster.cli.app import run
+    except KeyboardInterrupt:  # importing takes a moment, and nothing has begun
+        raise SystemExit(1) from None
     run()

@@ -9,11 +9,13 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.bundle.files import open_bundle, read_manifest
 from cluster.bundle.manifest import BundleManifest
 from cluster.cli.options import AsJson
-from cluster.cli.seam import emit_json
+from cluster.telemetry.edge import emit_json
+from cluster.telemetry.view import format_bytes, format_metric
 
 BundlePath = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a bundle, e.g. runs/quickstart/bundle.")]
 
@@ -46,17 +48,17 @@ def verify(path: BundlePath, as_json: AsJson = False) -> None:
 
 def _print(manifest: BundleManifest) -> None:
     console = Console()
-    console.print(f"[bold]{manifest.name}[/bold]  {manifest.task}", highlight=False)
+    console.print(Text.assemble((manifest.name, "bold"), f"  {manifest.task}"))
     for kind, tensors in (("input", manifest.signature.inputs), ("output", manifest.signature.outputs)):
         for tensor in tensors:
-            console.print(f"{kind}  {tensor.name}  {tensor.datatype}  {list(tensor.shape)}", highlight=False)
+            console.print(Text(f"{kind}  {tensor.name}  {tensor.datatype}  {list(tensor.shape)}"))
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for column in ("variant", "precision", "verdict", "size", "file"):
         table.add_column(column)
     for variant in manifest.variants:
         size = manifest.files[variant.file].size_bytes if variant.file in manifest.files else 0
         mark = " (default)" if variant.name == manifest.default_variant else ""
-        table.add_row(variant.name + mark, variant.precision, variant.verdict, f"{size / 1024:.1f} KiB", variant.file)
+        table.add_row(variant.name + mark, variant.precision, variant.verdict, format_bytes(size), variant.file)
     console.print(table)
     for name, value in manifest.metrics.items():
-        console.print(f"{name}  {value:.4f}", highlight=False)
+        console.print(Text(f"{name}  {format_metric(name, value)}"))

@@ -20,11 +20,12 @@ import typer
 
 from cluster.cli.local_runs import follow_log, status_rows, stop_run
 from cluster.cli.options import RUNS_DIR, AsJson, Overrides, RunsDir, SpecPath
-from cluster.cli.seam import emit_json
 from cluster.errors import RequestError
 from cluster.runtime.token import find_token
 from cluster.spec.load import load_spec
+from cluster.spec.run import run_name
 from cluster.store.run_folder import find_run
+from cluster.telemetry.edge import emit_json
 
 if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it: `manta --help` stays fast
     from cluster.runtime.jobs import Job, JobsClient
@@ -75,7 +76,7 @@ def submit(
     from cluster.runtime.package import build_package, files_named_in
 
     loaded = load_spec(spec, override or [])
-    run_name = name or loaded.name or spec.stem
+    run = run_name(name, loaded, spec)
     shipped = _relative_spec(spec, folder)
     inside, outside = files_named_in(loaded.model_dump(mode="json"), folder)
     package = build_package(folder, needed=(shipped, *inside))
@@ -85,13 +86,13 @@ def submit(
         client.ray_version()
         _note(f"Shipping {len(package.files)} files ({len(package.data) / 2**20:.1f} MiB) to {client.address}.")
         job = client.submit(
-            job_id or f"{run_name}-{secrets.token_hex(4)}",
-            entrypoint(shipped, override or [], run_name, store=store, runs_dir=runs_dir),
+            job_id or f"{run}-{secrets.token_hex(4)}",
+            entrypoint(shipped, override or [], run, store=store, runs_dir=runs_dir),
             runtime_env={
                 "working_dir": client.upload(package),
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
             },
-            metadata={META_RUN: run_name, **({META_STORE: store} if store else {})},
+            metadata={META_RUN: run, **({META_STORE: store} if store else {})},
             **({"entrypoint_num_cpus": driver_cpus} if driver_cpus else {}),
         )
         _note(f"Job {job.id}. Follow it with 'manta logs -f {job.id}', stop it with 'manta stop {job.id}'.")

@@ -11,10 +11,11 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.cli.options import Address, AsJson
-from cluster.cli.seam import emit_json
 from cluster.probe import GpuReading, HostReading, read_host
+from cluster.telemetry.edge import emit_json
 
 UNKNOWN = "unknown"
 
@@ -32,7 +33,7 @@ def probe(address: Address = None, as_json: AsJson = False) -> None:
         return
     console = Console()
     for node in nodes:
-        console.print(_host_line(node), highlight=False, soft_wrap=True)
+        console.print(_host_line(node), soft_wrap=True)
         _print_gpus(console, node)
 
 
@@ -50,17 +51,18 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
     return {**node, "host": None if host is None else host.model_dump(mode="json")}
 
 
-def _host_line(node: dict[str, Any]) -> str:
+def _host_line(node: dict[str, Any]) -> Text:
     host: HostReading | None = node["host"]
     if host is None:
-        return f"[bold]{node['address']}[/bold]: {node['problem']}"
+        return Text.assemble((str(node["address"]), "bold"), f": {node['problem']}")
     where = f" ({node['address']})" if node["address"] else ""
     load = UNKNOWN if host.load_1min is None else f"{host.load_1min:.1f}"
-    return (
-        f"[bold]{host.hostname}[/bold]{where}: {host.cpu_cores} cores, load {load}; "
+    return Text.assemble(
+        (host.hostname, "bold"),
+        f"{where}: {host.cpu_cores} cores, load {load}; "
         f"memory {_gib(host.memory_available_bytes)} free of {_gib(host.memory_total_bytes)}; "
         f"/dev/shm {_gib(host.shared_memory_free_bytes)} free of {_gib(host.shared_memory_total_bytes)}; "
-        f"disk {_gib(host.disk_free_bytes)} free"
+        f"disk {_gib(host.disk_free_bytes)} free",
     )
 
 
@@ -71,7 +73,7 @@ def _print_gpus(console: Console, node: dict[str, Any]) -> None:
     if not host.gpus:
         why = host.reasons.get("gpus", "no reason was given")
         what = "GPUs unknown" if host.gpus is None else "no GPU"
-        console.print(f"  {what}: {why}", highlight=False, soft_wrap=True)
+        console.print(Text(f"  {what}: {why}"), soft_wrap=True)
         return
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", title=f"GPUs of {host.hostname}")
     for column in ("UUID", "name", "memory", "free", "capability", "use", "temperature", "unreadable"):

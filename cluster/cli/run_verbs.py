@@ -22,21 +22,25 @@ import yaml
 
 from cluster.atomic import write_text
 from cluster.cli.options import RUNS_DIR, Address, AsJson, Overrides, RunsDir, SpecPath
-from cluster.cli.seam import emit_json
 from cluster.entrypoints import COMMAND_MODULES
 from cluster.errors import MantaError, RequestError, WorkerLostError
 from cluster.pipeline.plan import stages_until
+from cluster.pipeline.stage import PIPELINE, interrupted
 from cluster.runtime.environment import with_ray_environment
 from cluster.runtime.locks import is_locked
-from cluster.spec.load import apply_overrides, load_spec, parse_yaml, read_text
+from cluster.spec.load import apply_overrides, parse_yaml, read_text, validate_spec
+from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
+from cluster.telemetry.edge import emit_json
 from cluster.telemetry.events import Event, RunFailed, RunFinished, follow_events
 from cluster.telemetry.progress import Display, make_display
 
+BUSY_CODE = 2  # of a driver that finds another at work (cluster/pipeline/__main__.py)
+STAGES = ", ".join(stage.name for stage in PIPELINE)
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running in the background.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget earlier results of this run and start anew.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
-Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help=f"Stop after this stage: {STAGES}.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -82,23 +86,42 @@ def train(
 
 def prepare_folder(spec: Path, overrides: list[str], *, name: str | None, runs_dir: Path, fresh: bool) -> RunFolder:
     """Validate the spec and write it, with its overrides, into the run's folder. Raises RequestError."""
-    loaded = load_spec(spec, overrides)
-    folder = RunFolder((runs_dir / (name or loaded.name or spec.stem)).resolve())
+    raw = apply_overrides(parse_yaml(read_text(spec), origin=str(spec)), overrides)  # read once: it may be a pipe
+    loaded = validate_spec(raw, origin=str(spec))
+    folder = RunFolder((runs_dir / run_name(name, loaded, spec)).resolve())
+    _refuse_foreign(folder)
     if is_locked(folder.lock):
-        pid = folder.read_state().get("pid", "unknown")
-        raise RequestError(
-            f"Cannot run '{folder.name}'",
-            found=f"process {pid} is working on it",
-            rule="one process works on a run at a time",
-            remedy=f"Wait for it, stop it with 'manta stop {folder.name}', or choose another --name.",
-        )
+        raise _busy(folder)
     if fresh and folder.path.exists():
         gone = folder.path.with_name(f".{folder.name}.{os.getpid()}.removed")
         folder.path.rename(gone)
         shutil.rmtree(gone)
-    raw = apply_overrides(parse_yaml(read_text(spec), origin=str(spec)), overrides)
-    write_text(folder.path / "spec.yaml", yaml.safe_dump(raw, sort_keys=False))
+    write_text(folder.path / "spec.yaml", yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
     return folder
+
+
+def _refuse_foreign(folder: RunFolder) -> None:
+    """A folder that holds something else than a run is never written into, and --fresh never removes it."""
+    if not os.path.lexists(folder.path) or (folder.path / "spec.yaml").is_file():
+        return
+    if folder.path.is_dir() and not any(folder.path.iterdir()):
+        return
+    raise RequestError(
+        f"Cannot run '{folder.name}'",
+        found=f"{folder.path} is there and is no run's folder",
+        rule="a run writes into a folder of its own",
+        remedy="Choose another --name or --runs-dir.",
+    )
+
+
+def _busy(folder: RunFolder) -> RequestError:
+    pid = folder.read_state().get("pid", "unknown")
+    return RequestError(
+        f"Cannot run '{folder.name}'",
+        found=f"process {pid} is working on it",
+        rule="one process works on a run at a time",
+        remedy=f"Wait for it, stop it with 'manta stop {folder.name}', or choose another --name.",
+    )
 
 
 def start_driver(folder: RunFolder, flags: list[str]) -> subprocess.Popen[bytes]:
@@ -120,13 +143,21 @@ def watch(folder: RunFolder, driver: subprocess.Popen[bytes], *, keep: bool, as_
     last: Event | None = None
     display = make_display(folder, as_json=as_json)
     offset = folder.events.stat().st_size if folder.events.exists() else 0
-    with _signals(driver, display):
-        for event in follow_events(folder.events, lambda: driver.poll() is not None, offset_bytes=offset):
-            display.show(event)
-            if isinstance(event, RunFailed | RunFinished):
-                last = event
-            if keep and isinstance(event, RunFinished):
-                break
+    with _signals(driver, display) as stopping:
+        try:
+            for event in follow_events(folder.events, lambda: driver.poll() is not None, offset_bytes=offset):
+                display.show(event)
+                if isinstance(event, RunFailed | RunFinished):
+                    last = event
+                if keep and isinstance(event, RunFinished):
+                    break
+        except BrokenPipeError:  # `manta run … | head`: nobody looks on, and nobody could stop it later
+            driver.terminate()
+            driver.wait()
+            raise
+    if last is None and len(stopping) == 1:  # the driver could not answer: it was not up yet
+        last = RunFailed(run=folder.name, error=interrupted(folder).to_dict())
+        display.show(last)
     display.close()
     return _finish(folder, driver, last, keep=keep, as_json=as_json)
 
@@ -146,7 +177,8 @@ def _finish(
         if as_json:
             emit_json({"ok": False, "run": folder.name, "error": last.error})
         return code
-    raise _died(folder, driver.wait())
+    code = driver.wait()
+    raise _busy(folder) if code == BUSY_CODE and is_locked(folder.lock) else _died(folder, code)
 
 
 def _died(folder: RunFolder, code: int) -> MantaError:
@@ -161,23 +193,25 @@ def _died(folder: RunFolder, code: int) -> MantaError:
 
 
 @contextmanager
-def _signals(driver: subprocess.Popen[bytes], display: Display) -> Iterator[None]:
-    """First Ctrl-C (or SIGTERM, or a closed terminal): stop the driver cleanly. Second: kill it with all it started."""
-    presses = 0
+def _signals(driver: subprocess.Popen[bytes], display: Display) -> Iterator[list[int]]:
+    """First Ctrl-C (or SIGTERM, or a closed terminal): stop the driver cleanly. Second: kill it with all it started.
+
+    Yields the signals that have come.
+    """
+    presses: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses == 1:
-            display.note("Stopping; what is finished is kept. Press Ctrl-C again to kill.")
+        presses.append(number)
+        if len(presses) == 1:
             driver.send_signal(signal.SIGTERM)  # not SIGINT: Ray Train puts a handler of its own in its place
+            display.note("Stopping; what is finished is kept. Press Ctrl-C again to kill.")
         else:
             os.killpg(driver.pid, signal.SIGKILL)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
-        yield
+        yield presses
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,14 +10,16 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.cli.children import run_module
 from cluster.cli.options import RUNS_DIR, AsJson, RunName, RunsDir
-from cluster.cli.seam import emit_json
 from cluster.entrypoints import COMMAND_MODULES
 from cluster.pipeline.stage import PIPELINE
 from cluster.runtime.locks import is_locked
 from cluster.store.run_folder import RunFolder, find_run, list_runs
+from cluster.telemetry.edge import emit_json
+from cluster.telemetry.view import format_duration, format_metric
 
 Apply = Annotated[
     Path | None, typer.Option("--apply", metavar="OUT.yaml", help="Write the run's spec with the remedies.")
@@ -49,7 +51,7 @@ def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
             row["run"],
             row["state"],
             f"{len(row['stages'])}/{len(PIPELINE)}",
-            "" if accuracy is None else f"{accuracy:.4f}",
+            "" if accuracy is None else format_metric("accuracy", accuracy),
             datetime.fromtimestamp(row["started_unix_s"]).strftime("%Y-%m-%d %H:%M"),
         )
     Console().print(table)
@@ -63,18 +65,18 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) ->
         emit_json(facts)
         return
     console = Console()
-    console.print(f"[bold]{facts['run']}[/bold]  {facts['state']}  {facts['folder']}", highlight=False)
+    console.print(Text.assemble((facts["run"], "bold"), f"  {facts['state']}  {facts['folder']}"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for column in ("stage", "time", "result"):
         table.add_column(column)
     for name, stage in facts["stages"].items():
-        table.add_row(name, f"{stage['duration_s']:.1f} s", stage["headline"])
+        table.add_row(name, format_duration(stage["duration_s"]), Text(stage["headline"]))
     console.print(table)
     if error := facts.get("error"):
-        console.print(f"[red]{error['message']}[/red]", highlight=False)
+        console.print(Text(error["message"], "red"), soft_wrap=True)
     for label in ("bundle", "report"):
         if facts[label]:
-            console.print(f"{label}: {facts[label]}", highlight=False)
+            console.print(Text(f"{label}: {facts[label]}"), soft_wrap=True)
 
 
 def diagnose(run: RunName, apply: Apply = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:

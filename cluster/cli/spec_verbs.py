@@ -8,11 +8,11 @@ import typer
 
 from cluster.cli.children import run_module
 from cluster.cli.options import AsJson, Overrides, SpecPath
-from cluster.cli.seam import emit_json
 from cluster.entrypoints import COMMAND_MODULES
 from cluster.runtime.extras import check_extras
 from cluster.spec.load import load_spec
 from cluster.spec.run import RunSpec
+from cluster.telemetry.edge import emit_json
 
 
 def register(app: typer.Typer) -> None:

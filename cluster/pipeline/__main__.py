@@ -9,10 +9,13 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+from cluster import entrypoints
 from cluster.pipeline.driver import DriveOptions, run_driver
 from cluster.runtime.locks import hold_lock
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.log import setup_logging
+
+LOOK_EVERY_S = 2.0  # a kept run ends this long after its last endpoint
 
 
 def main() -> int:
@@ -44,9 +47,11 @@ def main() -> int:
 
 
 def _wait(stop: threading.Event) -> None:
-    """Block until a signal has come. The handler raises KeyboardInterrupt in this thread: that is the way out."""
+    """Block until no endpoint is left, or a signal has come: its handler raises KeyboardInterrupt in this thread."""
+    serves = entrypoints.load(entrypoints.SERVES_ENTRYPOINT)
     try:
-        stop.wait()
+        while not stop.wait(LOOK_EVERY_S) and serves():
+            pass
     except KeyboardInterrupt:
         return
 

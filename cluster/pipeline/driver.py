@@ -26,7 +26,7 @@ from cluster.atomic import new_folder, write_json, write_text
 from cluster.errors import InterruptedRunError, MantaError, StageFailedError
 from cluster.pipeline.plan import DIGEST_FILE, is_skipped, output_hashes, reusable, stage_digest, stages_until
 from cluster.pipeline.ray_thread import RayThread
-from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
+from cluster.pipeline.stage import StageContext, StageDefinition, StageResult, interrupted
 from cluster.pipeline.summary import summarize
 from cluster.pipeline.trackers import send_to_trackers
 from cluster.probe import host_facts, read_host, sum_facts
@@ -186,7 +186,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
             driver = Driver(run, options, spec, _host_facts(options.address, ray), ray)
             summary = driver.drive()
         except KeyboardInterrupt:
-            return _fail(run, _interrupted(run), started)
+            return _fail(run, interrupted(run), started)
         except MantaError as error:
             return _fail(run, error, started)
         finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
@@ -234,15 +234,6 @@ def _write_views(run: RunFolder, last: Record | None = None) -> None:
 def _send(run: RunFolder, status: str) -> None:
     if resolved := run.read_resolved():
         send_to_trackers(run, resolved.spec.tracking, status)
-
-
-def _interrupted(run: RunFolder) -> InterruptedRunError:
-    return InterruptedRunError(
-        f"Run '{run.name}' was stopped",
-        found="Ctrl-C or SIGTERM",
-        rule="everything finished is kept",
-        remedy="Run the same command again to go on from here.",
-    )
 
 
 def _write_state(run: RunFolder, state: str, **more: Any) -> None:

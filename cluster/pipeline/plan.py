@@ -56,7 +56,8 @@ def reusable(stage: StageDefinition, run: RunFolder, digest: str) -> tuple[Stage
         return None, ""
     record = run.record(stage.name)
     if record is None:
-        return None, ""
+        unreadable = (run.stage(stage.name) / RECORD).exists()
+        return None, "its record cannot be read" if unreadable else ""
     if record.inputs_digest != digest:
         return None, "its inputs have changed"
     if damaged := run.damaged_files(stage.name, record):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.errors import InterruptedRunError
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder, StageRecord
@@ -121,3 +122,13 @@ PIPELINE: tuple[StageDefinition, ...] = (
     StageDefinition("predict", ("serve",), ("prepare", "export", "deploy"), skip_without="serve", always=True),
 )
 """The main job, in order. The values that a search found are part of the `train` section by the time train runs."""
+
+
+def interrupted(run: RunFolder) -> InterruptedRunError:
+    """What a run that was told to stop ends with, whichever process is the one to say so."""
+    return InterruptedRunError(
+        f"Run '{run.name}' was stopped",
+        found="Ctrl-C or SIGTERM",
+        rule="everything finished is kept",
+        remedy="Run the same command again to go on from here.",
+    )

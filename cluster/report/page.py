@@ -235,7 +235,7 @@ def _spec_text(report: RunReport) -> str:
     if report.resolved is None:
         return ""
     raw = report.resolved.spec.model_dump(mode="json")
-    text = yaml.safe_dump(raw, sort_keys=False, width=100)
+    text = yaml.safe_dump(raw, sort_keys=False, width=100, allow_unicode=True)
     return _with_reasons(text, {reason.path: reason.reason for reason in report.resolved.reasons})
 
 

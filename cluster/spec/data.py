@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.spec.base import Auto, Fraction, PositiveFloat, StrictSpec
+from cluster.spec.base import Auto, Fraction, PositiveFloat, Seed, StrictSpec
 
 SPLITS = ("train", "validation", "calibration", "gate", "test")
 """What each split is for: fit; choose epochs and trials; calibrate quantization; accept or reject compression;
@@ -157,7 +157,7 @@ class SplitSpec(StrictSpec):
     by_hash: bool = False
     """A row's split follows from its content and the seed alone, so that rows added later move no other row.
     Shares are then fractions, and met only on average."""
-    seed: int = 7
+    seed: Seed = 7
 
     @model_validator(mode="after")
     def _one_rule(self) -> SplitSpec:
@@ -240,7 +240,7 @@ class BalanceSpec(StrictSpec):
     to half of the largest class, then random under-sampling to equality."""
     neighbors: Annotated[int, Field(gt=0)] = 5
     """For the SMOTE family and ADASYN."""
-    seed: int = 7
+    seed: Seed = 7
 
 
 Rule = Literal[

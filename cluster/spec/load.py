@@ -25,6 +25,7 @@ from cluster.spec.run import RunSpec
 from cluster.spec.suggest import models_of, nearest_key
 
 MAX_SPEC_BYTES = 1 << 20  # a spec is written by a person: a megabyte is a wrong file
+MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -71,10 +72,9 @@ def parse_yaml(text: str, *, origin: str) -> dict[str, Any]:
     """YAML text -> plain dict. Raises SpecError for bad YAML, duplicate keys and other top levels than a mapping."""
     attempted = f"Cannot read the spec {origin}"
     try:
-        raw = yaml.load(text, Loader=_Loader)  # a SafeLoader: no objects are built
-    except yaml.YAMLError as error:
-        found = " ".join(str(error).split())
-        raise SpecError(attempted, found=f"it is not valid YAML: {found}", remedy="Mend that line.") from None
+        raw = _plain_values(text)
+    except ValueError as error:
+        raise SpecError(attempted, found=f"it is not valid YAML: {error}", remedy="Mend that line.") from None
     if not isinstance(raw, dict):
         raise SpecError(
             attempted,
@@ -97,7 +97,14 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
                 found="it is not of the form path=value",
                 remedy="Write it like --set train.optimizer.learning_rate=3e-3.",
             )
-        set_path(result, keys, yaml.load(value, Loader=_Loader))
+        try:
+            set_path(result, keys, _plain_values(value))
+        except ValueError as error:
+            raise SpecError(
+                f"Cannot apply --set {item!r}",
+                found=f"the value is not valid YAML: {error}",
+                remedy="Put a text with special characters into quotes: --set 'data.target=\"a: b\"'.",
+            ) from None
     return result
 
 
@@ -217,7 +224,7 @@ def _has_tag(model: type[BaseModel], node: Mapping[str, Any]) -> bool:
 
 
 def _short(value: Any, limit: int = 60) -> str:
-    text = json.dumps(value, default=str)
+    text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -233,16 +240,43 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
+def _plain_values(text: str) -> Any:
+    """The values of a YAML text; no objects are built. Raises ValueError that says where and why it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        context = f" ({error.context})" if error.context else ""
+        raise ValueError(f"{where}{error.problem}{context}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except LookupError as error:  # `!!bool maybe`: PyYAML looks the word up
+        raise ValueError(f"a tag does not fit its value: {error}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats (`3e-3` is a number) and duplicate keys refused."""
+    """SafeLoader with YAML 1.2 floats (`3e-3` is a number); duplicate keys and keys that are no texts are refused."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key, (key_node, _) in zip(keys, node.value, strict=True):
-        if keys.count(key) > 1:
+    own: list[Any] = []
+    for key_node, _ in node.value:
+        if key_node.tag == MERGE_TAG:
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | None):
+            problem = f"a key must be a text, found {_typename(key)}"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        if key in own:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+        own.append(key)
+    loader.flatten_mapping(node)  # `<<: *other`: the other's keys come first, so that own ones replace them
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value
+    }
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.spec.base import StrictSpec
+from cluster.errors import RequestError
+from cluster.spec.base import Seed, StrictSpec
 from cluster.spec.compress import CompressSpec
 from cluster.spec.data import DataSpec
 from cluster.spec.export import ExportSpec
@@ -26,7 +29,7 @@ class RunSpec(StrictSpec):
     """Version of this format."""
     name: Annotated[str, Field(pattern=RUN_NAME)] | None = None
     """Name of the run and of its folder; the name of the YAML file when null."""
-    seed: int = 7
+    seed: Seed = 7
     """Seed of initialization, sample order, dropout and augmentation."""
     data: DataSpec
     model: ModelSpec = AutoModelSpec()
@@ -49,3 +52,23 @@ class RunSpec(StrictSpec):
         if self.export.optimize.transformer:
             raise ValueError("export.optimize.transformer writes ONNX Runtime's operators: tensorrt knows none of them")
         return self
+
+
+def run_name(given: str | None, spec: RunSpec, path: Path) -> str:
+    """Name of the run and of its folder: the one given, else the spec's, else the file's. Raises RequestError."""
+    if given is None:
+        return spec.name or name_of_file(path)
+    if re.fullmatch(RUN_NAME, given):
+        return given
+    raise RequestError(
+        f"Cannot name the run {given!r}",
+        found="it is no name for a folder of the runs",
+        rule="letters, digits, dots, dashes and underscores, at most 63, beginning with a letter or a digit",
+        remedy="Choose another --name; --runs-dir says where the run's folder lies.",
+    )
+
+
+def name_of_file(path: Path) -> str:
+    """`my spec (2).yaml` -> `my-spec-2`: what no name may hold becomes a dash."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")
+    return plain[:63] or "run"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cluster.spec.base import AutoPositiveInt, PositiveFloat, StrictSpec
+from cluster.spec.base import AutoPositiveInt, PositiveFloat, Seed, StrictSpec
 
 
 class Choice(StrictSpec):
@@ -65,4 +65,4 @@ class SearchSpec(StrictSpec):
     concurrency: AutoPositiveInt = "auto"
     repeats: Annotated[int, Field(ge=0)] = 0
     """Train the two best points again with this many other seeds, and choose between them by the mean."""
-    seed: int = 7
+    seed: Seed = 7

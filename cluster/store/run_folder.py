@@ -1,7 +1,8 @@
 """A run's folder: `spec.yaml resolved.yaml events.jsonl stages/<stage>/ checkpoints/ tensorboard/ bundle/ report.html`.
 
 Invariant: a stage is done exactly when `stages/<stage>/record.json` exists, because the folder with the record in
-it is renamed into place last; a record names the digest of its inputs and the sha256 of its files.
+it is renamed into place last; a record names the digest of its inputs and the sha256 of its files. A record or a state
+that was damaged since counts as none: its stage runs again.
 
 Covered: paths, stage records, listing runs. Not covered: what a stage does (cluster/pipeline).
 """
@@ -9,12 +10,13 @@ Covered: paths, stage records, listing runs. Not covered: what a stage does (clu
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from cluster.atomic import digest_json, sha256_file, write_text
 from cluster.errors import RequestError
@@ -105,11 +107,11 @@ class RunFolder:
         return FileSink(self.events)
 
     def record(self, stage: str) -> StageRecord | None:
-        """The record of a finished stage, or None."""
+        """The record of a finished stage; None where there is none that can be read."""
         path = self.stage(stage) / RECORD
         try:
-            return StageRecord.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return StageRecord.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError):
             return None
 
     def records(self) -> dict[str, StageRecord]:
@@ -129,7 +131,8 @@ class RunFolder:
         ]
 
     def write_resolved(self, resolved: ResolvedRun) -> None:
-        write_text(self.resolved_path, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False))
+        raw = resolved.model_dump(mode="json")
+        write_text(self.resolved_path, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
 
     def read_resolved(self) -> ResolvedRun | None:
         """The resolved run as written, or None before the check stage."""
@@ -142,9 +145,10 @@ class RunFolder:
     def read_state(self) -> dict[str, Any]:
         """The driver's state file, or an empty dict."""
         try:
-            return json.loads(self.state.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            state = json.loads(self.state.read_bytes())
+        except (FileNotFoundError, ValueError):
             return {}
+        return state if isinstance(state, dict) else {}
 
 
 def list_runs(root: Path) -> list[RunFolder]:
@@ -156,7 +160,7 @@ def list_runs(root: Path) -> list[RunFolder]:
 def find_run(root: Path, name: str) -> RunFolder:
     """A run by name or by path. Raises RequestError that lists the runs there are."""
     for path in (root / name, Path(name)):
-        if (path / "spec.yaml").is_file():
+        if name and os.path.isfile(path / "spec.yaml"):  # noqa: PTH113 - Path.is_file raises for a long name
             return RunFolder(path.resolve())
     have = ", ".join(run.name for run in list_runs(root)[:10]) or "none"
     raise RequestError(

@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from cluster.atomic import write_text
-from cluster.errors import DataError, MantaError
+from cluster.errors import DataError
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
+from cluster.telemetry.edge import run_command
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import QualityReport, check_table
 from trainers.data.quality.stream import check_files
@@ -40,16 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path)
     arguments = parser.parse_args(argv)
-    try:
-        report = make_report(
-            arguments.file, arguments.target, test=arguments.test, delimiter=arguments.delimiter,
-            memory_bytes=arguments.memory_mb << 20, distributed=arguments.distributed,
-        )  # fmt: skip
-        if arguments.html:
-            write_text(arguments.html, to_html(report, arguments.file))
-    except MantaError as error:
-        sys.stderr.write(error.message + "\n")
-        return error.exit_code
+    return run_command(partial(_check, arguments), as_json=arguments.json)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    report = make_report(
+        arguments.file, arguments.target, test=arguments.test, delimiter=arguments.delimiter,
+        memory_bytes=arguments.memory_mb << 20, distributed=arguments.distributed,
+    )  # fmt: skip
+    if arguments.html:
+        write_text(arguments.html, to_html(report, arguments.file))
     text = json.dumps(report.to_json(), indent=2) if arguments.json else to_lines(report)
     sys.stdout.write(text + "\n")
     return 2 if any(finding.severity == "error" for finding in report.findings) else 0

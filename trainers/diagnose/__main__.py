@@ -6,16 +6,18 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.atomic import write_text
-from cluster.errors import MantaError, RequestError
+from cluster.errors import RequestError
 from cluster.spec.load import load_spec, set_path, validate_spec
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder
+from cluster.telemetry.edge import run_command
 from cluster.telemetry.events import read_events
 from trainers.diagnose.findings import Finding, diagnose
 
@@ -23,14 +25,14 @@ from trainers.diagnose.findings import Finding, diagnose
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code of the error tree."""
     options = _parser().parse_args(arguments)
-    try:
-        run = RunFolder(options.run)
-        findings = findings_of_run(run)
-        if options.apply:
-            apply_findings(run, findings, options.apply)
-    except MantaError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return error.exit_code
+    return run_command(partial(_print_findings, options), as_json=options.json)
+
+
+def _print_findings(options: argparse.Namespace) -> int:
+    run = RunFolder(options.run)
+    findings = findings_of_run(run)
+    if options.apply:
+        apply_findings(run, findings, options.apply)
     if options.json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:

@@ -125,3 +125,46 @@ def test_arbitrary_mappings_never_escape_as_another_error(raw: dict[str, object]
 
     with pytest.raises(SpecError):
         validate_spec(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a: [", "line 1"),
+        ("a: b: c", "line 1, column 5"),
+        ("when: 2026-13-45", "month"),
+        ("? [1, 2]\n: 3", "a key must be a text, found a list"),
+        ("2026-01-01: 3", "a key must be a text"),
+        ("a: !!bool maybe", "tag"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("[" * 3000, "too deeply"),
+    ],
+)
+def test_text_that_is_no_yaml_says_where_and_never_escapes_as_another_error(text: str, found: str) -> None:
+    with pytest.raises(SpecError, match="not valid YAML") as caught:
+        parse_spec(text)
+    assert found in caught.value.message
+    assert "unicode string" not in caught.value.message
+    with pytest.raises(SpecError, match="not valid YAML"):
+        parse_spec(MINIMAL, [f"data={text}"])
+
+
+def test_sections_may_be_shared_and_own_keys_win() -> None:
+    spec = parse_spec(MINIMAL + "train: {<<: {epochs: 5, workers: 1}, epochs: 2}\n")
+    assert (spec.train.epochs, spec.train.workers) == (2, 1)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400"])
+def test_numbers_are_finite(value: str) -> None:
+    assert set(problems(MINIMAL, f"train.optimizer.learning_rate={value}")) == {"train.optimizer.learning_rate"}
+
+
+@pytest.mark.parametrize("path", ["seed", "data.split.seed", "search.seed"])
+@pytest.mark.parametrize("value", ["-1", "4294967296", "1.5"])
+def test_a_seed_is_what_every_library_takes(path: str, value: str) -> None:
+    assert path in problems(MINIMAL, f"{path}={value}")
+
+
+def test_what_was_written_is_shown_as_it_was_written() -> None:
+    assert "größe" in str(problems(MINIMAL, "train.epochs=größe")["train.epochs"]["text"])

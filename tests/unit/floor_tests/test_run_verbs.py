@@ -1,0 +1,102 @@
+"""What `manta run` does before its driver starts: the run's name and folder; and after one that said nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.atomic import write_json
+from cluster.cli.app import app
+from cluster.cli.run_verbs import prepare_folder
+from cluster.cli.seam import call
+from cluster.errors import RequestError
+from cluster.pipeline.plan import reusable
+from cluster.pipeline.stage import PIPELINE
+from cluster.spec.load import load_spec
+from cluster.store.run_folder import RunFolder, find_run
+
+SPEC = "version: 1\ndata: {source: {kind: csv, path: größe.csv}, target: größe}\n"
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "my spec (2).yaml"
+    path.write_text(SPEC, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "two words", "x" * 64, "-x", "naïve", "x\n"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_name_cannot_lead_out_of_the_runs_folder(spec: Path, name: str, fresh: bool) -> None:
+    runs = spec.parent / "runs"
+    (spec.parent / "x").mkdir()
+    with pytest.raises(RequestError, match="Cannot name the run"):
+        prepare_folder(spec, [], name=name, runs_dir=runs, fresh=fresh)
+    assert (spec.parent / "x").is_dir()
+    assert not runs.exists()
+
+
+def test_a_file_with_any_name_gives_a_run_a_plain_one(spec: Path) -> None:
+    folder = prepare_folder(spec, [], name=None, runs_dir=spec.parent / "runs", fresh=False)
+    assert folder.name == "my-spec-2"
+    written = folder.path / "spec.yaml"
+    assert load_spec(written) == load_spec(spec)
+    assert "größe" in written.read_text(encoding="utf-8"), "the run's spec is for people too"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_that_is_no_run_is_left_alone(spec: Path, fresh: bool) -> None:
+    other = spec.parent / "photos"
+    other.mkdir()
+    (other / "a.jpg").write_bytes(b"x")
+    with pytest.raises(RequestError, match="is no run's folder"):
+        prepare_folder(spec, [], name="photos", runs_dir=spec.parent, fresh=fresh)
+    assert [path.name for path in other.iterdir()] == ["a.jpg"]
+
+
+def test_fresh_forgets_a_run(spec: Path) -> None:
+    runs = spec.parent / "runs"
+    first = prepare_folder(spec, [], name="a", runs_dir=runs, fresh=False)
+    (first.path / "events.jsonl").write_text("")
+    assert not prepare_folder(spec, [], name="a", runs_dir=runs, fresh=True).events.exists()
+    assert [path.name for path in runs.iterdir()] == ["a"]
+
+
+def test_a_spec_may_come_through_a_pipe(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, SPEC.encode())
+    os.close(writer)
+    folder = prepare_folder(Path(f"/dev/fd/{reader}"), [], name="p", runs_dir=tmp_path, fresh=False)
+    os.close(reader)
+    assert load_spec(folder.path / "spec.yaml").data.target == "größe"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, "a\x00b", "none"])
+def test_a_run_that_is_not_there_is_one_sentence(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match="no such run"):
+        find_run(tmp_path, name)
+
+
+def test_a_damaged_record_or_state_counts_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path / "a")
+    (run.stage("prepare")).mkdir(parents=True)
+    (run.path / "spec.yaml").write_text(SPEC)
+    (run.stage("prepare") / "record.json").write_bytes(b'{"stage": "prep\xff')
+    run.state.write_bytes(b"\xff[]")
+    assert reusable(PIPELINE[1], run, "digest") == (None, "its record cannot be read")
+    assert call(app, ["show", "a", "--runs-dir", str(tmp_path), "--json"]) == 0
+    write_json(run.state, ["not", "a", "state"])
+    assert call(app, ["runs", "--runs-dir", str(tmp_path)]) == 0
+    assert "a" in capsys.readouterr().out
+
+
+def test_brackets_in_a_headline_are_text_and_not_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path / "a")
+    run.path.mkdir()
+    (run.path / "spec.yaml").write_text(SPEC)
+    message = "Cannot use column [price]: it has [/b] and [red]"
+    write_json(run.state, {"state": "failed", "error": {"message": message}})
+    assert call(app, ["show", "a", "--runs-dir", str(tmp_path)]) == 0
+    assert message in capsys.readouterr().out

@@ -14,7 +14,13 @@ from cluster.entrypoints import COMMAND_MODULES
 Source = Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="Folder of a bundle, or an ONNX file.")]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Prepared folder, or .npz with inputs and 'targets'; else the bundle's run's."),
+    typer.Option(
+        "--data", help="Prepared folder, .npz with inputs and 'targets', or a table; else the bundle's run's."
+    ),
+]
+TargetColumn = Annotated[
+    str | None,
+    typer.Option("--target-column", help="Column of a table with the answers; 'targets' or 'target' when absent."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the new bundle; SOURCE.compressed when absent.")]
 MaxDrop = Annotated[float, typer.Option("--max-drop", help="Largest accepted loss; 0.01 is one percentage point.")]
@@ -37,6 +43,7 @@ def register(app: typer.Typer) -> None:
 def compress(
     source: Source,
     data: Data = None,
+    target_column: TargetColumn = None,
     out: Out = None,
     max_drop: MaxDrop = 0.01,
     target: Target = "cpu",
@@ -51,6 +58,7 @@ def compress(
     """Compress a bundle or an ONNX file within an accuracy budget, into a new bundle."""
     options = {
         "--data": data,
+        "--target-column": target_column,
         "--out": out,
         "--max-drop": max_drop,
         "--target": target,

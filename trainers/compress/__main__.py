@@ -50,9 +50,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     spec = spec_of(options)
     source: Path = options.source
-    out = options.out or source.parent / f"{source.stem}{TEMPORARY}"
+    named = source if source.name else source.resolve()  # `.` has no name
+    out = options.out or named.with_name(f"{named.stem}{TEMPORARY}")
     with _session(spec.concurrency):
-        return compress_source(source, options.data, out, spec, LineSink())
+        return compress_source(source, options.data, out, spec, LineSink(), target=options.target_column)
 
 
 def spec_of(options: argparse.Namespace) -> CompressSpec:
@@ -85,7 +86,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="manta compress", description="Compress a bundle or an ONNX file.")
     parser.add_argument("source", type=Path, help="folder of a bundle, or an ONNX file")
-    parser.add_argument("--data", type=Path, help="prepared folder, or .npz with the inputs and 'targets'")
+    parser.add_argument("--data", type=Path, help="prepared folder, .npz with inputs and 'targets', or a table")
+    parser.add_argument("--target-column", help="column of a table with the answers; 'targets' or 'target' when absent")
     parser.add_argument("--out", type=Path, help="folder of the new bundle")
     parser.add_argument("--max-drop", type=float, default=0.01, help="largest accepted loss, 0.01 is one point")
     parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu")

@@ -79,7 +79,8 @@ class GraphTrial:
 def run_graph_trial(trial: GraphTrial, folder: Path) -> None:
     """Write `model.onnx`, `gate.npy` (outputs on the gate split) and `outcome.json` into `folder`.
 
-    A recipe that cannot be applied or that the proxies stop leaves an outcome with its reason and no `gate.npy`.
+    A recipe that cannot be applied or that the proxies stop leaves an outcome with its reason and no `gate.npy`. A full
+    disk or memory says nothing about the recipe: it is raised, so that the trial is made again.
     """
     rows = rows_of(open_prepared(trial.prepared), calibration_rows=trial.spec.calibration_rows)
     outcome: dict[str, Any] = {"recipe": trial.recipe, "notes": {}}
@@ -93,6 +94,12 @@ def run_graph_trial(trial: GraphTrial, folder: Path) -> None:
             np.save(folder / GATE, _predict(folder / MODEL, rows.gate))
     except MantaError as error:
         outcome["stopped"] = error.message
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the trial's seam: the errors of a quantizer have no common base
+        outcome["stopped"] = (
+            f"the recipe cannot take this graph: {type(error).__name__}: {' '.join(str(error).split())}"
+        )
     write_json(folder / OUTCOME, outcome)
 
 

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.atomic import sha256_file
 from cluster.spec.compress import CompressSpec
 from cluster.telemetry.events import EventSink, TrialUpdated
 from trainers.compress.graph_trial import GraphTrial
 from trainers.compress.judge import Baseline, Candidate, Judgment, Precision, judge
-from trainers.compress.rows import CompressionRows
+from trainers.compress.rows import CompressionRows, rows_digest
 from trainers.compress.trials import TrialOutcome, run_trials
+from trainers.export.graph_file import graph_digest
 
 FIRST_RUNG = ("int8_dynamic", "int8_static_per_tensor", "int8_static", "int8_weight_only", "fp16", "bf16")
 REMEDIES = (("int8_static_percentile", "int8_static_entropy"), ("int8_static_excluded",))
@@ -96,12 +97,16 @@ class Ladder:
         self.events.emit(TrialUpdated(stage=self.stage, trial=name, state="running", parameters=parameters))
 
     def _rung(self, parent: Parent, recipes: list[str]) -> list[Judgment]:
-        digest, data = sha256_file(parent.path), sha256_file(self.prepared / "dataset.json")
+        digest, data = graph_digest(parent.path), self._data_digest
         trials = [GraphTrial(recipe, parent.path, digest, self.prepared, data, self.spec) for recipe in recipes]
         for trial in trials:
             self.announce(candidate_name(parent.name, trial.recipe), trial.recipe, parent.name)
         outcomes = run_trials(trials, self.cache, concurrency=self.spec.concurrency)
         return [self._judge_outcome(parent, outcome) for outcome in outcomes]
+
+    @cached_property
+    def _data_digest(self) -> str:
+        return rows_digest(self.prepared)
 
     def _judge_outcome(self, parent: Parent, outcome: TrialOutcome) -> Judgment:
         recipe = outcome.trial.recipe

@@ -8,14 +8,17 @@ Covered: prepared data, plain arrays. Not covered: reading sources (trainers/dat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from cluster.atomic import digest_json, hash_tree, sha256_file
 from cluster.errors import DataError
-from trainers.data.shards import PreparedData, Split
+from trainers.data.shards import DATASET, PreparedData, Split
 
 MANY_ROWS = 1_000_000_000
+READ = ("calibration", "gate")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ def rows_of(prepared: PreparedData, *, calibration_rows: int = MANY_ROWS) -> Com
         gate_targets=np.asarray(gate.targets),
         num_classes=len(prepared.classes),
     )
+
+
+def rows_digest(prepared: Path) -> str:
+    """Names what `rows_of` reads of a prepared folder: its description and the bytes of both splits."""
+    return digest_json([sha256_file(prepared / DATASET), *(hash_tree(prepared / name) for name in READ)])
 
 
 def spread_rows(rows: int, most: int) -> np.ndarray | slice:

@@ -4,14 +4,14 @@ Invariant: a path of external data that leaves the file's folder, or a tensor th
 is refused before anything is allocated for it; so is a graph that would make a tensor of absurd size from a few bytes.
 
 Covered: one file with or without external data, tensors in subgraphs, functions and node attributes. Not covered: what
-the graph computes (parity.py, trainers/compress).
+the graph computes (parity.py, trainers/compress), sizes that only running it shows (a loop that grows its output).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,15 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from cluster.atomic import digest_json, sha256_file
 from cluster.errors import ModelError
 
 BITS_MIN = 4  # bits of the narrowest tensor element (INT4)
 ROW_ELEMENTS_MAX = 1 << 31  # of one row of an input or output: 8 GiB in float32
 MADE_ELEMENTS_MAX = 1 << 33  # of a tensor that a node makes from a constant shape: 32 GiB in float32
-SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1}
+SIZE_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "OneHot": 1, "Pad": 1, "Resize": 3}
 """Operators that make a tensor of the size that one of their inputs says -> which input."""
+SIZE_VALUES_MAX = 256  # numbers of a tensor that is read as a size: no honest rank comes near
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,13 @@ def file_bytes(path: Path, model: onnx.ModelProto | None = None) -> int:
     return path.stat().st_size + sum((path.parent / name).stat().st_size for name in external_files(model))
 
 
+def graph_digest(path: Path) -> str:
+    """sha256 of an ONNX file, with its external data where it has some: weights beside it are part of the model."""
+    names = sorted(external_files(onnx.load(str(path), load_external_data=False)))
+    own = sha256_file(path)
+    return digest_json([own, *(sha256_file(path.parent / name) for name in names)]) if names else own
+
+
 def external_files(model: onnx.ModelProto) -> set[str]:
     """Names of the files that hold external tensors. Raises ModelError for a path that leaves the folder."""
     names = set()
@@ -115,26 +124,35 @@ def external_files(model: onnx.ModelProto) -> set[str]:
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model: of the graph, of graphs inside nodes, of functions, of attributes."""
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
+    for graph in _all_graphs(model):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in _all_nodes(model):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graph_tensors(graph)
+
+
+def _all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    yield model.graph
+    for node in _all_nodes(model):
+        yield from _graphs_of(node)
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model, those of branches, loops and functions too."""
+    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [inner for graph in _graphs_of(node) for inner in graph.node]
+
+
+def _graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def check_untrusted(path: Path) -> onnx.ModelProto:
@@ -158,7 +176,8 @@ def check_untrusted(path: Path) -> onnx.ModelProto:
             )
     for tensor in all_tensors(model):
         _check_claim(tensor, path, attempted)
-    _check_sizes(model, attempted)
+    _check_rows(model, attempted)
+    _check_made(model, path.parent, attempted)
     if not model.graph.node:
         raise ModelError(attempted, found="it has no operators", rule="it must be an ONNX model")
     return model
@@ -167,13 +186,7 @@ def check_untrusted(path: Path) -> onnx.ModelProto:
 def _check_claim(tensor: onnx.TensorProto, path: Path, attempted: str) -> None:
     """A tensor's dimensions must fit into the bytes that are there."""
     claimed = math.prod(tensor.dims) if tensor.dims else 1
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        entry = _external(tensor)
-        offset = int(entry.get("offset") or 0)
-        have = (path.parent / entry["location"]).stat().st_size - offset
-        have = min(have, int(entry.get("length") or have))
-    else:
-        have = tensor.ByteSize()
+    have = _external_bytes(tensor, path) if tensor.data_location == onnx.TensorProto.EXTERNAL else tensor.ByteSize()
     if any(dim < 0 for dim in tensor.dims) or claimed * BITS_MIN > have * 8:
         raise ModelError(
             attempted,
@@ -183,26 +196,74 @@ def _check_claim(tensor: onnx.TensorProto, path: Path, attempted: str) -> None:
         )
 
 
-def _check_sizes(model: onnx.ModelProto, attempted: str) -> None:
-    """Sizes that are written in the graph and that no byte of the file pays for."""
+def _external_bytes(tensor: onnx.TensorProto, path: Path) -> int:
+    """Bytes that lie in the data file for an external tensor; -1 for an offset or length that is no place in it."""
+    entry = _external(tensor)
+    size = (path.parent / entry["location"]).stat().st_size
+    try:
+        offset = int(entry.get("offset") or 0)
+        length = int(entry.get("length") or size - offset)
+    except ValueError:
+        return -1
+    return min(size - offset, length) if offset >= 0 and length >= 0 else -1
+
+
+def _check_rows(model: onnx.ModelProto, attempted: str) -> None:
+    """One row of an input or output has a size that a host can hold."""
     for value in (*model.graph.input, *model.graph.output):
         row = [max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim[1:]]
         if math.prod(row) > ROW_ELEMENTS_MAX:
             raise _absurd(attempted, f"one row of '{value.name}' has dimensions {row}", ROW_ELEMENTS_MAX)
-    shapes = {tensor.name: tensor for tensor in model.graph.initializer}
-    shapes |= {node.output[0]: a.t for node in model.graph.node for a in node.attribute if node.op_type == "Constant"}
-    for node in model.graph.node:
-        place = SHAPE_INPUT.get(node.op_type)
-        shape = shapes.get(node.input[place]) if place is not None and place < len(node.input) else None
-        if (
-            shape is None
-            or shape.data_location == onnx.TensorProto.EXTERNAL
-            or shape.data_type != onnx.TensorProto.INT64
-        ):
-            continue
-        dims = [int(size) for size in numpy_helper.to_array(shape).reshape(-1)]
+
+
+def _check_made(model: onnx.ModelProto, folder: Path, attempted: str) -> None:
+    """Sizes that are written in the graph, also inside branches, and that no byte of the file pays for."""
+    constants = {tensor.name: tensor for graph in _all_graphs(model) for tensor in graph.initializer}
+    values = {name: _size_values(tensor, folder, attempted) for name, tensor in constants.items()}
+    values |= {node.output[0]: _constant_values(node, folder, attempted)
+               for node in _all_nodes(model) if node.op_type == "Constant" and node.output}  # fmt: skip
+    for node in _all_nodes(model):
+        dims = _made_dims(node, values)
         if math.prod(max(1, size) for size in dims) > MADE_ELEMENTS_MAX:
             raise _absurd(attempted, f"node '{node.name or node.op_type}' makes {dims}", MADE_ELEMENTS_MAX)
+
+
+def _made_dims(node: onnx.NodeProto, values: Mapping[str, list[int]]) -> list[int]:
+    """Numbers whose product is at most the size of what the node makes; empty where the graph does not say."""
+    if node.op_type in ("RandomNormal", "RandomUniform"):
+        return [size for attribute in node.attribute if attribute.name == "shape" for size in attribute.ints]
+    if node.op_type == "Range" and len(node.input) == 3:
+        start, limit, step = (values.get(name, [])[:1] for name in node.input)
+        return [abs(limit[0] - start[0]) // (abs(step[0]) or 1)] if start and limit and step else []
+    place = SIZE_INPUT.get(node.op_type)
+    if place is None or place >= len(node.input):
+        return []
+    dims = values.get(node.input[place], [])
+    return [max(dims, default=0)] if node.op_type == "Pad" else dims
+
+
+def _constant_values(node: onnx.NodeProto, folder: Path, attempted: str) -> list[int]:
+    """Whole numbers of a Constant node; none for other contents."""
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return _size_values(attribute.t, folder, attempted)
+        if attribute.name in ("value_int", "value_ints"):
+            return [attribute.i] if attribute.name == "value_int" else list(attribute.ints)
+    return []
+
+
+def _size_values(tensor: onnx.TensorProto, folder: Path, attempted: str) -> list[int]:
+    """Whole numbers of a tensor that is short enough to be a size; none for other tensors."""
+    if tensor.data_type != onnx.TensorProto.INT64 or math.prod(tensor.dims) > SIZE_VALUES_MAX:
+        return []
+    try:
+        return [int(size) for size in numpy_helper.to_array(tensor, str(folder)).reshape(-1)]
+    except (ValueError, OSError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            attempted,
+            found=f"tensor '{tensor.name}' cannot be read: {' '.join(str(error).split())}",
+            rule="a tensor's bytes fit its type and dimensions",
+        ) from None
 
 
 def _absurd(attempted: str, found: str, most: int) -> ModelError:

@@ -14,7 +14,7 @@ import pytest
 from onnx import helper
 
 from cluster.atomic import hash_tree
-from cluster.bundle.files import open_bundle
+from cluster.bundle.files import TRANSFORMS, finish_bundle, open_bundle, read_manifest
 from cluster.spec.compress import CompressSpec
 from cluster.telemetry.events import ListSink
 from tests.bundles import linear_graph, make_bundle, mlp_graph
@@ -36,6 +36,24 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     clear = np.argsort(best[:, -1] - best[:, -2])[-1200:]  # real labels are not coin tosses
     np.savez(folder / "rows.npz", x=x[clear], targets=logits[clear].argmax(1))
     return folder / "mlp.onnx", folder / "rows.npz"
+
+
+@pytest.fixture(scope="session")
+def table_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that takes rows of age and job: one number, and a job as one of two."""
+    blocks = [
+        {"columns": ["age"], "steps": [{"op": "impute", "values": [30.0]}], "features": ["age"]},
+        {"columns": ["job"], "steps": [{"op": "one_hot", "categories": ["clerk", "smith"]}], "features": ["a", "b"]},
+    ]
+    transforms = {
+        "format": "manta.transforms", "format_version": 1, "ignored": ["sold"],
+        "columns": [{"name": "age", "kind": "number"}, {"name": "job", "kind": "text"}],
+        "outputs": [{"name": "x", "blocks": blocks}],
+    }  # fmt: skip
+    folder = make_bundle(tmp_path_factory.mktemp("table") / "bundle", item_shape=(3,), num_outputs=2)
+    (folder / TRANSFORMS).write_text(json.dumps(transforms), encoding="utf-8")
+    finish_bundle(folder, read_manifest(folder).model_copy(update={"classes": ("no", "yes")}))
+    return folder
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, dict[str, Any]]:
@@ -112,6 +130,97 @@ def test_the_installed_command_runs_its_trials_on_a_ray_of_its_own(bare: Any, tm
     open_bundle(tmp_path / "out")
 
 
+def save_table(path: Path, bare: Any, count: int = 400) -> Path:
+    """The rows of `bare` as a CSV file, the answers in a column in the middle."""
+    with np.load(bare[1]) as file:
+        x, targets = file["x"][-count:], file["targets"][-count:]
+    names = [*(f"x{i}" for i in range(3)), "answer", *(f"x{i}" for i in range(3, WIDTH))]
+    lines = [
+        ",".join([*map(repr, row[:3].tolist()), str(t), *map(repr, row[3:].tolist())])
+        for row, t in zip(x, targets, strict=True)
+    ]
+    path.write_text("\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_table_is_the_input_of_a_bare_graph_column_by_column(bare: Any, tmp_path: Path, capsys: Any) -> None:
+    table, rows = save_table(tmp_path / "rows.csv", bare), tmp_path / "rows.npz"
+    with np.load(bare[1]) as file:
+        np.savez(rows, x=file["x"][-400:], targets=file["targets"][-400:].astype(np.float64))  # as pandas has them
+    found = {}
+    for data, more in ((table, ("--target-column", "answer")), (rows, ())):
+        code, facts = run_main(
+            capsys, bare[0], "--data", data, *more, "--out", tmp_path / "out", "--recipes", "int8_dynamic"
+        )
+        assert code == 0
+        (candidate,) = facts["candidates"]
+        found[data.suffix] = [candidate[name] for name in ("metric", "n", "accuracy", "baseline_accuracy")]
+    assert found[".csv"] == found[".npz"] == ["accuracy", 320, found[".npz"][2], 1.0]
+    code, answer = run_main(capsys, bare[0], "--data", table, "--out", tmp_path / "out")
+    assert code == 2
+    assert "--target-column" in answer["error"]["message"]
+    code, answer = run_main(capsys, bare[0], "--data", table, "--target-column", "x0", "--out", tmp_path / "out")
+    assert code == 2
+    assert "a class is a number from 0 to 4" in answer["error"]["message"]
+
+
+def test_raw_rows_go_through_the_transforms_of_the_bundle_and_labels_to_its_classes(
+    table_bundle: Path, tmp_path: Path, capsys: Any
+) -> None:
+    rows = ["age,job,sold", *(f"{20 + i % 40},{'clerk' if i % 2 else 'smith'},{'yes' if i % 3 else 'no'}"
+                              for i in range(120))]  # fmt: skip
+    (tmp_path / "rows.csv").write_text("\n".join(rows), encoding="utf-8")
+    arguments = (table_bundle, "--out", tmp_path / "out", "--recipes", "int8_dynamic", "--target-column", "sold")
+    code, facts = run_main(capsys, *arguments, "--data", tmp_path / "rows.csv")
+    assert code == 0, facts
+    assert facts["candidates"][0]["n"] == 96
+    sample = open_bundle(tmp_path / "out").sample()
+    assert set(sample["inputs/x"][:, 1:].ravel()) == {0.0, 1.0}  # one-hot, as the transforms say
+    (tmp_path / "rows.csv").write_text("\n".join(rows).replace("yes", "maybe"), encoding="utf-8")
+    code, answer = run_main(capsys, *arguments, "--data", tmp_path / "rows.csv")
+    assert code == 2
+    assert "the bundle's classes are no, yes" in answer["error"]["message"]
+
+
+def test_a_command_that_was_killed_goes_on_from_its_finished_trials(
+    bare: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    out = tmp_path / "out"
+    arguments = (bare[0], "--data", bare[1], "--out", out, "--recipes", "int8_dynamic,int8_weight_only")
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.compress.command._write", die)
+        with pytest.raises(KeyboardInterrupt):
+            main([*map(str, arguments)])
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.trials" / "trials").iterdir()}
+    assert len(made) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.compress.trials.run_graph_trial", die)  # nothing is left to be tried
+        assert run_main(capsys, *arguments)[0] == 0
+    open_bundle(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_recipe_that_the_quantizer_cannot_take_stops_alone(bare: Any, tmp_path: Path, capsys: Any) -> None:
+    """Opset 11 has no scale for each channel: onnx's own error, which is none of ours."""
+    model = onnx.load(str(bare[0]))
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", 11))
+    onnx.save(model, tmp_path / "old.onnx")
+    code, facts = run_main(
+        capsys, tmp_path / "old.onnx", "--data", bare[1], "--out", tmp_path / "out",
+        "--recipes", "int8_weight_only,int8_dynamic",
+    )  # fmt: skip
+    assert code == 0
+    dynamic, weights = facts["candidates"]
+    assert weights["verdict"] == "stopped"
+    assert "the recipe cannot take this graph: ValidationError" in weights["reason"]
+    assert dynamic["verdict"] == "pass"
+
+
 # bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +241,13 @@ BAD_ROWS = {
     "one row": ({"x": np.zeros((1, WIDTH), np.float32), "targets": np.zeros(1, np.int64)}, "calibration and gate"),
     "negative classes": ({"targets": np.arange(200) % 5 - 3}, "class"),
     "classes beyond the outputs": ({"targets": np.arange(200) % 9}, "class"),
+    "fractions": ({"targets": np.arange(200) / 7}, "a class is a number from 0 to 4"),
+    "no numbers": ({"targets": np.array(["cat", "dog"] * 100)}, "'cat'"),
+    "missing answers": ({"targets": np.array([0.0, np.nan] * 100)}, "100 of 200 targets are NaN"),
+    "one column a class": ({"targets": np.eye(5)[np.arange(200) % 5]}, "argmax"),
+    "no rows": ({"x": np.zeros((0, WIDTH), np.float32), "targets": np.zeros(0, np.int64)}, "0 rows"),
+    "no axis": ({"x": np.float32(1), "targets": np.int64(1)}, "targets have the shape []"),
+    "texts as input": ({"x": np.full((200, WIDTH), "a")}, "'x' has the type <U1"),
 }
 
 
@@ -145,6 +261,46 @@ def test_rows_that_do_not_fit_are_refused_and_no_bundle_is_left(
     assert code == 2
     assert words in answer["error"]["message"]
     assert not (tmp_path / "out").exists()
+
+
+BAD_FILES = {
+    "text": b"x,targets\n1,2\n",
+    "empty": b"",
+    "cut short": None,
+    "one array": np.lib.format.magic(1, 0),
+    "a missing file": b"missing",
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_file_that_is_no_archive_of_arrays_is_one_sentence(bare: Any, tmp_path: Path, capsys: Any, case: str) -> None:
+    data = tmp_path / "rows.npz"
+    data.write_bytes(BAD_FILES[case] or bare[1].read_bytes()[:5000])
+    if case == "one array":
+        with data.open("wb") as file:
+            np.save(file, np.zeros(3))
+    if case == "a missing file":
+        data.unlink()
+    if case == "empty":
+        data.write_bytes(b"")
+    code, answer = run_main(capsys, bare[0], "--data", data, "--out", tmp_path / "out")
+    assert code == 2
+    assert answer["error"]["message"].startswith(f"Cannot read the rows {data}: ")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_that_is_no_bundle_and_the_source_itself_are_never_replaced(
+    bare: Any, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
+    source = make_bundle(tmp_path / "bundle")
+    for given, out in ((bare[0], tmp_path / "mine"), (bare[0], bare[0].parent), (source, source), (source, tmp_path)):
+        before = hash_tree(out)
+        code, answer = run_main(capsys, given, "--data", bare[1], "--out", out)
+        assert code == 2
+        assert "Give another --out" in answer["error"]["message"]
+        assert hash_tree(out) == before
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cluster.errors import ModelError
-from trainers.export.graph_file import check_file, check_untrusted, graph_facts
+from trainers.export.graph_file import check_file, check_untrusted, graph_digest, graph_facts
 from trainers.export.precision import prove_graph
 
 
@@ -90,15 +90,87 @@ def test_external_data_inside_a_branch_is_held_to_the_same_rules(tmp_path: Path)
         check_untrusted(path)
 
 
-@pytest.mark.parametrize("operator", ["ConstantOfShape", "Expand"])
-def test_a_few_bytes_that_make_terabytes_are_refused(tmp_path: Path, operator: str) -> None:
-    shape = numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape")
-    inputs = ["shape"] if operator == "ConstantOfShape" else ["x", "shape"]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1])
+MILLION = 1 << 20
+ABSURD = {
+    "ConstantOfShape": (["shape"], {}, [MILLION, MILLION]),
+    "Expand": (["x", "shape"], {}, [MILLION, MILLION]),
+    "Tile": (["x", "shape"], {}, [MILLION, MILLION]),
+    "OneHot": (["x", "shape", "x"], {}, [1 << 40]),
+    "Pad": (["x", "shape"], {}, [0, 0, 0, 1 << 40]),
+    "Resize": (["x", "", "", "shape"], {}, [MILLION, MILLION]),
+    "RandomNormal": ([], {"shape": [MILLION, MILLION]}, [0]),
+    "Range": (["zero", "shape", "one"], {}, [1 << 40]),
+}
+
+
+def making_graph(path: Path, operator: str, kind: str) -> None:
+    """A graph whose size stands in an initializer, a Constant node, a file beside it, or inside a branch."""
+    names, attributes, sizes = ABSURD[operator]
+    shape = numpy_helper.from_array(np.array(sizes if operator != "Range" else sizes[0], np.int64), "shape")
+    zero, one = (numpy_helper.from_array(np.array(value, np.int64), name) for name, value in (("zero", 0), ("one", 1)))
+    node = helper.make_node(operator, names, ["y"], **attributes)
+    constant = helper.make_node("Constant", [], ["shape"], value_ints=sizes)
+    if kind == "file":
+        (path.parent / "shape.bin").write_bytes(shape.raw_data)
+        shape.ClearField("raw_data")
+        shape.data_location = TensorProto.EXTERNAL
+        shape.external_data.add(key="location", value="shape.bin")
+    nodes, initializers = ([constant, node], [zero, one]) if kind == "constant" else ([node], [shape, zero, one])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph([helper.make_node(operator, inputs, ["y"])], "g", [x], [y], [shape])
-    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph, ir_version=10).SerializeToString())
-    with pytest.raises(ModelError, match=r"makes \[1048576, 1048576\]"):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1])
+    if kind == "branch":
+        branch = helper.make_graph(nodes, "branch", [], [y], initializers)
+        nodes, initializers = [helper.make_node("If", ["b"], ["y"], then_branch=branch, else_branch=branch)], []
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], initializers), ir_version=10)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", ["initializer", "constant", "file", "branch"])
+@pytest.mark.parametrize("operator", ABSURD)
+def test_a_few_bytes_that_make_terabytes_are_refused(tmp_path: Path, operator: str, kind: str) -> None:
+    making_graph(tmp_path / "m.onnx", operator, kind)
+    with pytest.raises(ModelError, match=r"makes \[(1048576, 1048576|1099511627776)\]"):
+        check_untrusted(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "place", [{"offset": "-1099511627776"}, {"offset": "far"}, {"length": "-1"}, {"offset": "900"}]
+)
+def test_external_data_at_no_place_of_its_file_is_refused(tmp_path: Path, place: dict[str, str]) -> None:
+    model = write_graph(tmp_path / "m.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    (tmp_path / "w.bin").write_bytes(bytes(24))
+    tensor.external_data.add(key="location", value="w.bin")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert check_untrusted(tmp_path / "m.onnx").graph.node
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=value)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="claims dimensions"):
+        check_untrusted(tmp_path / "m.onnx")
+
+
+def test_weights_beside_the_file_are_part_of_its_digest(tmp_path: Path) -> None:
+    model = write_graph(tmp_path / "m.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "w.bin").write_bytes(bytes(24))
+    before = graph_digest(tmp_path / "m.onnx")
+    (tmp_path / "w.bin").write_bytes(bytes(23) + b"1")
+    assert graph_digest(tmp_path / "m.onnx") != before
+
+
+def test_a_shape_whose_bytes_do_not_fit_it_is_an_error_of_ours(tmp_path: Path) -> None:
+    making_graph(tmp_path / "m.onnx", "Expand", "initializer")
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    model.graph.initializer[0].raw_data = bytes(12)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="tensor 'shape' cannot be read"):
         check_untrusted(tmp_path / "m.onnx")
 
 

@@ -14,7 +14,8 @@ Not covered: attention heads (query, key and value stay whole; feed-forward laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,20 +76,27 @@ class Group:
 
 def find_groups(module: nn.Module, example: tuple[torch.Tensor, ...]) -> list[Group]:
     """The groups of a module, those that can be cut and the frozen ones. Raises ModelError when it cannot be traced."""
+    with tracing(module, "torch.export", "Remove control flow that depends on values"):
+        program = torch.export.export(module, example, strict=False)
+    return _Follower(program, module).follow()
+
+
+@contextmanager
+def tracing(module: nn.Module, tracer: str, remedy: str) -> Iterator[None]:
+    """The module in eval mode, and as it was afterwards; what a tracer raises becomes one ModelError."""
     was_training = module.training
     module.eval()
     try:
-        program = torch.export.export(module, example, strict=False)
+        yield
     except TRACE_ERRORS as error:
         raise ModelError(
             f"Cannot prune {type(module).__name__}",
-            found=f"torch.export cannot trace its forward: {' '.join(str(error).split())[:300]}",
+            found=f"{tracer} cannot trace its forward: {' '.join(str(error).split())[:300]}",
             rule="dependencies between channels are read from the traced graph",
-            remedy="Remove control flow that depends on values, or leave 'prune' out of compress.recipes.",
+            remedy=f"{remedy}, or leave 'prune' out of compress.recipes.",
         ) from error
     finally:
         module.train(was_training)
-    return _Follower(program, module).follow()
 
 
 class _Follower:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.errors import MissingDependencyError, ModelError
-from trainers.compress.prune.groups import RESIZABLE, TRACE_ERRORS, Group, Place
+from cluster.errors import MissingDependencyError
+from trainers.compress.prune.groups import RESIZABLE, Group, Place, tracing
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 ROOTS = [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding]
@@ -33,20 +33,9 @@ def find_groups_by_torch_pruning(module: nn.Module, example: tuple[torch.Tensor,
             rule="compress.prune.tracer: torch_pruning needs it",
             remedy="Install the extra: pip install 'manta-ml[prune]', or set compress.prune.tracer to own.",
         ) from None
-    was_training = module.training
-    module.eval()
-    try:
+    with tracing(module, "Torch-Pruning", "Set compress.prune.tracer to own"):
         graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example)
         found = list(graph.get_all_groups(root_module_types=ROOTS))
-    except TRACE_ERRORS as error:
-        raise ModelError(
-            f"Cannot prune {type(module).__name__}",
-            found=f"Torch-Pruning cannot trace its forward: {' '.join(str(error).split())[:300]}",
-            rule="dependencies between channels are read from the traced graph",
-            remedy="Set compress.prune.tracer to own, or leave 'prune' out of compress.recipes.",
-        ) from error
-    finally:
-        module.train(was_training)
     names = {layer: name for name, layer in module.named_modules()}
     return [_group(items, names) for items in found]
 

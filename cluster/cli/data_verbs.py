@@ -15,6 +15,9 @@ DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, TSV, JSON
 Target = Annotated[str | None, typer.Option("--target", help="Target column: adds balance, leakage and label noise.")]
 Test = Annotated[Path | None, typer.Option("--test", help="A second file: overlap and drift against it.")]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of a text file; a comma, or a tab for .tsv.")]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Of a delimited text file: cp1252, utf-16, …; utf-8 when absent.")
+]
 MemoryMb = Annotated[
     int | None,
     typer.Option("--memory-mb", min=1, help="A table that would take more is read in one pass; 1024 when absent."),
@@ -42,6 +45,7 @@ def check(
     target: Target = None,
     test: Test = None,
     delimiter: Delimiter = None,
+    encoding: Encoding = None,
     html: Html = None,
     memory_mb: MemoryMb = None,
     distributed: Distributed = False,
@@ -49,7 +53,7 @@ def check(
 ) -> int:
     """Report the quality of a file: types, missing values, duplicates, outliers, balance, leakage, drift."""
     options: dict[str, object] = {"--target": target, "--test": test, "--delimiter": delimiter, "--html": html}
-    options["--memory-mb"] = memory_mb
+    options |= {"--memory-mb": memory_mb, "--encoding": encoding}
     given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     flags = [*(["--distributed"] if distributed else []), *(["--json"] if as_json else [])]
     return run_module(COMMAND_MODULES["data-check"], [str(file), *given, *flags])

@@ -156,11 +156,6 @@ def _stacked(source: Source, data: Path, table: Any) -> dict[str, np.ndarray]:
 
 
 def _target_column(names: list[str], data: Path, asked: str | None) -> str:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"Cannot read {data}", found=f"column '{twice[0]}' is there twice", remedy="Rename one of them."
-        )
     found = [name for name in ((asked,) if asked else TARGET_NAMES) if name in names]
     if not found:
         raise DataError(

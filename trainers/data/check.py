@@ -1,5 +1,5 @@
 """`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH]
-[--memory-mb N] [--distributed]`: `manta data check` starts it.
+[--delimiter D] [--encoding E] [--memory-mb N] [--distributed]`: `manta data check` starts it.
 
 Invariant: exit code 0 when no finding is an error, 2 for errors and for a file that cannot be read.
 """
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--target")
     parser.add_argument("--test", help="a second file: overlap and drift against it")
     parser.add_argument("--delimiter", help="of a text file; `,`, or a tab for .tsv, when absent")
+    parser.add_argument("--encoding", default="utf-8", help="of a delimited text file: cp1252, utf-16, …")
     parser.add_argument("--memory-mb", type=int, default=MEMORY_MB,
                         help="a table that would take more is read in one pass, with sketches")  # fmt: skip
     parser.add_argument("--distributed", action="store_true",
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     report = make_report(
         arguments.file, arguments.target, test=arguments.test, delimiter=arguments.delimiter,
-        memory_bytes=arguments.memory_mb << 20, distributed=arguments.distributed,
+        encoding=arguments.encoding, memory_bytes=arguments.memory_mb << 20, distributed=arguments.distributed,
     )  # fmt: skip
     if arguments.html:
         write_text(arguments.html, to_html(report, arguments.file))
@@ -57,7 +58,7 @@ def _check(arguments: argparse.Namespace) -> int:
     return 2 if any(finding.severity == "error" for finding in report.findings) else 0
 
 
-def source_of(path: str, delimiter: str | None = None) -> FileSource:
+def source_of(path: str, delimiter: str | None = None, encoding: str = "utf-8") -> FileSource:
     """The source that reads a file, by its name; text formats with every value as it stands."""
     name = path.lower().removesuffix(".gz")
     if name.endswith((".parquet", ".pq")):
@@ -66,26 +67,33 @@ def source_of(path: str, delimiter: str | None = None) -> FileSource:
         return JsonlSource(kind="jsonl", path=path)
     tab = name.endswith(".tsv")
     return CsvSource(
-        kind="csv", path=path, delimiter=delimiter or ("\t" if tab else ","), quote=None if tab else '"', missing=()
-    )
+        kind="csv", path=path, delimiter=delimiter or ("\t" if tab else ","), quote=None if tab else '"', missing=(),
+        encoding=encoding,
+    )  # fmt: skip
 
 
-def read_any(path: str, delimiter: str | None = None) -> pa.Table:
+def read_any(path: str, delimiter: str | None = None, encoding: str = "utf-8") -> pa.Table:
     """A CSV, TSV, JSON Lines or Parquet file by its name. Raises DataError."""
-    source = source_of(path, delimiter)
-    return pa.concat_tables([read_file(source, file) for file in find_files(path)], promote_options="permissive")
+    source = source_of(path, delimiter, encoding)
+    tables = [read_file(source, file) for file in find_files(path)]
+    for table in tables:
+        if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+            raise DataError(
+                f"Cannot read {path}", found=f"column '{twice[0]}' is there twice", remedy="Rename one of them."
+            )
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def make_report(
     path: str, target: str | None, *, test: str | None, delimiter: str | None, memory_bytes: int,
-    distributed: bool = False,
+    distributed: bool = False, encoding: str = "utf-8",
 ) -> QualityReport:  # fmt: skip
     """The report in memory, or in one pass over the files' pieces where the tables would take more.
 
     `distributed`: the pass runs on Ray Data, on the cluster that RAY_ADDRESS names or else a private one. Raises
     DataError.
     """
-    source = source_of(path, delimiter)
+    source = source_of(path, delimiter, encoding)
     paths, others = find_files(path), find_files(test) if test else []
     with called_by_url([*paths, *others]):
         if distributed:
@@ -95,9 +103,9 @@ def make_report(
                 return check_files(paths, source, target, test=others, run=run)
         if whole_bytes([*paths, *others], source) > memory_bytes:
             return check_files(paths, source, target, test=others)
-    table = read_any(path, delimiter)
+    table = read_any(path, delimiter, encoding)
     _check_target(target, table, path)
-    return check_table(table, target, test=read_any(test, delimiter) if test else None)
+    return check_table(table, target, test=read_any(test, delimiter, encoding) if test else None)
 
 
 def to_lines(report: QualityReport) -> str:

@@ -79,3 +79,49 @@ def test_target_test_file_delimiter_and_page_arrive(
     )
     assert call(app, ["data", "check", str(tmp_path / "t.csv"), "--target", "z", "--delimiter", ";"]) == 2
     assert "no column 'z'" in capsys.readouterr().err
+
+
+ROWS = "name,b,t\n" + "\n".join(f"Müller{i},x{i % 3},{i % 2}" for i in range(50)) + "\n"
+
+
+@pytest.mark.parametrize("memory_mb", ["1024", "1"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le"])
+def test_the_encoding_that_is_given_is_the_one_that_is_read(
+    encoding: str, memory_mb: str, in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(ROWS.encode(encoding))
+    arguments = ["data", "check", str(path), "--memory-mb", memory_mb, "--json"]
+    assert call(app, [*arguments, "--encoding", encoding]) == 0
+    assert "Müller0" in json.loads(capsys.readouterr().out)["columns"]["name"]["most_frequent"]
+    assert call(app, arguments) == 2
+    told = capsys.readouterr()
+    assert {"cp1252": "is not utf-8", "utf-16": "mark of UTF-16", "utf-16-le": "NUL bytes"}[encoding] in (
+        told.out + told.err
+    )
+
+
+ODD = {
+    "two columns of one name": ("a,a,t\n1,2,3\n4,5,6\n", "column 'a' is there twice"),
+    "a name over two lines": ('a,"two\nlines",t\n1,2,3\n', "goes on in the next line"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_header_is_one_sentence(
+    case: str, in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, words = ODD[case]
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    assert call(app, ["data", "check", str(tmp_path / "t.csv")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_lines_that_end_with_a_carriage_return_alone_are_lines(
+    in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_bytes(b"a,b,t\r1,x,0\r2,y,1\r")
+    call(app, ["data", "check", str(tmp_path / "t.csv"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 2
+    assert list(found["columns"]) == ["a", "b", "t"]

@@ -19,6 +19,7 @@ from cluster.atomic import sha256_file
 from cluster.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 SNIFF_BYTES = 4096
 
 
@@ -53,7 +54,15 @@ def readable_file(path: str | Path) -> Path:
 def text_file(path: str | Path, encoding: str) -> Path:
     """`readable_file` that also holds text of this encoding, as far as its start shows. Raises DataError."""
     file = readable_file(path)
-    if b"\x00" in sniff(file) and not encoding.lower().replace("-", "").startswith("utf16"):
+    start = sniff(file)
+    if start.startswith(UTF16_MARKS) and not encoding.lower().replace("-", "").startswith("utf16"):
+        raise DataError(
+            f"Cannot read {path}",
+            found="it begins with the mark of UTF-16",
+            rule=f"this source reads {encoding}",
+            remedy="Set data.source.encoding: utf-16 (manta data check: --encoding utf-16), or convert it to UTF-8.",
+        )
+    if b"\x00" in start and not encoding.lower().replace("-", "").startswith("utf16"):
         raise DataError(
             f"Cannot read {path}",
             found="it holds NUL bytes: the file is binary",

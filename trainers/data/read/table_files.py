@@ -12,6 +12,7 @@ import csv
 import glob
 import importlib
 import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from trainers.data.read.files import digest_files, open_bytes, readable_file, te
 from trainers.data.read.raw import FREE
 
 DELIMITERS = ",;\t|"
+LINE_END = re.compile(rb"\r\n|\n|\r")  # a lone carriage return ends the lines of old Macintosh files
 
 
 def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
@@ -187,7 +189,14 @@ def decoded_text(path: Path, encoding: str) -> bytes:
 
 def csv_header(path: Path, data: bytes, source: CsvSource) -> list[str]:
     """Column names of the first line. Raises DataError when the delimiter is another one."""
-    line = data.split(b"\n", 1)[0].decode().rstrip("\r")
+    line = LINE_END.split(data, maxsplit=1)[0].decode()
+    if source.quote and line.count(source.quote) % 2:
+        raise DataError(
+            f"Cannot read {path}",
+            found=f"a name in its header goes on in the next line: {line[:60]!r}",
+            rule="the header is one line",
+            remedy="Rename that column, or set data.source.quote to null when the mark is no quote.",
+        )
     if source.quote:
         names = next(csv.reader([line], delimiter=source.delimiter, quotechar=source.quote), [])
     else:

@@ -25,6 +25,9 @@ STAGE_ENTRYPOINTS: dict[str, str] = {
 TENSORBOARD_ENTRYPOINT = "trainers.tensorboard:write_tensorboard"
 """`function(RunFolder) -> Path`: the run's events as TensorBoard files. The driver calls it when a run has ended."""
 
+SERVES_ENTRYPOINT = "serve.deployments.stages:serves"
+"""`function() -> bool`: whether an endpoint is left on this process's Ray. A run with `--keep` ends after the last."""
+
 COMMAND_MODULES: dict[str, str] = {
     "driver": "cluster.pipeline",
     "explain": "trainers.explain",

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, cast
 
 from cluster.errors import MantaError
-from serve.handler import Answer, Handler, InferCall, error_answer, text_error
+from serve.handler import Answer, Handler, InferCall, error_answer, text_error, wrong_verb
+from serve.limits import Limits
 from serve.peers import CALLER, SELF, SELF_HEADER, Caller
-from serve.problems import bad_request, too_large
+from serve.problems import INTERNAL_ERROR, bad_request, too_large
 from serve.timers import SharedTimer
 
 LOG = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class AsgiDoor:
             answer = error_answer(error)
         except Exception:
             LOG.exception("a request to %s raised", path[:200])
-            answer = text_error(500, "internal error; the server's log has the traceback")
+            answer = text_error(500, INTERNAL_ERROR)
         await respond(send, answer)
 
     async def _human(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
@@ -83,7 +85,11 @@ class AsgiDoor:
         except MantaError as error:
             await respond(send, error_answer(error))
             return
-        await self.human(scope, limited(receive, self.body_bytes), send)
+        body = HumanBody(receive, self.handler.limits, _header(scope["headers"], b"content-length"))
+        if body.refused is not None:
+            await respond(send, error_answer(body.refused))
+        else:
+            await self.human(scope, body.receive, body.guarded(send))
 
     async def _answer(self, scope: Scope, segments: list[str], receive: Receive) -> Answer:
         match segments:
@@ -97,12 +103,12 @@ class AsgiDoor:
             authorization = _text(scope["headers"], b"authorization")
             self.handler.repository.access.check(authorization, admin=is_admin)
             CALLER.set(Caller(authorization, _text(scope["headers"], SELF_HEADER.encode()) == SELF))
-        body = b"" if method == "GET" else await self._body(scope["headers"], receive)
+        body = b"" if method in ("GET", "HEAD") else await self._body(scope["headers"], receive)
         return await self.handler.other(method, segments, body)
 
     async def _infer(self, scope: Scope, name: str, version: str, receive: Receive) -> Answer:
         if scope["method"] != "POST":
-            return text_error(405, f"the verb is {scope['method'][:20]}; infer takes POST.")
+            return wrong_verb(scope["method"], "POST")
         access = self.handler.repository.access
         if access.infer:
             access.check(_text(scope["headers"], b"authorization"))
@@ -172,19 +178,55 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def limited(receive: Receive, limit_bytes: int) -> Receive:
-    """`receive` that ends a body which grows past the limit."""
-    size = 0
+class HumanBody:
+    """A body on its way to the human side, within the same limits as one below /v2.
 
-    async def wrapped() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        if size > limit_bytes:
-            raise too_large(f"the body has more than {limit_bytes} bytes", f"at most {limit_bytes}")
+    FastAPI answers 400 to whatever goes wrong while it reads, so that the answer is put right on its way back.
+    """
+
+    def __init__(self, receive: Receive, limits: Limits, declared: bytes | None) -> None:
+        self.refused: MantaError | None = None
+        self._receive = receive
+        self._limits = limits
+        self._size = 0
+        self._complete = False
+        self._deadline_s = time.monotonic() + limits.body_timeout_s
+        if declared is not None and (not declared.isdigit() or int(declared) > limits.body_bytes):
+            self._refuse_length(declared[:20].decode("latin-1"))
+
+    async def receive(self) -> Message:
+        """The application's `receive`. Raises ProtocolError past a limit."""
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._deadline_s - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            self.refused = bad_request("the body did not arrive in time", status=408)
+            raise self.refused from None
+        self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._size > self._limits.body_bytes:
+            raise self._refuse_length(f"more than {self._limits.body_bytes}")
         return message
 
-    return wrapped
+    def guarded(self, send: Send) -> Send:
+        """The application's `send`: once the body is refused, that is the answer."""
+        told = False
+
+        async def wrapped(message: Message) -> None:
+            nonlocal told
+            if self.refused is None:
+                await send(message)
+            elif not told:
+                told = True
+                await respond(send, error_answer(self.refused))
+
+        return wrapped
+
+    def _refuse_length(self, found: str) -> MantaError:
+        self.refused = too_large(f"the body has {found} bytes", f"at most {self._limits.body_bytes}")
+        return self.refused
 
 
 async def respond(send: Send, answer: Answer) -> None:

@@ -68,6 +68,9 @@ class EndpointConfig(StrictSpec):
     num_threads: Annotated[int, Field(ge=0)] = 1
     """Threads of one engine call on a CPU; replicas, not threads, use the other cores."""
 
+    loads: Annotated[int, Field(ge=0)] = 0
+    """Grows with a deploy that follows an unload: replicas are told of a value that differs, and of no other."""
+
     @property
     def loaded(self) -> tuple[VersionConfig, ...]:
         """The versions that a replica loads, the default one first."""

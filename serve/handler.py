@@ -214,6 +214,12 @@ def error_answer(error: MantaError) -> Answer:
     return Answer(status, orjson.dumps({"error": error.message}), headers)
 
 
+def wrong_verb(method: str, verb: str) -> Answer:
+    """405, with the verb that the path takes (RFC 9110, 15.5.6)."""
+    answer = text_error(405, f"the verb is {method[:20]}; this path takes {verb}")
+    return Answer(answer.status, answer.body, (*answer.headers, (b"allow", verb.encode())))
+
+
 def text_error(status: int, message: str) -> Answer:
     """An error that has no exception: for the doors."""
     return Answer(status, orjson.dumps({"error": message}))
@@ -234,9 +240,13 @@ def _infer_answer(body: bytes, json_length: int | None, *, accept_encoding: str)
 def _allow(
     verb: str, method: str, route: Callable[[str, list[str], bytes], Awaitable[Answer]]
 ) -> Callable[[str, list[str], bytes], Awaitable[Answer]]:
-    if method != verb:
-        raise bad_request(f"the verb is {method[:20]}", rule=f"this path takes {verb}", status=405)
-    return route
+    if method == verb or (method, verb) == ("HEAD", "GET"):  # the server sends a HEAD's answer without its body
+        return route
+
+    async def refuse(method: str, segments: list[str], body: bytes) -> Answer:
+        return wrong_verb(method, verb)
+
+    return refuse
 
 
 def _is_model_path(rest: list[str]) -> bool:

@@ -67,7 +67,10 @@ def build_human_side(handler: Handler) -> FastAPI:
     """The FastAPI application of one endpoint."""
     name = handler.repository.name
     app = FastAPI(
-        title=f"Manta endpoint '{name}'", summary="Open Inference Protocol v2 at /v2", strict_content_type=False
+        title=f"Manta endpoint '{name}'",
+        summary="Open Inference Protocol v2 at /v2",
+        strict_content_type=False,
+        redirect_slashes=False,  # to an address that the client's Host header names
     )
 
     @app.get("/", summary="Where things are")
@@ -151,7 +154,7 @@ def _shape_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def routed(_: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code)
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ from cluster.errors import (
     ProtocolError,
 )
 
+INTERNAL_ERROR = "internal error; the server's log has the traceback"
 GRPC_OF_STATUS: dict[int, str] = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",

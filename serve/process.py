@@ -19,6 +19,7 @@ from serve.asgi import AsgiDoor
 from serve.batching import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
 from serve.handler import Handler
+from serve.http import JsonHttpProtocol
 from serve.human import build_human_side
 from serve.limits import Limits
 from serve.repository import Repository
@@ -47,6 +48,8 @@ async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_p
         log_level="warning",
         access_log=False,
         lifespan="off",
+        http=JsonHttpProtocol,
+        ws="none",  # a request to upgrade is answered as the plain request that it is
         timeout_graceful_shutdown=int(GRACE_S),
     )
     server = uvicorn.Server(settings)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from serve.config import EndpointConfig, VersionConfig
 from serve.limits import Limits
 from serve.loading import load_engine
 from serve.model import ServedModel
-from serve.peers import Peers
+from serve.peers import CALLER, Peers
 from serve.problems import bad_request, not_found, overloaded
 
 # a change of these loads a version anew
@@ -46,6 +47,8 @@ class Repository:
         """Share of the requests that are logged."""
         self.peers = Peers()
         """The other replicas of this endpoint."""
+        self.remember: Callable[[bool], Awaitable[object]] | None = None
+        """Told before a client unloads the endpoint (True) or loads it again, for replicas that start later."""
         self.models: dict[str, ServedModel] = {}
         self.reasons: dict[str, str] = {}
         """version -> why it is not ready."""
@@ -119,6 +122,7 @@ class Repository:
         """Load what is configured and not loaded, on every replica: the protocol's `load`."""
         if name != self.name:
             raise not_found(f"failed to load {name[:80]!r}: no such model")
+        await self._remember(unloaded=False)
         if self.config is not None:
             await self.apply(self.config)
         await self._pass_on("load")
@@ -127,8 +131,22 @@ class Repository:
         """Retire every version on every replica; the endpoint answers 503 until `load`."""
         if name != self.name:
             raise not_found(f"failed to unload {name[:80]!r}: no such model")
-        await self._unload()
+        await self._remember(unloaded=True)
+        await self.unload_here()
         await self._pass_on("unload")
+
+    async def rest(self, config: EndpointConfig) -> None:
+        """Take `config` over without loading anything: a replica that starts after an `unload`."""
+        access = load_access(config.token_file, config.admin_token_file)
+        await self.unload_here()
+        self.config, self._attempted = config, None
+        self.access, self.access_log = access, config.access_log
+        self.reasons = {version.version: UNLOADED for version in config.loaded}
+
+    async def _remember(self, *, unloaded: bool) -> None:
+        caller = CALLER.get()
+        if self.remember is not None and not (caller is not None and caller.is_peer):
+            await self.remember(unloaded)
 
     async def _pass_on(self, verb: str) -> None:
         """Raises OverloadedError naming the replicas that did not follow; this one has."""
@@ -138,7 +156,8 @@ class Repository:
                 f"replicas {', '.join(missing)} did not {verb}; the others have", reason="not_ready", retry_after_s=1
             )
 
-    async def _unload(self) -> None:
+    async def unload_here(self) -> None:
+        """Retire every version in this process alone."""
         async with self._lock:
             self._default = None
             models, self.models = list(self.models.values()), {}
@@ -147,7 +166,7 @@ class Repository:
 
     async def close(self) -> None:
         """Answer what was accepted and free the engines."""
-        await self._unload()
+        await self.unload_here()
         await asyncio.gather(*self._retiring)
 
     def index(self, *, ready_only: bool = False) -> list[dict[str, str]]:

@@ -28,7 +28,7 @@ from serve.access_log import AccessRecords, Seen
 from serve.codec import InferRequest, RequestedOutput
 from serve.handler import Handler, check_scheduling
 from serve.peers import CALLER, Caller
-from serve.problems import bad_request, grpc_code_of
+from serve.problems import INTERNAL_ERROR, bad_request, grpc_code_of
 from serve.proto import health_pb2, health_pb2_grpc, inference_pb2, inference_pb2_grpc
 from serve.repository import check_version
 from serve.streaming import stream_infer
@@ -55,6 +55,7 @@ INFERENCE_METHODS = tuple(inference_pb2.DESCRIPTOR.services_by_name["GRPCInferen
 STREAM_METHODS = ("ModelStreamInfer",)
 HEALTH_METHODS = ("Check",)
 OPEN_METHODS = ("Check", "ServerLive", "ServerReady")
+DETAILS_MAX = 2000  # characters: HTTP/2 trailers with more than 8 KiB are refused by many clients
 
 
 class Rpc:
@@ -227,9 +228,12 @@ def add_to_server(rpc: Rpc, server: Any) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health(), server)
 
 
-def status_code(error: MantaError) -> grpc.StatusCode:
-    """The gRPC code of an error."""
-    return grpc.StatusCode[grpc_code_of(error)]
+def refusal(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Code and words for a client. An error that is not ours is logged, and its words stay in the log."""
+    if isinstance(error, MantaError):
+        return grpc.StatusCode[grpc_code_of(error)], error.message[:DETAILS_MAX]
+    LOG.error("a gRPC request raised", exc_info=error)
+    return grpc.StatusCode.INTERNAL, INTERNAL_ERROR
 
 
 def _servicer(rpc: Rpc, names: Iterable[str]) -> dict[str, Any]:
@@ -237,11 +241,8 @@ def _servicer(rpc: Rpc, names: Iterable[str]) -> dict[str, Any]:
         async def call(_: Any, request: Any, context: Any) -> Any:
             try:
                 return await rpc.answer(name, request, context)
-            except MantaError as error:
-                await context.abort(status_code(error), error.message)
-            except Exception:
-                LOG.exception("a gRPC request raised")
-                await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the traceback")
+            except Exception as error:  # noqa: BLE001 - request edge
+                await context.abort(*refusal(error))
 
         return call
 
@@ -250,8 +251,8 @@ def _servicer(rpc: Rpc, names: Iterable[str]) -> dict[str, Any]:
             try:
                 async for response in rpc.stream(name, requests, context):
                     yield response
-            except MantaError as error:
-                await context.abort(status_code(error), error.message)
+            except Exception as error:  # noqa: BLE001 - request edge
+                await context.abort(*refusal(error))
 
         return call
 

@@ -24,7 +24,7 @@ from cluster.errors import EndpointError, RequestError
 from serve.access import absolute, client_token, load_access
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
-from serve.deployments.directory import EndpointRecord, forget, records, remember
+from serve.deployments.directory import EndpointRecord, drop, forget, records, remember
 from serve.rows import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0
@@ -54,7 +54,7 @@ def deploy(options: argparse.Namespace) -> int:
             remember(name, found.url, private)
             _say("It lives until 'manta undeploy' or Ctrl-C.")
             try:
-                _wait_for_end(place.endpoints)
+                _wait_for_end(place.still_serves)
             finally:
                 forget(name)
     return 0
@@ -126,10 +126,13 @@ def predict(options: argparse.Namespace) -> int:
 
 def undeploy(options: argparse.Namespace) -> int:
     """Take an endpoint away."""
+    record = _record(options.name)
     with _ray(options, options.name):  # a private Ray ends itself when its last endpoint is gone
         from serve.deployments import endpoint as place
 
         place.undeploy(options.name)
+    if record is not None and (_address(options) or record.ray_address) == record.ray_address:
+        drop(record)
     _done(options, f"Endpoint '{options.name}' is gone", {"name": options.name})
     return 0
 
@@ -257,7 +260,7 @@ def _unknown(name: str, have: list[str] | None = None) -> RequestError:
     )
 
 
-def _wait_for_end(served: Callable[[], list[Any]]) -> None:
+def _wait_for_end(served: Callable[[], bool]) -> None:
     """Until SIGINT or SIGTERM, or until nothing is served any more."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

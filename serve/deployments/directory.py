@@ -64,6 +64,12 @@ def forget(name: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def drop(record: EndpointRecord) -> None:
+    """Remove the record of an endpoint that is gone, whichever process keeps its Ray."""
+    if _read(folder() / f"{record.name}.json") == record:
+        (folder() / f"{record.name}.json").unlink(missing_ok=True)
+
+
 def records() -> list[EndpointRecord]:
     """Endpoints whose process lives."""
     found = []

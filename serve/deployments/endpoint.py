@@ -19,7 +19,9 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import EndpointError, RequestError
@@ -31,6 +33,7 @@ from serve.deployments.placement import actor_options
 from serve.deployments.ports import claim_port
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
 from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
+from serve.deployments.unloaded import remember_unloaded
 from serve.repository import LOADING, NOT_KEPT, UNLOADED
 
 LOG = logging.getLogger(__name__)
@@ -82,6 +85,9 @@ def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callab
     url = f"http://{_reachable(host)}:{port}/{config.name}"
     progress("starting replicas")
     before, options_before = configuration(config.name), _actor_options_now(config.name)
+    was_unloaded = remember_unloaded(config.name, False)
+    if was_unloaded:
+        config = config.model_copy(update={"loads": config.loads + 1})
     _run(config, actor_options(config, before, options_before))
     try:
         _wait(config, url, deadline_s, options)
@@ -89,6 +95,7 @@ def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callab
         if before is None:
             ray_serve.delete(config.name, _blocking=False)
         else:
+            remember_unloaded(config.name, was_unloaded)
             _revert(before, options_before)
         raise
     return Endpoint(config.name, url, config.default_version, max(1, config.replicas.min))
@@ -211,6 +218,15 @@ def undeploy(name: str) -> None:
             remedy=f"Endpoints here: {', '.join(have) or 'none'}.",
         )
     ray_serve.delete(name)
+    remember_unloaded(name, False)
+
+
+def still_serves() -> bool:
+    """Whether an endpoint is left on this Ray; True while Ray Serve cannot say, because its controller restarts."""
+    try:
+        return serve_address() is not None and bool(ray_serve.status().applications)
+    except (RayError, RayServeException):
+        return True
 
 
 def _run(config: EndpointConfig, replica: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ cannot be loaded leaves the replica as it was, with the reason in the repository
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 import sys
 import time
@@ -23,15 +25,19 @@ from serve.config import EndpointConfig
 from serve.deployments.neighbors import access_file, endpoint_peers
 from serve.deployments.scaling import BUSY, LATENCY_S, LOOK_BACK_S, OLDEST_WAIT_S, QUEUED_ROWS
 from serve.deployments.shortcut import open_shortcut
+from serve.deployments.unloaded import is_unloaded, remember_unloaded
 from serve.handler import Handler
 from serve.human import build_human_side
 from serve.limits import Limits
 from serve.process import access_records
+from serve.proto.inference_pb2 import ServerLiveResponse
 from serve.repository import Repository
-from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, status_code
+from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, refusal
 
 LOG = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
+NO_MESSAGE = ServerLiveResponse()
+UNLOAD_LOOKS_S = (0.0, 2.0, 8.0, 20.0)  # after a start; Ray Serve lists a replica within a second or two
 
 
 class EndpointReplica:
@@ -42,6 +48,8 @@ class EndpointReplica:
         limits = Limits()
         self.repository = Repository(name, limits)
         self.repository.peers = endpoint_peers(name)
+        self.repository.remember = functools.partial(asyncio.to_thread, remember_unloaded, name)
+        self._following: asyncio.Task[None] | None = None
         self.handler = Handler(self.repository, limits)
         self._records = access_records(self.repository, self.repository.peers.replica)
         self.rpc = Rpc(self.handler, self._records)
@@ -55,14 +63,30 @@ class EndpointReplica:
         return door
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve what the configuration says. Raises only while nothing is served yet."""
+        """Serve what the configuration says, or wait for `load` where a client has unloaded the endpoint.
+
+        Raises only while nothing is served yet.
+        """
         config = EndpointConfig.from_json(user_config)
+        if await asyncio.to_thread(is_unloaded, config.name):
+            await self.repository.rest(config)
+            return
         try:
             await self.repository.apply(config)
         except MantaError as error:
             if not self.repository.ready:
                 raise
             LOG.error("kept the old versions: %s", error)
+        if self._following is not None:
+            self._following.cancel()
+        self._following = asyncio.get_running_loop().create_task(self._follow_unload(config.name))
+
+    async def _follow_unload(self, name: str) -> None:
+        """An unload that came while this replica started was passed on to the others alone: look for its mark."""
+        for delay_s in UNLOAD_LOOKS_S:
+            await asyncio.sleep(delay_s)
+            if await asyncio.to_thread(is_unloaded, name) and self.repository.ready:
+                await self.repository.unload_here()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy decides on (serve/deployments/scaling.py); Ray Serve asks about once a second."""
@@ -85,15 +109,18 @@ class EndpointReplica:
 
 
 def _rpc_method(name: str) -> Callable[..., Awaitable[Any]]:
-    """Ray Serve calls the replica's method of an RPC's name, and gives it the context by this keyword."""
+    """Ray Serve calls the replica's method of an RPC's name, and gives it the context by this keyword.
+
+    A refusal is a code on the context and not an exception: Ray Serve would write a traceback for each into its log,
+    and send an unknown exception's words to the client. gRPC sends no message beside a code that is not OK.
+    """
 
     async def call(self: EndpointReplica, request: Any, grpc_context: Any) -> Any:
         try:
             return await self.rpc.answer(name, request, grpc_context)
-        except MantaError as error:
-            grpc_context.set_code(status_code(error))
-            grpc_context.set_details(error.message)
-            raise
+        except Exception as error:  # noqa: BLE001 - request edge
+            _refuse(grpc_context, error)
+            return NO_MESSAGE
 
     call.__name__ = name
     return call
@@ -106,13 +133,21 @@ def _stream_method(name: str) -> Callable[..., AsyncIterator[Any]]:
         try:
             async for answer in self.rpc.stream(name, requests, grpc_context):
                 yield answer
-        except MantaError as error:
-            grpc_context.set_code(status_code(error))
-            grpc_context.set_details(error.message)
-            raise
+        except Exception as error:  # noqa: BLE001 - request edge
+            # raised, because a stream's context does not reach the client through Ray Serve's fallback proxy
+            words = _refuse(grpc_context, error)
+            raise EndpointError("Cannot answer the stream", found=words) from None
 
     call.__name__ = name
     return call
+
+
+def _refuse(context: Any, error: Exception) -> str:
+    """Put the error's code and words on a call's context; returns the words."""
+    code, words = refusal(error)
+    context.set_code(code)
+    context.set_details(words)
+    return words
 
 
 for _name in (*INFERENCE_METHODS, *HEALTH_METHODS):

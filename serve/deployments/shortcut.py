@@ -2,7 +2,8 @@
 
 Ray Serve puts per-request tasks, contexts, an access record and metrics around every call of an ASGI application;
 on a small model that is most of the time. Its hook for middleware (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`,
-set in cluster/runtime/environment.py) is outside of all that, so that infer requests go to the door at once.
+set in cluster/runtime/environment.py) is outside of all that, so that infer requests go to the door at once; and what
+Ray Serve answers to others by itself, as text, leaves as the protocol's JSON.
 
 What that leaves to us, and where it is: the bound on waiting requests (serve/batching.py), metrics (serve/metrics.py),
 the autoscaler's signal (scaling.py), a client that leaves (serve/asgi.py). What stays Ray Serve's: when a replica
@@ -17,7 +18,12 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from serve.asgi import App, Receive, Scope, Send
+from serve.asgi import App, Message, Receive, Scope, Send, respond
+from serve.handler import Answer, text_error
+from serve.problems import INTERNAL_ERROR
+
+RAYS_OWN = "/-/"  # health and routes, which HAProxy asks for
+ERROR_BYTES_MAX = 4096
 
 
 class Shortcut:
@@ -38,7 +44,48 @@ class Shortcut:
                 scope["root_path"] = Shortcut.prefix[:-1]
                 await door(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        is_ours = scope["type"] == "http" and not scope["path"].startswith(RAYS_OWN)
+        await self._app(scope, receive, json_errors(send) if is_ours else send)
+
+
+def json_errors(send: Send) -> Send:
+    """`send` that gives Ray Serve's own errors, which are text, the protocol's form.
+
+    A request that took too long (408), an application that is not there (404) or has no replica (503). The words of a
+    500 may hold a traceback and stay behind.
+    """
+    start: Message | None = None
+    text = b""
+
+    async def wrapped(message: Message) -> None:
+        nonlocal start, text
+        if message["type"] == "http.response.start" and message["status"] >= 400 and not _is_json(message):
+            start = message
+        elif start is None:
+            await send(message)
+        elif message["type"] == "http.response.body":
+            text = (text + message.get("body", b""))[:ERROR_BYTES_MAX]
+            if not message.get("more_body", False):
+                await respond(send, _answer_of(start, text))
+
+    return wrapped
+
+
+def _is_json(start: Message) -> bool:
+    kinds = [value for name, value in start.get("headers", ()) if name.lower() == b"content-type"]
+    return any(kind.startswith(b"application/json") for kind in kinds)
+
+
+def _answer_of(start: Message, text: bytes) -> Answer:
+    status = int(start["status"])
+    words = INTERNAL_ERROR if status == 500 else text.decode("utf-8", "replace").strip().partition("\n")[0]
+    kept = tuple(
+        pair for pair in start.get("headers", ()) if pair[0].lower() not in (b"content-type", b"content-length")
+    )
+    if status == 503 and not any(name.lower() == b"retry-after" for name, _ in kept):
+        kept += ((b"retry-after", b"1"),)
+    answer = text_error(status, words or f"status {status}")
+    return Answer(status, answer.body, (*answer.headers, *kept))
 
 
 def open_shortcut(door: App, name: str) -> None:

@@ -59,6 +59,13 @@ def deploy(context: StageContext) -> StageResult:
     )
 
 
+def serves() -> bool:
+    """Whether an endpoint is left on the Ray that this process uses: a kept run ends after the last one."""
+    from serve.deployments.endpoint import still_serves
+
+    return still_serves()
+
+
 def predict(context: StageContext) -> StageResult:
     """Send real test rows over HTTP in the protocol, and compare with the labels and with the evaluated model."""
     if "deploy" not in context.records or not context.facts("deploy"):

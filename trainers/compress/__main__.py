@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from cluster.errors import MantaError, RequestError
+from cluster.errors import RequestError
 from cluster.spec.compress import CompressSpec, GraphRecipe
+from cluster.telemetry.edge import emit_json, run_command, say
 from cluster.telemetry.events import Record, TrialUpdated
 
 RECIPES = "int8_static,int8_static_per_tensor,int8_dynamic,int8_static_percentile,int8_static_excluded"
@@ -30,17 +32,15 @@ class LineSink:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
-    try:
-        facts = run(options)
-    except MantaError as error:
-        if options.json:
-            sys.stdout.write(json.dumps({"ok": False, "error": error.to_dict()}) + "\n")
-        sys.stderr.write(f"Error: {error.message}\n")
-        return error.exit_code
+    return run_command(partial(_print_facts, options), as_json=options.json)
+
+
+def _print_facts(options: argparse.Namespace) -> int:
+    facts = run(options)
     if options.json:
-        sys.stdout.write(json.dumps({"ok": True, **facts}) + "\n")
+        emit_json({"ok": True, **facts})
     else:
-        sys.stderr.write(f"{facts['headline']}\nbundle: {facts['bundle']}\n")
+        say(f"{facts['headline']}\nbundle: {facts['bundle']}")
     return 0
 
 
@@ -78,7 +78,7 @@ def spec_of(options: argparse.Namespace) -> CompressSpec:
             "Cannot compress with these options",
             found=f"{'.'.join(map(str, first['loc']))} is {first['input']!r}",
             rule=str(first["msg"]).removeprefix("Value error, "),
-            remedy=f"Recipes are {', '.join(get_args(GraphRecipe))}.",
+            remedy=f"Recipes are {', '.join(get_args(GraphRecipe))}." if first["loc"][0] == "recipes" else "",
         ) from None
 
 
@@ -90,14 +90,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target-column", help="column of a table with the answers; 'targets' or 'target' when absent")
     parser.add_argument("--out", type=Path, help="folder of the new bundle")
     parser.add_argument("--max-drop", type=float, default=0.01, help="largest accepted loss, 0.01 is one point")
-    parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--target", default="cpu", help="cpu or gpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--minimize", choices=("latency", "size", "cost"), default="latency")
+    parser.add_argument("--minimize", default="latency", help="latency, size or cost")
     parser.add_argument("--recipes", default=RECIPES, help="comma-separated")
-    parser.add_argument(
-        "--on-inconclusive", choices=("keep_baseline", "accept_point_estimate"), default="keep_baseline"
-    )
+    parser.add_argument("--on-inconclusive", default="keep_baseline", help="keep_baseline or accept_point_estimate")
     parser.add_argument("--workers", type=int, default=1, help="trials at a time; above 1 they run as Ray tasks")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser.parse_args(arguments)

@@ -168,6 +168,8 @@ def check_untrusted(path: Path) -> onnx.ModelProto:
         raise ModelError(attempted, found="there is no such file", remedy="Give the path of an ONNX file.") from None
     except (DecodeError, ValueError, OSError) as error:
         raise ModelError(attempted, found=f"it cannot be read: {error}", rule="it must be an ONNX file") from None
+    if not path.stat().st_size:
+        raise ModelError(attempted, found="the file is empty (0 bytes)", remedy="Copy it again.")
     for name in external_files(model):
         data = path.parent / name
         if data.is_symlink() or not data.is_file():

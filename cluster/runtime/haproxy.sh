@@ -12,12 +12,24 @@ for word in "$@"; do
   previous="$word"
 done
 if [ -n "$config" ] && [ -f "$config" ]; then
-  answer="$(dirname "$config")/503.http"
-  body='{"error":"the replica that had this request is gone, or none is ready; try again"}'
-  printf 'HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nContent-Length: %s\r\n\r\n%s' \
-    "${#body}" "$body" > "$answer"
+  folder="$(dirname "$config")"
+  # not covered: what is no HTTP at all, which HAProxy 2.8's parser refuses with a page that nothing changes
+  write_error() { # name, status line with other headers, words
+    printf 'HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %s\r\n\r\n{"error":"%s"}' \
+      "$2" "$((${#3} + 12))" "$3" > "$folder/$1.http"
+  }
+  write_error 503 '503 Service Unavailable\r\nRetry-After: 1' \
+    'the replica that had this request is gone, or none is ready; try again'
+  write_error 400 '400 Bad Request\r\nConnection: close' 'the request cannot be read'
+  write_error 408 '408 Request Timeout\r\nConnection: close' 'the request did not arrive in time'
+  files="\1errorfile 504 $folder/503.http\n\1errorfile 400 $folder/400.http\n\1errorfile 408 $folder/408.http"
+  # uvicorn's own text, for a verb that HTTP does not have and for a WebSocket
+  text='http-response return status 400 content-type application/json string "{\\"error\\":\\"the request is not HTTP\\"}"'
+  text="$text if { status 400 403 } { res.hdr(content-type) -m beg text/plain }"
   sed -i \
-    -e "s|^\( *errorfile 50[234]\) .*|\1 $answer|" \
+    -e "s|^\( *errorfile 50[23]\) .*|\1 $folder/503.http|" \
+    -e "s|^\( *\)errorfile 504 .*|$files|" \
+    -e "s|^frontend http_frontend\$|frontend http_frontend\n    $text|" \
     -e 's|content-type text/plain lf-string "Path .*|content-type application/json string "{\\"error\\":\\"there is no endpoint at this path\\"}"|' \
     -e 's|^\( *bind\) :\([0-9]*\)$|\1 127.0.0.1:\2|' \
     -e 's|^\( *bind\) \*:\([0-9]*\)$|\1 127.0.0.1:\2|' \

@@ -37,7 +37,7 @@ from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, re
 LOG = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
 NO_MESSAGE = ServerLiveResponse()
-UNLOAD_LOOKS_S = (0.0, 2.0, 8.0, 20.0)  # after a start; Ray Serve lists a replica within a second or two
+MARK_LOOKS_S = (0.0, 1.0, 1.0, 2.0, 4.0, 8.0, 16.0)  # after a start; Ray Serve lists a replica after about a second
 
 
 class EndpointReplica:
@@ -70,23 +70,29 @@ class EndpointReplica:
         config = EndpointConfig.from_json(user_config)
         if await asyncio.to_thread(is_unloaded, config.name):
             await self.repository.rest(config)
-            return
+        else:
+            await self._apply(config)
+        if self._following is not None:
+            self._following.cancel()
+        self._following = asyncio.get_running_loop().create_task(self._follow(config))
+
+    async def _apply(self, config: EndpointConfig) -> None:
         try:
             await self.repository.apply(config)
         except MantaError as error:
             if not self.repository.ready:
                 raise
             LOG.error("kept the old versions: %s", error)
-        if self._following is not None:
-            self._following.cancel()
-        self._following = asyncio.get_running_loop().create_task(self._follow_unload(config.name))
 
-    async def _follow_unload(self, name: str) -> None:
-        """An unload that came while this replica started was passed on to the others alone: look for its mark."""
-        for delay_s in UNLOAD_LOOKS_S:
+    async def _follow(self, config: EndpointConfig) -> None:
+        """A load or unload that came while this replica started was passed on to the others alone: ask for the mark."""
+        for delay_s in MARK_LOOKS_S:
             await asyncio.sleep(delay_s)
-            if await asyncio.to_thread(is_unloaded, name) and self.repository.ready:
+            unloaded = await asyncio.to_thread(is_unloaded, config.name)
+            if unloaded and self.repository.ready:
                 await self.repository.unload_here()
+            elif not unloaded and not self.repository.ready:
+                await self._apply(config)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy decides on (serve/deployments/scaling.py); Ray Serve asks about once a second."""

@@ -221,20 +221,34 @@ def test_a_replicas_own_port_asks_for_the_same_tokens(faults: Endpoint, tmp_path
         deploy(config, EndpointOptions(token="secret-token-0123456789"))
 
 
-def test_load_and_unload_reach_every_replica(faults: Endpoint, tmp_path: Path) -> None:
+def test_load_and_unload_reach_every_replica_and_those_that_start_later(faults: Endpoint, tmp_path: Path) -> None:
     (tmp_path / "admin").write_text("admin-token-0123456789\n")
     config = configuration("faults")
     assert config is not None
-    deploy(config.model_copy(update={"admin_token_file": str(tmp_path / "admin")}), EndpointOptions())
+    closed = config.model_copy(update={"admin_token_file": str(tmp_path / "admin")})
+    deploy(closed, EndpointOptions())
 
     def ready() -> set[int]:
         urls = [f"http://127.0.0.1:{port}/faults/v2/models/faults/ready" for port in replica_ports()]
         return {httpx.get(url, trust_env=False).status_code for url in urls}
 
-    with httpx.Client(headers={"Authorization": "Bearer admin-token-0123456789"}, trust_env=False) as http:
-        for verb, status in (("unload", 503), ("load", 200)):
-            answer = http.post(f"{faults.url}/v2/repository/models/faults/{verb}", timeout=60)
-            assert (answer.status_code, ready()) == (200, {status}), answer.text
+    def tell(verb: str) -> None:
+        headers = {"Authorization": "Bearer admin-token-0123456789"}
+        url = f"{faults.url}/v2/repository/models/faults/{verb}"
+        answer = httpx.post(url, headers=headers, timeout=60, trust_env=False)
+        assert answer.status_code == 200, answer.text
+
+    tell("unload")
+    assert ready() == {503}
+    before = replica_pids()
+    os.kill(min(before), signal.SIGKILL)
+    eventually(lambda: len(replica_pids() - before) == 1 and len(replica_ports()) == 2)
+    assert ready() == {503}, "the replica in its place has not loaded the model again"
+    tell("load")
+    eventually(lambda: ready() == {200})
+    tell("unload")
+    deploy(closed, EndpointOptions())
+    assert ready() == {200}, "a deploy asks for the model, also with the configuration that was there"
     deploy(config, EndpointOptions())
 
 

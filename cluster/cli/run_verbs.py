@@ -40,6 +40,10 @@ STAGES = ", ".join(stage.name for stage in PIPELINE)
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running in the background.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget earlier results of this run and start anew.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
+Profile = Annotated[
+    int | None,
+    typer.Option("--profile", min=1, metavar="N", help="Trace N updates with torch.profiler into RUN/traces."),
+]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help=f"Stop after this stage: {STAGES}.")]
 
 
@@ -79,9 +83,11 @@ def train(
     address: Address = None,
     fresh: Fresh = False,
     as_json: AsJson = False,
+    profile: Profile = None,
 ) -> int:
     """Run until the model is trained: `manta run --until train`."""
-    return run(spec, override, name, runs_dir, address, "train", False, fresh, as_json)
+    values = [*(override or []), *([f"train.profile_updates={profile}"] if profile else [])]
+    return run(spec, values, name, runs_dir, address, "train", False, fresh, as_json)
 
 
 def prepare_folder(spec: Path, overrides: list[str], *, name: str | None, runs_dir: Path, fresh: bool) -> RunFolder:

@@ -228,6 +228,8 @@ class TrainSpec(StrictSpec):
     """How often gradients, weights, updates and activations are looked at; null turns it off."""
     log_every_updates: PositiveInt = 20
     """How often loss and speed go to the display and the curves."""
+    profile_updates: PositiveInt | None = None
+    """Record this many updates with torch.profiler, after the first few, into `traces/` of the run folder."""
 
 
 def most_workers(workers: int | WorkersSpec) -> int:

@@ -35,7 +35,7 @@ BROAD_EXCEPTS = {
     "serve/batching.py": "whatever an engine raises is the answer of its own request",
     "serve/engines/process.py": "a worker's main",
     "serve/engines/onnxruntime.py": "the classes of a C extension, raised again as one of ours",
-    "trainers/loop/step.py": "the exchange must be joined, else the other workers wait for ever; raised after it",
+    "trainers/loop/agree.py": "the exchange must be joined, else the other workers wait for ever; raised after it",
     "trainers/loop/sizing.py": "a model that cannot be counted without data: the trial with data decides",
     "trainers/launch/fit.py": "handed to the thread that waits",
     "trainers/search/trial.py": "an error is an outcome of the trial",

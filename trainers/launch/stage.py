@@ -30,6 +30,7 @@ def run_training(context: StageContext) -> StageResult:
         stage=context.stage,
         checkpoints=context.run.checkpoints / context.digest[:16],
         sizing=_sizing(context),
+        traces=context.run.path / "traces",
         find_learning_rate=resolved.spec.train.find_learning_rate and not _searched(resolved, LEARNING_RATE),
     )
     result = launch_fit(request, events=context.run.events, folder=context.folder)

@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -41,13 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    request = request_of_run(RunFolder(options.run), options.set, options.out)
+    profile = [f"train.profile_updates={options.profile}"] if options.profile else []
+    request = request_of_run(RunFolder(options.run), [*options.set, *profile], options.out)
     _join_group(request.train.faults.collective_timeout_s)
     try:
         if options.find:
             return _find(options.find, request)
-        with _profiler(options.profile, options.out) as step:
-            result = fit(request, sink=FileSink(options.out / "events.jsonl"), device=default_device(), interrupt=step)
+        result = fit(request, sink=FileSink(options.out / "events.jsonl"), device=default_device())
     except MantaError as error:
         sys.stderr.write(f"{error.message}\n")
         return error.exit_code
@@ -83,29 +81,8 @@ def request_of_run(run: RunFolder, overrides: list[str], out: Path) -> FitReques
         prepared=prepared,
         stage="train",
         checkpoints=out / "checkpoints",
+        traces=out,
     )
-
-
-@contextmanager
-def _profiler(updates: int, out: Path) -> Iterator[Callable[[], bool] | None]:
-    """Record `updates` updates after the first few into `out/trace.json` (chrome://tracing, Perfetto). Yields what the
-    loop calls before each update."""
-    if not updates:
-        yield None
-        return
-    plan = torch.profiler.schedule(wait=3, warmup=2, active=updates, repeat=1)
-    out.mkdir(parents=True, exist_ok=True)
-
-    def export(recorded: torch.profiler.profile) -> None:
-        recorded.export_chrome_trace(str(out / f"trace{os.environ.get('RANK', '')}.json"))
-
-    with torch.profiler.profile(schedule=plan, on_trace_ready=export) as recorded:
-
-        def step() -> bool:
-            recorded.step()
-            return False
-
-        yield step
 
 
 def _find(what: str, request: FitRequest) -> int:
@@ -126,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="run folder with resolved.yaml and stages/prepare")
     parser.add_argument("--out", type=Path, default=Path("loop-out"), help="folder for weights and checkpoints")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value")
-    parser.add_argument("--profile", type=int, default=0, metavar="N", help="trace N updates into OUT/trace.json")
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="trace N updates into OUT/trace-RANK.json")
     parser.add_argument("--find", choices=["batch", "lr"], help="only probe the micro-batch or the learning rate")
     parser.add_argument("--threads", type=int, default=0, help="torch threads of each process")
     return parser

@@ -35,7 +35,7 @@ from cluster.atomic import PARTIAL, disk_errors, hash_tree, replace_folder, sync
 from cluster.errors import CheckpointError
 from cluster.spec.train import BestSpec, CheckpointSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FENCE = "fence.json"

@@ -7,16 +7,21 @@ Loss and accuracy are a sum over a count. Metrics that are no mean over rows (F1
 confusion matrix of all workers, which is itself a sum. They are made where `train.best.metric` names one of them:
 importing scikit-learn takes each worker a second.
 
+Where a forward of many rows does not fit, it is tried with half of them.
+
 Covered: classification, per-item targets, regression. Not covered: ranking metrics (the evaluate stage has them).
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
+from cluster.errors import MemoryShortError
+from trainers.loop.agree import error_of, is_out_of_memory, raise_together
 from trainers.loop.exchange import sum_over_workers
 from trainers.loop.loader import SplitReader
 from trainers.loop.losses import IGNORE_INDEX, MicroBatch, Objective
@@ -32,19 +37,18 @@ CONFUSION_METRICS = ("macro_f1", "balanced_accuracy")
 def evaluate_split(job: Job, state: State, reader: SplitReader, name: str) -> dict[str, float]:
     """`{name.loss, name.accuracy | name.rmse, …}` of the model as it stands (under the EMA where there is one).
 
-    Blocks.
+    Blocks. Raises on all workers what one of them raised.
     """
     was_training = state.model.training
     state.model.eval()
     try:
-        if state.ema:
-            with state.ema.applied():
-                sums = _local_sums(job, state, reader)
-        else:
-            sums = _local_sums(job, state, reader)
+        with state.ema.applied() if state.ema else nullcontext():
+            sums, error = _sums_that_fit(job, state, reader)
     finally:
         state.model.train(was_training)
-    loss, hits, weight, *confusion = sum_over_workers(sums, job.world, job.device)
+    failed, loss, hits, weight, *confusion = sum_over_workers([error is not None, *sums], job.world, job.device)
+    if failed:
+        _raise_failure(job, error, f"Cannot measure {name} metrics")
     if weight == 0:
         return {}
     if job.data.task == "regression":
@@ -71,15 +75,39 @@ def confusion_metrics(confusion: np.ndarray) -> dict[str, float]:
     return {"macro_f1": float(f1), "balanced_accuracy": float(recall)}
 
 
+def _sums_that_fit(job: Job, state: State, reader: SplitReader) -> tuple[list[float], Exception | None]:
+    """`_local_sums` with as many rows a forward as memory holds; zeros and the error where one row is too many."""
+    sums, rows = [0.0] * (3 + _num_classes_counted(job) ** 2), max(EVALUATION_ROWS, state.micro_size)
+
+    def measure() -> None:
+        sums[:] = _local_sums(job, state, reader, rows)
+
+    while (error := error_of(measure)) is not None and is_out_of_memory(error) and rows > 1:
+        rows //= 2
+        del error  # its traceback holds tensors
+        if job.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return sums, error
+
+
+def _raise_failure(job: Job, error: Exception | None, attempted: str) -> None:
+    raise_together(attempted, error, job.world, job.device)
+    raise MemoryShortError(
+        attempted,
+        found=f"memory does not suffice for one sample: {error}",
+        remedy="Choose a smaller model or a larger machine.",
+    ) from error
+
+
 @torch.no_grad()
-def _local_sums(job: Job, state: State, reader: SplitReader) -> list[float]:
-    """Weighted loss, weighted hits and weight of this worker's part, and its confusion matrix where asked for."""
+def _local_sums(job: Job, state: State, reader: SplitReader, size: int) -> list[float]:
+    """Weighted loss, weighted hits and weight of this worker's part, and its confusion matrix where asked for; `size`
+    rows a forward."""
     plain = Objective(job.data.task)
     rows = torch.arange(reader.num_rows).numpy()
     start, stop = part(reader.num_rows, job.world)
-    size = max(EVALUATION_ROWS, state.micro_size)
     sums = torch.zeros(2, dtype=torch.float64, device=job.device)
-    classes = job.data.num_outputs if _wants_confusion(job) else 0
+    classes = _num_classes_counted(job)
     confusion = torch.zeros(classes * classes, dtype=torch.float64, device=job.device)
     for at in range(start, stop, size):
         batch = reader.read(rows[at : min(at + size, stop)])
@@ -92,9 +120,10 @@ def _local_sums(job: Job, state: State, reader: SplitReader) -> list[float]:
     return [*sums.tolist(), reader.weight_of(rows[start:stop]), *confusion.tolist()]
 
 
-def _wants_confusion(job: Job) -> bool:
+def _num_classes_counted(job: Job) -> int:
+    """Side of the confusion matrix; 0 where nobody asks for one."""
     wanted = job.request.train.best.metric.rpartition(".")[2]
-    return wanted in CONFUSION_METRICS and job.data.task == "classification"
+    return job.data.num_outputs if wanted in CONFUSION_METRICS and job.data.task == "classification" else 0
 
 
 def count_hits(batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:

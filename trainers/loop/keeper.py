@@ -71,8 +71,7 @@ class Keeper:
         name = texts_over_workers(newest or "", self.job.world, self.job.device)[0]
         if self.folder is None or not name or state.rollbacks >= faults.rollbacks:
             raise error
-        last = state.cursor.window
-        bad = {(state.cursor.epoch, last - back) for back in range(1, state.cursor.skipped_in_a_row + 1)}
+        bad = set(state.cursor.nonfinite)
         left_out, rollbacks = state.left_out | bad, state.rollbacks + 1
         snapshot.restore(self.job, state, self.folder.read(name))
         state.left_out, state.rollbacks = left_out, rollbacks

@@ -29,6 +29,7 @@ class Logbook:
         self.loss_sum += report.loss_sum if report.made else 0.0
         self.weight += report.weight if report.made else 0.0
         self.updates += 1
+        self.rows += len(report.window.rows)
         last = report.window.index + 1 >= self.windows
         if (self.updates % self.every == 0 or last) and self.weight > 0:
             if self.job.world.rank == 0:
@@ -38,7 +39,7 @@ class Logbook:
     def _emit(self, report: UpdateReport) -> None:
         request, cursor, total = self.job.request, self.state.cursor, self.job.updates_total
         seconds = max(time.monotonic() - self.since, 1e-9)
-        samples_per_s = self.updates * self.job.batch_size(cursor.epoch) / seconds
+        samples_per_s = self.rows / seconds
         self.job.sink.emit(
             TrainStep(
                 stage=request.stage,
@@ -59,5 +60,5 @@ class Logbook:
         )
 
     def _clear(self) -> None:
-        self.loss_sum, self.weight, self.updates = 0.0, 0.0, 0
+        self.loss_sum, self.weight, self.updates, self.rows = 0.0, 0.0, 0, 0
         self.since, self.waited = time.monotonic(), self.job.train.wait_s

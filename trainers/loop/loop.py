@@ -26,6 +26,7 @@ from trainers.loop.inspector import Inspector
 from trainers.loop.keeper import Keeper
 from trainers.loop.logbook import Logbook
 from trainers.loop.plateau import improves
+from trainers.loop.profiler import profiled
 from trainers.loop.request import FitRequest, FitResult
 from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
 from trainers.loop.setup import set_up
@@ -60,8 +61,13 @@ def fit(
     watchdog = Watchdog(job.world)
     started, cpu, first_update = time.monotonic(), time.process_time(), state.cursor.update
     try:
-        with collector_paused():
-            run_epochs(job, state, keeper, on_epoch, interrupt)
+        with collector_paused(), profiled(job) as next_update:
+
+            def before_update() -> bool:
+                next_update()
+                return bool(interrupt and interrupt())
+
+            run_epochs(job, state, keeper, on_epoch, before_update)
     except WorkerLostError as error:
         raise _named(error, watchdog) from error
     finally:
@@ -73,9 +79,9 @@ def fit(
 
 
 def run_epochs(
-    job: Job, state: State, keeper: Keeper, on_epoch: OnEpoch | None, interrupt: Callable[[], bool] | None
+    job: Job, state: State, keeper: Keeper, on_epoch: OnEpoch | None, before_update: Callable[[], bool]
 ) -> None:
-    """The whole training, visible in one place."""
+    """The whole training, visible in one place. `before_update` returns whether to stop after that update."""
     cursor = state.cursor
     meter = Meter(job)
     inspector = Inspector(job, state, meter)
@@ -83,7 +89,7 @@ def run_epochs(
         logbook = Logbook(job, state, meter)
         try:
             for window in windows_left(job, state):
-                reports = one_window(job, state, window, inspector, bool(interrupt and interrupt()))
+                reports = one_window(job, state, window, inspector, before_update())
                 due = keeper.due()
                 if due:
                     reports += settle(job, state)

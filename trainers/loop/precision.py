@@ -8,6 +8,7 @@ Covered: CPU and CUDA. Not covered: fp8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -43,12 +44,12 @@ def scale_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> torch
     return scale.detach() if scale is not None else torch.ones((), device=device)
 
 
-def check_scale(scale: float) -> None:
-    """Raise DivergedError when the scale has collapsed."""
+def check_scale(scale: float, locate: Callable[[], str]) -> None:
+    """Raise DivergedError when the scale has collapsed. `locate` says which layer's values were not finite."""
     if scale < SCALE_MIN:
         raise DivergedError(
             "Cannot go on in fp16",
-            found=f"the loss scale fell to {scale:g}: gradients overflow at every scale",
+            found=f"the loss scale fell to {scale:g}: gradients overflow at every scale; {locate()}",
             rule=f"a usable scale is at least {SCALE_MIN:g}",
             remedy="Lower train.optimizer.learning_rate, or use train.precision bf16 or fp32.",
         )

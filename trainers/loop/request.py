@@ -54,6 +54,8 @@ class FitRequest:
     objective_arguments: dict[str, Any] = field(default_factory=dict)
     sizing: SizingRequest | None = None
     """None: `batch` says the micro-batch."""
+    traces: Path | None = None
+    """Folder of what `train.profile_updates` records."""
     find_learning_rate: bool = False
     """A run that starts anew takes its learning rate from a range test (sizing.py)."""
 

@@ -36,11 +36,12 @@ from cluster.spec.resolve import BATCH_SIZE_PER_WORKER_CPU
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import Message
 from trainers.loop import snapshot
+from trainers.loop.agree import is_out_of_memory
 from trainers.loop.exchange import sum_over_workers, texts_over_workers
 from trainers.loop.memory import estimate_memory
 from trainers.loop.sampler import Window, epoch_order, window_of
 from trainers.loop.state import Job, State
-from trainers.loop.step import _accumulate, is_out_of_memory, update
+from trainers.loop.step import _accumulate, update
 
 KNEE = 0.95  # of the best rows/s: timings of one size vary by about 5 %
 RESOLUTION = 32  # bisect to within a 32nd: 3 %, two trials more than an eighth

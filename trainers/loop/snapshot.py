@@ -82,6 +82,7 @@ def _restore(job: Job, state: State, snapshot: Snapshot) -> None:
     if state.plateau:
         state.plateau = Plateau(**facts["plateau"])
     state.cursor = Cursor(**facts["cursor"])
+    state.cursor.nonfinite = [(epoch, window) for epoch, window in facts["cursor"]["nonfinite"]]  # JSON has no tuples
     state.best = Best(**facts["best"], weights=dict(parts.get("best", {})))
     state.history = [EpochFinished(**event) for event in facts["history"]]
     state.micro_size, state.micro_reason = facts["micro_size"], facts["micro_reason"]

@@ -39,7 +39,8 @@ class Cursor:
     """Optimizer steps made: the schedule's index. Stays when an update was skipped."""
     skipped: int = 0
     """Windows left out so far."""
-    skipped_in_a_row: int = 0
+    nonfinite: list[tuple[int, int]] = field(default_factory=list)
+    """(epoch, window) of the last windows in a row whose gradients were not finite: what a rollback condemns."""
     loss_sum: float = 0.0
     """Of this epoch so far, over all workers."""
     weight_sum: float = 0.0

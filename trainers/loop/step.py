@@ -18,23 +18,21 @@ windows (loop.py).
 from __future__ import annotations
 
 import math
-import traceback
 from dataclasses import dataclass
 
 import torch
 
-from cluster.errors import DivergedError, MemoryShortError, PeerFailedError
+from cluster.errors import DivergedError, MemoryShortError
 from trainers.loop import rng
+from trainers.loop.agree import error_of, raise_together
 from trainers.loop.clip import clip_gradient, clip_on_device
-from trainers.loop.exchange import Riders, texts_over_workers
+from trainers.loop.exchange import Riders
 from trainers.loop.inspector import locate_nonfinite
 from trainers.loop.optim import set_learning_rate
 from trainers.loop.precision import autocast, check_scale, found_inf, scale_of
 from trainers.loop.sampler import Window
 from trainers.loop.schedule import learning_rate_factor
 from trainers.loop.state import Job, OpenUpdate, State
-
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,12 @@ def settle(job: Job, state: State) -> list[UpdateReport]:
         cursor.update += 1
         cursor.loss_sum += loss_sum
         cursor.weight_sum += this.weight
-        cursor.skipped_in_a_row = 0
+        cursor.nonfinite.clear()
     else:
         cursor.skipped += 1
-        cursor.skipped_in_a_row += this.weight > 0 and state.scaler is None
-        check_scale(scale)
+        if this.weight > 0:
+            cursor.nonfinite.append((this.window.epoch, this.window.index))
+        check_scale(scale, lambda: locate_nonfinite(job, state, this.window))
     return [UpdateReport(made, loss_sum, this.weight, norm, this.learning_rate, bool(stop), this.window)]
 
 
@@ -124,39 +123,42 @@ def _gradient_of_window(job: Job, state: State, window: Window, weight: float, w
         riders = state.exchange.reduce()
         if error is None and (job.world.size == 1 or not float(riders.failed)):
             return riders
-        _settle_failure(job, state, window, error)  # raises, unless a smaller micro-batch may help
+        _settle_failure(job, state, error)  # raises, unless a smaller micro-batch may help
         snapshot.restore(state)
 
 
 def _accumulate(
     job: Job, state: State, window: Window, weight: float, want_stop: bool, *, send: bool = True
 ) -> Exception | None:
-    """Backward of all micro-batches of this worker. An error is returned, so that the exchange is joined anyway."""
+    """The gradient of this worker's part. An error is returned, so that the exchange is joined anyway."""
     exchange = state.exchange
     exchange.clear()
     if want_stop:
         exchange.want_stop()
     if weight == 0:
         return None
-    share, forward = 1 / weight, state.forward
-    try:
-        change = job.augmenter.draw(window) if job.augmenter.active else None
-        for where in window.micro_slices(state.micro_size):
-            if send and where.stop == window.stop:
-                exchange.arm()
-            batch = job.train.read_slice(window, where)
-            if change is not None:
-                batch = job.augmenter.apply(batch, change, where, job.train)
-            with autocast(job.request.train.precision, job.device):
-                outputs = forward(*_in_memory_format(job, batch.inputs))
-                loss_sum = job.objective.sum(batch, outputs)
-            exchange.add_loss(loss_sum)
-            loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
-            (state.scaler.scale(loss) if state.scaler else loss).backward()
-    except Exception as error:  # noqa: BLE001 - the exchange must be joined, else the other workers wait for ever
+    error = error_of(lambda: _backward_of_window(job, state, window, 1 / weight, send=send))
+    if error is not None:
         exchange.fail()
-        return error
-    return None
+    return error
+
+
+def _backward_of_window(job: Job, state: State, window: Window, share: float, *, send: bool) -> None:
+    """Forward and backward of all micro-batches of this worker; `share` is 1 / (weight of the whole window)."""
+    exchange, forward = state.exchange, state.forward
+    change = job.augmenter.draw(window) if job.augmenter.active else None
+    for where in window.micro_slices(state.micro_size):
+        if send and where.stop == window.stop:
+            exchange.arm()
+        batch = job.train.read_slice(window, where)
+        if change is not None:
+            batch = job.augmenter.apply(batch, change, where, job.train)
+        with autocast(job.request.train.precision, job.device):
+            outputs = forward(*_in_memory_format(job, batch.inputs))
+            loss_sum = job.objective.sum(batch, outputs)
+        exchange.add_loss(loss_sum)
+        loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
+        (state.scaler.scale(loss) if state.scaler else loss).backward()
 
 
 def _in_memory_format(job: Job, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -229,29 +231,13 @@ class _Snapshot:
             torch._foreach_copy_(state.buffers, state.held_buffers)
 
 
-def _settle_failure(job: Job, state: State, window: Window, error: Exception | None) -> None:
+def _settle_failure(job: Job, state: State, error: Exception | None) -> None:
     """All workers come here together. Halves the micro-batch if all failures were of memory, else raises."""
-    if job.world.size == 1:
-        kinds = [_kind(error)]
-        texts = [""]
-    else:
-        text = f"{_kind(error)}\n{''.join(traceback.format_exception(error)) if error else ''}"
-        found = [item.partition("\n") for item in texts_over_workers(text, job.world, job.device)]
-        kinds, texts = [kind for kind, _, _ in found], [rest for _, _, rest in found]
-    if "error" in kinds:
-        if error is not None and _kind(error) == "error":
-            raise error
-        culprit = kinds.index("error")
-        raise PeerFailedError(
-            f"Cannot make update {state.cursor.update}",
-            found=f"worker {culprit} failed: {texts[culprit].strip().splitlines()[-1]}",
-            rule="all workers stop together when one fails",
-            remedy="Mend the cause in that worker's traceback.",
-            details={"rank": culprit, "traceback": texts[culprit]},
-        )
+    attempted = f"Cannot make update {state.cursor.update}"
+    raise_together(attempted, error, job.world, job.device)
     if state.micro_size == 1:
         raise MemoryShortError(
-            f"Cannot make update {state.cursor.update}",
+            attempted,
             found=f"memory does not suffice for one sample: {error}",
             rule="a micro-batch has at least one sample",
             remedy="Choose a smaller model or a larger machine.",
@@ -262,22 +248,9 @@ def _settle_failure(job: Job, state: State, window: Window, error: Exception | N
     job.train.forget_ahead()
 
 
-def _kind(error: Exception | None) -> str:
-    if error is None:
-        return "fine"
-    return "memory" if is_out_of_memory(error) else "error"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that host or device memory was too small."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-
-
 def is_over_budget(job: Job, state: State) -> bool:
-    """Whether too many windows in a row were not finite."""
-    return state.cursor.skipped_in_a_row > job.request.train.faults.nonfinite_updates
+    """Whether too many windows in a row were not finite. In fp16 the scale decides (`check_scale`)."""
+    return state.scaler is None and len(state.cursor.nonfinite) > job.request.train.faults.nonfinite_updates
 
 
 def check_budget(job: Job, state: State, window: Window) -> None:
@@ -287,7 +260,7 @@ def check_budget(job: Job, state: State, window: Window) -> None:
     allowed = job.request.train.faults.nonfinite_updates
     raise DivergedError(
         f"Cannot go on after update {state.cursor.update}",
-        found=f"{state.cursor.skipped_in_a_row} windows in a row had gradients that are not finite; "
+        found=f"{len(state.cursor.nonfinite)} windows in a row had gradients that are not finite; "
         f"{locate_nonfinite(job, state, window)}",
         rule=f"train.faults.nonfinite_updates allows {allowed}",
         remedy="Lower train.optimizer.learning_rate, set train.clip_norm, or look for extreme values in the data.",

@@ -167,6 +167,25 @@ def build_short(limit: int, rank: int | None = None) -> nn.Module:
     return Short(limit, rank)
 
 
+class ShortValidation(nn.Module):
+    """Has memory for `limit` rows in evaluation, or raises a user's bug there on one rank."""
+
+    def __init__(self, limit: int, rank: int | None) -> None:
+        super().__init__()
+        self.net, self.limit, self.rank = build_net(), limit, rank
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(inputs) > self.limit:
+            raise torch.OutOfMemoryError("out of memory: a test's limit")
+        if not self.training and self.rank is not None and dist.get_rank() == self.rank:
+            raise ZeroDivisionError("the user's bug")
+        return self.net(inputs)
+
+
+def build_short_validation(limit: int = 1000, rank: int | None = None) -> nn.Module:
+    return ShortValidation(limit, rank)
+
+
 class Breaking(nn.Module):
     """Raises a user's bug on one rank."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cluster.errors import DivergedError, MemoryShortError, WorkerLostError
-from cluster.telemetry.events import ListSink, Message
+from cluster.telemetry.events import ListSink, Message, TrainStep
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
 from trainers.loop import fit
 from trainers.loop.checkpoint import CheckpointFolder
@@ -140,6 +140,77 @@ def test_skip_then_roll_back_then_stop_and_name_the_layer(tmp_path: Path) -> Non
     name, problems = folder.newest_valid()
     assert (name, problems) == ("e00003-w00000000", [])
     assert all(torch.isfinite(tensor).all() for tensor in folder.read(name).tensors["model"].values())
+
+
+def test_rollback_condemns_windows_of_the_epoch_before_too(tmp_path: Path) -> None:
+    """The last window of epoch 2 and the first of epoch 3 are never finite; the checkpoint is older than both."""
+    request = request_for(
+        write_data(tmp_path / "data", 16, dtype="FP32"),
+        batch=4,
+        micro=4,
+        arguments={"double": False},
+        epochs=5,
+        checkpoints=tmp_path / "ck",
+        checkpoint={"every_epochs": 2},
+        faults={"nonfinite_updates": 1, "rollbacks": 1},
+        objective=f"{HERE}:poisoned_losses",
+        objective_arguments={"at": (11, 12)},
+        log_every_updates=1,
+    )
+    sink = ListSink()
+    result = fit(request, sink=sink, device=CPU)
+    made = [event.update for event in sink.events if isinstance(event, TrainStep)]
+    assert (made.count(8), made.count(9)) == (1, 2), "back to update 8, and on from there"
+    assert (result.updates, result.skipped_updates) == (5 * 4 - 2, 2)
+
+
+def test_fp16_that_overflows_at_every_scale_names_the_layer(tmp_path: Path) -> None:
+    request = request_for(
+        write_data(tmp_path / "data", 16, dtype="FP32"),
+        batch=4,
+        micro=4,
+        factory=f"{HERE}:build_overheating",
+        arguments={"at": 3},
+        epochs=20,
+        precision="fp16",
+    )
+    with pytest.raises(DivergedError, match=r"loss scale fell to .* the output of layer hot is the first"):
+        fit(request, sink=ListSink(), device=CPU)
+
+
+def test_evaluation_that_does_not_fit_is_tried_with_fewer_rows(tmp_path: Path) -> None:
+    """Validation forwards are larger than training's: what training has memory for must not end there."""
+    prepared = write_data(tmp_path / "data", 48)
+    found = [
+        fit(
+            request_for(
+                prepared, batch=8, micro=4, epochs=2, factory=f"{HERE}:build_short_validation", arguments=limit
+            ),
+            sink=ListSink(),
+            device=CPU,
+        ).metrics
+        for limit in ({"limit": 3}, {"limit": 1000})
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    request = request_for(prepared, batch=8, micro=4, factory=f"{HERE}:build_short_validation", arguments={"limit": 0})
+    with pytest.raises(MemoryShortError, match="one sample"):
+        fit(request, sink=ListSink(), device=CPU)
+
+
+def _one_rank_breaks_in_validation(rank: int, prepared: str) -> Any:
+    request = request_for(
+        Path(prepared), batch=16, micro=4, workers=2, factory=f"{HERE}:build_short_validation", arguments={"rank": 1}
+    )
+    return fit(request, sink=ListSink(), device=CPU)
+
+
+def test_one_rank_failing_in_validation_is_agreed_on_by_all(tmp_path: Path) -> None:
+    prepared = str(write_data(tmp_path / "data", 16))
+    other, culprit = run_ranks(2, _one_rank_breaks_in_validation, tmp_path / "ranks", prepared, may_raise=True)
+    assert culprit[:2] == ("raised", "ZeroDivisionError")
+    assert other[:2] == ("raised", "PeerFailedError")
+    assert "worker 1 failed" in other[2]
+    assert "the user's bug" in other[2]
 
 
 def _one_rank_hangs(rank: int, prepared: str) -> Any:

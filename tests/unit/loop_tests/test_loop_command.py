@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.spec import parse_spec
+from cluster.cli import run_verbs
+from cluster.spec import load_spec, parse_spec
 from cluster.spec.resolve import DataFacts, HostFacts, resolve
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import ListSink, TrainStep, read_events
@@ -44,13 +45,28 @@ def test_a_prepared_run_trains_without_ray(run: RunFolder, tmp_path: Path, capsy
     assert main([str(run.path), "--out", str(out), "--set", "train.epochs=3", "--profile", "2"]) == 0
     printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert printed["updates"] == 24
-    assert {path.name for path in out.iterdir()} >= {"weights.safetensors", "history.json", "checkpoints", "trace.json"}
-    assert json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert {path.name for path in out.iterdir()} >= {
+        "weights.safetensors",
+        "history.json",
+        "checkpoints",
+        "trace-0.json",
+    }
+    assert json.loads((out / "trace-0.json").read_text())["traceEvents"]
     shares = [
         event.extra["data_wait_share"] for event in read_events(out / "events.jsonl") if isinstance(event, TrainStep)
     ]
     assert shares
     assert all(0 <= share <= 1 for share in shares)
+
+
+def test_profile_of_manta_train_is_a_value_of_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is traced is a training: `--profile` asks for one, also where the run has been trained without."""
+    (tmp_path / "digits.yaml").write_text(TEXT)
+    monkeypatch.setattr(run_verbs, "start_driver", lambda folder, flags: flags)
+    monkeypatch.setattr(run_verbs, "watch", lambda folder, flags, **shown: folder.path)
+    for number in (3, None):
+        folder = run_verbs.train(tmp_path / "digits.yaml", None, runs_dir=tmp_path / "runs", profile=number)
+        assert load_spec(Path(folder) / "spec.yaml").train.profile_updates == number
 
 
 @pytest.mark.parametrize("what", ["batch", "lr"])

@@ -1,0 +1,64 @@
+"""One worker's failure is every worker's: all learn of it together, and all raise or all go on.
+
+Invariant: the culprit raises its own error, the others PeerFailedError with the culprit's traceback; no worker waits
+for one that has failed.
+
+Covered: errors of the user's code and memory that is short. Not covered: a process that dies (WorkerLostError).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from cluster.errors import PeerFailedError
+from trainers.loop.exchange import texts_over_workers
+from trainers.loop.sampler import World
+
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def error_of(work: Callable[[], None]) -> Exception | None:
+    """What `work` raised: returned, so that this worker goes on to where the others wait for it."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - the exchange must be joined, else the other workers wait for ever
+        return error
+    return None
+
+
+def raise_together(attempted: str, error: Exception | None, world: World, device: torch.device) -> None:
+    """All workers come here when one of them failed. Returns only where memory was short and nothing else. Blocks."""
+    if world.size == 1:
+        kinds, texts = [_kind(error)], [""]
+    else:
+        text = f"{_kind(error)}\n{''.join(traceback.format_exception(error)) if error else ''}"
+        found = [item.partition("\n") for item in texts_over_workers(text, world, device)]
+        kinds, texts = [kind for kind, _, _ in found], [rest for _, _, rest in found]
+    if "error" not in kinds:
+        return
+    if error is not None and _kind(error) == "error":
+        raise error
+    culprit = kinds.index("error")
+    raise PeerFailedError(
+        attempted,
+        found=f"worker {culprit} failed: {texts[culprit].strip().splitlines()[-1]}",
+        rule="all workers stop together when one fails",
+        remedy="Mend the cause in that worker's traceback.",
+        details={"rank": culprit, "traceback": texts[culprit]},
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that host or device memory was too small."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+
+
+def _kind(error: Exception | None) -> str:
+    if error is None:
+        return "fine"
+    return "memory" if is_out_of_memory(error) else "error"

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from cluster.bundle import open_bundle
 from cluster.pipeline.stage import PIPELINE
+from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EndpointReady, EpochFinished, TrialUpdated, read_events
 from tests.bundles import softmax
 from tests.e2e.conftest import KeptRun, call_manta
@@ -163,3 +165,18 @@ def test_wrong_requests_get_a_json_error(quickstart: KeptRun, path: str, body: b
 def test_bundle_folder_is_named_in_the_summary(quickstart: KeptRun) -> None:
     assert Path(quickstart.summary["bundle"]) == quickstart.folder / "bundle"
     assert quickstart.summary["size_after_bytes"] < quickstart.summary["size_before_bytes"]
+
+
+def test_a_kept_run_ends_when_its_endpoint_is_taken_away(quickstart: KeptRun) -> None:
+    """The last test of this file: nothing answers after it."""
+    url = quickstart.summary["endpoint"]["url"]
+    listed = call_manta("endpoints", "--json", cwd=quickstart.cwd).json["endpoints"]
+    assert [entry["name"] for entry in listed if entry["url"] == url] == ["digits"]
+    driver = psutil.Process(RunFolder(quickstart.folder).read_state()["pid"])
+    gone = call_manta("undeploy", "digits", "--json", cwd=quickstart.cwd)
+    assert gone.code == 0, gone.stderr
+    assert url not in [
+        entry["url"] for entry in call_manta("endpoints", "--json", cwd=quickstart.cwd).json["endpoints"]
+    ]
+    driver.wait(60)
+    assert RunFolder(quickstart.folder).read_state()["state"] == "done"

@@ -320,6 +320,23 @@ def test_options_that_cannot_be_met_are_refused(bare: Any, capsys: Any, options:
     assert words in answer["error"]["message"]
 
 
+def test_a_bundle_with_right_hashes_whose_graph_reads_outside_is_refused(tmp_path: Path, capsys: Any) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    model = onnx.load(str(bundle / "model.onnx"))
+    tensor = model.graph.initializer[0]
+    (tmp_path / "secret.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret.bin")
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    finish_bundle(bundle, read_manifest(bundle))
+    open_bundle(bundle)  # whoever made it made the hashes too
+    code, answer = run_main(capsys, bundle, "--data", save_rows(tmp_path / "rows.npz"), "--out", tmp_path / "out")
+    assert code == 2
+    assert "external data must lie beside the file" in answer["error"]["message"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bundle_outside_its_run_needs_rows(tmp_path: Path, capsys: Any) -> None:
     code, answer = run_main(capsys, make_bundle(tmp_path / "alone"))
     assert code == 2

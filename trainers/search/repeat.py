@@ -49,6 +49,8 @@ class Finalist:
     trial: Trial
     values: tuple[float, ...]
     """Best value under the run's own seed first, then under the others; seeds that ended badly are left out."""
+    spoiled: int = 0
+    """Seeds under which it diverged or ran out of memory."""
 
     @property
     def mean(self) -> float:
@@ -66,7 +68,8 @@ class Finalist:
 
     def facts(self) -> dict[str, Any]:
         low, high = self.interval()
-        return {"trial": self.trial.number, "values": list(self.values), "mean": self.mean, "low": low, "high": high}
+        facts = {"trial": self.trial.number, "values": list(self.values), "mean": self.mean, "low": low, "high": high}
+        return {**facts, "spoiled": self.spoiled} if self.spoiled else facts
 
 
 class RepeatSearcher(Searcher):
@@ -128,11 +131,16 @@ def plan_repeats(finalists: Sequence[Trial], seed: int, count: int, path: Path) 
 
 
 def judge(finalists: Sequence[Trial], repeats: Sequence[Repeat], mode: str) -> list[Finalist]:
-    """Finalists with their values, the best mean first. Each value is that of the best epoch."""
+    """Finalists with their values, the best mean first. Each value is that of the best epoch.
+
+    One that diverged under more seeds than another comes after it: the mean of the seeds it survived would praise it.
+    """
     best = min if mode == "min" else max
     judged = []
     for trial in finalists:
         values = [best(trial.reports.values())]
         values += [best(r.reports.values()) for r in repeats if r.trial is trial and r.state == "done" and r.reports]
-        judged.append(Finalist(trial, tuple(values)))
-    return sorted(judged, key=lambda finalist: finalist.mean, reverse=mode == "max")
+        spoiled = sum(r.trial is trial and r.state in ("diverged", "oom") for r in repeats)
+        judged.append(Finalist(trial, tuple(values), spoiled))
+    sign = 1 if mode == "min" else -1
+    return sorted(judged, key=lambda finalist: (finalist.spoiled, sign * finalist.mean))

@@ -89,11 +89,22 @@ def trial(number: int, value: float) -> Trial:
 def test_the_best_mean_over_seeds_wins_not_the_luckiest_value() -> None:
     lucky, steady = trial(0, 0.10), trial(1, 0.12)
     repeats = [Repeat(lucky, 8, {2: 0.30}, "done"), Repeat(lucky, 9, {2: 0.26}, "done")]
-    repeats += [Repeat(steady, 8, {2: 0.13}, "done"), Repeat(steady, 9, {1: 0.2}, "diverged")]
+    repeats += [Repeat(steady, 8, {2: 0.13}, "done"), Repeat(steady, 9, {1: 0.2}, "failed")]
     first, second = judge([lucky, steady], repeats, "min")
     assert first.trial is steady
     assert first.values == (0.12, 0.13)
     assert second.mean == pytest.approx(0.22)
+
+
+@pytest.mark.parametrize("end", ["diverged", "oom"])
+def test_a_finalist_that_diverges_under_other_seeds_does_not_win_by_those_it_survived(end: str) -> None:
+    lucky, steady = trial(0, 0.10), trial(1, 0.12)
+    repeats = [Repeat(lucky, seed, {1: 0.2}, end) for seed in (8, 9)]
+    repeats += [Repeat(steady, seed, {2: 0.13}, "done") for seed in (8, 9)]
+    first, second = judge([lucky, steady], repeats, "min")
+    assert first.trial is steady
+    assert (first.spoiled, second.spoiled) == (0, 2)
+    assert second.facts()["spoiled"] == 2
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

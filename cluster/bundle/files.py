@@ -95,6 +95,12 @@ def finish_bundle(folder: Path, manifest: BundleManifest) -> BundleManifest:
     return complete
 
 
+def bundle_in(path: Path) -> Path:
+    """The bundle of the run at `path`, else `path` itself: whoever asks may name either."""
+    inside = path / "bundle"
+    return inside if not (path / MANIFEST).exists() and inside.is_dir() else path
+
+
 def open_bundle(folder: Path) -> Bundle:
     """Open a bundle and verify every byte of it. Raises BundleError."""
     manifest = read_manifest(folder)

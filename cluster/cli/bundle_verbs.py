@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.bundle.files import open_bundle, read_manifest
+from cluster.bundle.files import bundle_in, open_bundle, read_manifest
 from cluster.bundle.manifest import BundleManifest
 from cluster.cli.options import AsJson
 from cluster.telemetry.edge import emit_json
 from cluster.telemetry.view import format_bytes, format_metric
 
-BundlePath = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a bundle, e.g. runs/quickstart/bundle.")]
+BundlePath = Annotated[
+    Path, typer.Argument(metavar="PATH", help="Folder of a bundle, or of a run that has one, e.g. runs/quickstart.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def show(path: BundlePath, as_json: AsJson = False) -> None:
     """Show a bundle's manifest."""
-    manifest = read_manifest(path)
+    manifest = read_manifest(bundle_in(path))
     if as_json:
         emit_json(manifest.model_dump(mode="json"))
     else:
@@ -39,7 +41,7 @@ def show(path: BundlePath, as_json: AsJson = False) -> None:
 
 def verify(path: BundlePath, as_json: AsJson = False) -> None:
     """Compare every file of a bundle with the manifest."""
-    bundle = open_bundle(path)
+    bundle = open_bundle(bundle_in(path))
     if as_json:
         emit_json({"ok": True, "bundle": bundle.manifest.name, "files": len(bundle.manifest.files)})
     else:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.bundle import read_manifest
+from cluster.bundle.files import bundle_in, read_manifest
 from cluster.cli.children import run_module
 from cluster.cli.options import Address, AsJson
 from cluster.entrypoints import COMMAND_MODULES
@@ -153,8 +153,7 @@ def replica_range(text: str | None) -> tuple[int, int]:
 
 def bundle_folder(path: Path) -> Path:
     """The bundle at a path, or in the run at a path. Raises BundleError."""
-    inside = path / "bundle"
-    folder = inside if not (path / "manifest.json").exists() and inside.is_dir() else path
+    folder = bundle_in(path)
     read_manifest(folder)
     return folder
 

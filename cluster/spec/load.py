@@ -156,6 +156,9 @@ def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:
     """One pydantic error as path, value, rule and nearest key, with union tags taken out of the path."""
     path = _path_in(raw, item["loc"], missing=item["type"] == "missing")
     value = None if item["type"] == "missing" else item["input"]
+    if item["type"] == "union_tag_invalid":  # the tag is what is wrong, not the mapping around it
+        tag = item["ctx"]["discriminator"].strip("'")
+        path, value = [*path, tag], item["ctx"]["tag"]
     nearest = None
     if item["type"] == "extra_forbidden":
         rule = "unknown key"
@@ -174,8 +177,15 @@ def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_rule(item: ErrorDetails) -> str:
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"must be {message}" if item["msg"].startswith("Input should be ") else message
+    """Pydantic's sentence in the words of a spec: `must be …`."""
+    if item["type"] == "union_tag_invalid":
+        return f"must be one of {item['ctx']['expected_tags'].replace(chr(39), '')}"
+    if item["type"] == "union_tag_not_found":
+        return f"the key {item['ctx']['discriminator'].strip(chr(39))} is required"
+    if item["type"] in ("model_type", "dict_type"):
+        return "must be a mapping"
+    message = item["msg"].removeprefix("Value error, ")
+    return re.sub(r"^(Input|String|Tuple|Dictionary|List) should ", "must ", message)
 
 
 def _path_in(raw: Any, loc: Sequence[str | int], *, missing: bool) -> list[str | int]:

@@ -10,6 +10,7 @@ from cluster.spec.base import Auto, AutoPositiveInt, Fraction, PositiveFloat, St
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+EPOCHS_MAX = 1_000_000  # each has its number of updates in a list; a larger figure is a slip of the pen
 
 
 class OptimizerSpec(StrictSpec):
@@ -186,7 +187,7 @@ class FaultSpec(StrictSpec):
 class TrainSpec(StrictSpec):
     """How long, in which batches, on how many workers, in which precision."""
 
-    epochs: PositiveInt = 20
+    epochs: Annotated[int, Field(gt=0, le=EPOCHS_MAX)] = 20
     batch_size_global: AutoPositiveInt = "auto"
     """Samples an update, over all workers and accumulation steps."""
     batch_size_per_worker: AutoPositiveInt = "auto"

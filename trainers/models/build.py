@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
-from cluster.errors import ModelError
+from cluster.errors import MemoryShortError, ModelError
 from cluster.spec.model import ModelSpec
 from trainers.models.cnn import build_cnn
 from trainers.models.mlp import build_mlp
@@ -33,7 +33,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def build_model(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: int) -> nn.Module:
-    """The untrained module. Raises ModelError for inputs that the family cannot take."""
+    """The untrained module. Raises ModelError for inputs that the family cannot take, MemoryShortError for its size."""
     if spec.family == "auto":
         raise ModelError(
             "Cannot build the model",
@@ -41,7 +41,16 @@ def build_model(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: in
             rule="a family is decided by resolving the spec",
             remedy="Pass the model section of a resolved run.",
         )
-    return FAMILIES[spec.family](spec, inputs, num_outputs)
+    try:
+        return FAMILIES[spec.family](spec, inputs, num_outputs)
+    except (RuntimeError, MemoryError) as error:  # torch raises the first where it cannot have what it asks for
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise MemoryShortError(
+            f"Cannot build the model of family '{spec.family}'",
+            found=f"its weights do not fit into memory ({str(error).splitlines()[0]})",
+            remedy="Make the model smaller (its width, layers or hidden), or use a larger machine.",
+        ) from error
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from cluster.pipeline.plan import reusable
 from cluster.pipeline.stage import PIPELINE
 from cluster.spec.load import load_spec
 from cluster.store.run_folder import RunFolder, find_run
+from tests.bundles import make_bundle
 
 SPEC = "version: 1\ndata: {source: {kind: csv, path: größe.csv}, target: größe}\n"
 
@@ -100,3 +101,11 @@ def test_brackets_in_a_headline_are_text_and_not_markup(tmp_path: Path, capsys: 
     write_json(run.state, {"state": "failed", "error": {"message": message}})
     assert call(app, ["show", "a", "--runs-dir", str(tmp_path)]) == 0
     assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["show", "verify"])
+def test_a_bundle_is_named_by_its_folder_or_by_its_run(tmp_path: Path, verb: str) -> None:
+    make_bundle(tmp_path / "run" / "bundle")
+    assert call(app, ["bundle", verb, str(tmp_path / "run")]) == 0
+    assert call(app, ["bundle", verb, str(tmp_path / "run" / "bundle")]) == 0
+    assert call(app, ["bundle", verb, str(tmp_path)]) == 2

@@ -55,7 +55,15 @@ def test_wrong_type_is_refused_and_not_coerced() -> None:
 
 def test_unknown_union_member_is_named() -> None:
     found = problems("version: 1\ndata:\n  source: {kind: csvv, path: a}\n")
-    assert "csv" in str(found["data.source"]["rule"])
+    assert "csv" in str(found["data.source.kind"]["rule"])
+    assert found["data.source.kind"]["value"] == '"csvv"'
+    assert problems(MINIMAL, "model.family=resnet")["model.family"]["text"] == (
+        'model.family: must be one of auto, mlp, cnn, transformer, timm, torchvision, transformers, found "resnet"'
+    )
+
+
+def test_a_figure_beyond_all_use_is_a_slip_of_the_pen() -> None:
+    assert set(problems(MINIMAL, "train.epochs=999999999999999999999999")) == {"train.epochs"}
 
 
 def test_duplicate_keys_are_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.bundle.signature import TensorSpec
-from cluster.errors import ModelError
+from cluster.errors import MemoryShortError, ModelError
 from cluster.spec.model import AutoModelSpec, CnnSpec, MlpSpec, TransformerSpec
 from trainers.models import FAMILIES, build_model, count_parameters
 
@@ -102,3 +102,10 @@ def test_parameters_are_counted() -> None:
 def test_mlp_of_text_is_refused() -> None:
     with pytest.raises(ModelError, match="numbers of a fixed shape"):
         build_model(MlpSpec(family="mlp"), (TensorSpec(name="t", datatype="BYTES", shape=(-1, 1)),), 2)
+
+
+def test_a_model_that_fits_into_no_memory_says_so() -> None:
+    spec = MlpSpec(family="mlp", hidden=(1 << 57,))  # exabytes: refused at once, everywhere
+    with pytest.raises(MemoryShortError, match="family 'mlp'") as caught:
+        build_model(spec, TABLE, 3)
+    assert "smaller" in caught.value.remedy

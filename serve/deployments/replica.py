@@ -8,7 +8,6 @@ cannot be loaded leaves the replica as it was, with the reason in the repository
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import sys
 import time
@@ -48,7 +47,7 @@ class EndpointReplica:
         limits = Limits()
         self.repository = Repository(name, limits)
         self.repository.peers = endpoint_peers(name)
-        self.repository.remember = functools.partial(asyncio.to_thread, remember_unloaded, name)
+        self.repository.remember = self._remember
         self._following: asyncio.Task[None] | None = None
         self.handler = Handler(self.repository, limits)
         self._records = access_records(self.repository, self.repository.peers.replica)
@@ -76,6 +75,9 @@ class EndpointReplica:
             self._following.cancel()
         self._following = asyncio.get_running_loop().create_task(self._follow(config))
 
+    async def _remember(self, unloaded: bool) -> None:
+        await asyncio.to_thread(remember_unloaded, self.repository.name, unloaded)
+
     async def _apply(self, config: EndpointConfig) -> None:
         try:
             await self.repository.apply(config)
@@ -92,7 +94,10 @@ class EndpointReplica:
             if unloaded and self.repository.ready:
                 await self.repository.unload_here()
             elif not unloaded and not self.repository.ready:
-                await self._apply(config)
+                try:
+                    await self.repository.apply(config)
+                except MantaError as error:  # the index says why
+                    LOG.error("could not load again: %s", error)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy decides on (serve/deployments/scaling.py); Ray Serve asks about once a second."""

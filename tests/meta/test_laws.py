@@ -32,6 +32,8 @@ BROAD_EXCEPTS = {
     "cluster/runtime/session.py": "handed to the thread that waits",
     "serve/asgi.py": "the edge of an HTTP request",
     "serve/rpc.py": "the edge of a gRPC request",
+    "serve/deployments/replica.py": "the same on Ray Serve",
+    "serve/adopt.py": "the classes of a C extension, raised again as one of ours",
     "serve/batching.py": "whatever an engine raises is the answer of its own request",
     "serve/engines/process.py": "a worker's main",
     "serve/engines/onnxruntime.py": "the classes of a C extension, raised again as one of ours",

@@ -13,6 +13,8 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
+    # of one gRPC call from outside: twice what HTTP takes, as in `python -m serve` (Ray Serve's own: 2 GiB)
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(128 << 20),
     # infer requests reach our door before Ray Serve's per-request wrapping (serve/deployments/shortcut.py)
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.deployments.shortcut:middlewares",
     # a request whose replica died without a word is sent to another one: inference changes nothing, so that running

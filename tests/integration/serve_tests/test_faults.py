@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.errors import PortInUseError
 from cluster.spec.serve import ReplicaSpec
 from serve.client import EndpointClient
+from serve.config import EndpointConfig
 from serve.deployments.endpoint import Endpoint, EndpointOptions, configuration, deploy, undeploy
 from serve.deployments.ports import claim_port
 from tests.bundles import make_bundle
@@ -221,35 +222,56 @@ def test_a_replicas_own_port_asks_for_the_same_tokens(faults: Endpoint, tmp_path
         deploy(config, EndpointOptions(token="secret-token-0123456789"))
 
 
-def test_load_and_unload_reach_every_replica_and_those_that_start_later(faults: Endpoint, tmp_path: Path) -> None:
+class Admin:
+    """Who may load and unload 'faults', while its configuration says so."""
+
+    def __init__(self, url: str, config: EndpointConfig) -> None:
+        self.url, self.config = url, config
+
+    def tell(self, verb: str) -> None:
+        headers = {"Authorization": "Bearer admin-token-0123456789"}
+        path = f"{self.url}/v2/repository/models/faults/{verb}"
+        answer = httpx.post(path, headers=headers, timeout=60, trust_env=False)
+        assert answer.status_code == 200, answer.text
+
+    def ready(self) -> set[int]:
+        """What each replica says on its own port."""
+        urls = [f"http://127.0.0.1:{port}/faults/v2/models/faults/ready" for port in replica_ports()]
+        return {httpx.get(url, trust_env=False).status_code for url in urls}
+
+
+@pytest.fixture
+def admin(faults: Endpoint, tmp_path: Path) -> Iterator[Admin]:
     (tmp_path / "admin").write_text("admin-token-0123456789\n")
     config = configuration("faults")
     assert config is not None
     closed = config.model_copy(update={"admin_token_file": str(tmp_path / "admin")})
     deploy(closed, EndpointOptions())
+    yield Admin(faults.url, closed)
+    deploy(config, EndpointOptions())
 
-    def ready() -> set[int]:
-        urls = [f"http://127.0.0.1:{port}/faults/v2/models/faults/ready" for port in replica_ports()]
-        return {httpx.get(url, trust_env=False).status_code for url in urls}
 
-    def tell(verb: str) -> None:
-        headers = {"Authorization": "Bearer admin-token-0123456789"}
-        url = f"{faults.url}/v2/repository/models/faults/{verb}"
-        answer = httpx.post(url, headers=headers, timeout=60, trust_env=False)
-        assert answer.status_code == 200, answer.text
+def test_load_and_unload_reach_every_replica(admin: Admin) -> None:
+    for verb, status in (("unload", 503), ("load", 200)):
+        admin.tell(verb)
+        assert admin.ready() == {status}
 
-    tell("unload")
-    assert ready() == {503}
+
+def test_a_deploy_loads_an_unloaded_endpoint_also_with_the_configuration_that_was_there(admin: Admin) -> None:
+    admin.tell("unload")
+    deploy(admin.config, EndpointOptions())
+    eventually(lambda: admin.ready() == {200})
+
+
+@pytest.mark.slow  # a replica starts anew
+def test_a_replica_that_starts_after_an_unload_loads_nothing_until_it_is_told(admin: Admin) -> None:
+    admin.tell("unload")
     before = replica_pids()
     os.kill(min(before), signal.SIGKILL)
     eventually(lambda: len(replica_pids() - before) == 1 and len(replica_ports()) == 2)
-    assert ready() == {503}, "the replica in its place has not loaded the model again"
-    tell("load")
-    eventually(lambda: ready() == {200})
-    tell("unload")
-    deploy(closed, EndpointOptions())
-    assert ready() == {200}, "a deploy asks for the model, also with the configuration that was there"
-    deploy(config, EndpointOptions())
+    assert admin.ready() == {503}
+    admin.tell("load")
+    eventually(lambda: admin.ready() == {200})
 
 
 def replica_ports() -> set[int]:

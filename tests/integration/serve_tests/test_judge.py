@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from serve.client import EndpointClient
 from serve.deployments.endpoint import EndpointOptions, deploy, grpc_address, undeploy
+from serve.proto import inference_pb2, inference_pb2_grpc
+from serve.rpc import MESSAGE_BYTES_MAX
 from tests.bundles import make_echo_bundle
 from tests.contract.protocol_tests.test_triton_grpc import assert_stream
 from tests.integration.serve_tests.conftest import one_version
@@ -38,3 +41,13 @@ def test_tritonclient_grpc_finds_every_datatype_through_the_proxy(triton_python:
     assert_stream(seen)
     assert seen["errors"]["unknown model"][0] == "StatusCode.NOT_FOUND"
     assert seen["errors"]["missing inputs"][0] == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_a_grpc_message_past_the_limit_is_refused_by_its_length(echo_url: str) -> None:
+    message = inference_pb2.ModelInferRequest(model_name="echo", raw_input_contents=[bytes(MESSAGE_BYTES_MAX)])
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(grpc_address(), options=options) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(message, metadata=(("application", "echo"),), timeout=30)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

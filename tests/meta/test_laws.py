@@ -40,6 +40,7 @@ BROAD_EXCEPTS = {
     "trainers/loop/agree.py": "the exchange must be joined, else the other workers wait for ever; raised after it",
     "trainers/loop/sizing.py": "a model that cannot be counted without data: the trial with data decides",
     "trainers/launch/fit.py": "handed to the thread that waits",
+    "trainers/compress/graph_trial.py": "a quantizer raises anything: the recipe stops, with its words",
     "trainers/search/trial.py": "an error is an outcome of the trial",
 }
 """Files that may catch everything, with the reason."""

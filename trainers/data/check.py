@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,17 @@ from trainers.data.read.fetch import called_by_url
 from trainers.data.read.table_files import find_files, read_file
 
 MEMORY_MB = 1024
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """What a text file's name does not say. `delimiter`: a comma, or a tab for .tsv, when None."""
+
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+
+
+PLAIN = TextFormat()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,9 +60,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     report = make_report(
-        arguments.file, arguments.target, test=arguments.test, delimiter=arguments.delimiter,
-        encoding=arguments.encoding, memory_bytes=arguments.memory_mb << 20, distributed=arguments.distributed,
-    )  # fmt: skip
+        arguments.file,
+        arguments.target,
+        test=arguments.test,
+        memory_bytes=arguments.memory_mb << 20,
+        distributed=arguments.distributed,
+        text=TextFormat(arguments.delimiter, arguments.encoding),
+    )
     if arguments.html:
         write_text(arguments.html, to_html(report, arguments.file))
     text = json.dumps(report.to_json(), indent=2) if arguments.json else to_lines(report)
@@ -58,7 +74,7 @@ def _check(arguments: argparse.Namespace) -> int:
     return 2 if any(finding.severity == "error" for finding in report.findings) else 0
 
 
-def source_of(path: str, delimiter: str | None = None, encoding: str = "utf-8") -> FileSource:
+def source_of(path: str, text: TextFormat = PLAIN) -> FileSource:
     """The source that reads a file, by its name; text formats with every value as it stands."""
     name = path.lower().removesuffix(".gz")
     if name.endswith((".parquet", ".pq")):
@@ -67,14 +83,18 @@ def source_of(path: str, delimiter: str | None = None, encoding: str = "utf-8") 
         return JsonlSource(kind="jsonl", path=path)
     tab = name.endswith(".tsv")
     return CsvSource(
-        kind="csv", path=path, delimiter=delimiter or ("\t" if tab else ","), quote=None if tab else '"', missing=(),
-        encoding=encoding,
-    )  # fmt: skip
+        kind="csv",
+        path=path,
+        delimiter=text.delimiter or ("\t" if tab else ","),
+        quote=None if tab else '"',
+        missing=(),
+        encoding=text.encoding,
+    )
 
 
-def read_any(path: str, delimiter: str | None = None, encoding: str = "utf-8") -> pa.Table:
+def read_any(path: str, text: TextFormat = PLAIN) -> pa.Table:
     """A CSV, TSV, JSON Lines or Parquet file by its name. Raises DataError."""
-    source = source_of(path, delimiter, encoding)
+    source = source_of(path, text)
     tables = [read_file(source, file) for file in find_files(path)]
     for table in tables:
         if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
@@ -85,15 +105,20 @@ def read_any(path: str, delimiter: str | None = None, encoding: str = "utf-8") -
 
 
 def make_report(
-    path: str, target: str | None, *, test: str | None, delimiter: str | None, memory_bytes: int,
-    distributed: bool = False, encoding: str = "utf-8",
-) -> QualityReport:  # fmt: skip
+    path: str,
+    target: str | None,
+    *,
+    test: str | None,
+    memory_bytes: int,
+    distributed: bool = False,
+    text: TextFormat = PLAIN,
+) -> QualityReport:
     """The report in memory, or in one pass over the files' pieces where the tables would take more.
 
     `distributed`: the pass runs on Ray Data, on the cluster that RAY_ADDRESS names or else a private one. Raises
     DataError.
     """
-    source = source_of(path, delimiter, encoding)
+    source = source_of(path, text)
     paths, others = find_files(path), find_files(test) if test else []
     with called_by_url([*paths, *others]):
         if distributed:
@@ -103,9 +128,9 @@ def make_report(
                 return check_files(paths, source, target, test=others, run=run)
         if whole_bytes([*paths, *others], source) > memory_bytes:
             return check_files(paths, source, target, test=others)
-    table = read_any(path, delimiter, encoding)
+    table = read_any(path, text)
     _check_target(target, table, path)
-    return check_table(table, target, test=read_any(test, delimiter, encoding) if test else None)
+    return check_table(table, target, test=read_any(test, text) if test else None)
 
 
 def to_lines(report: QualityReport) -> str:

@@ -40,7 +40,7 @@ def small_forest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def report(path: str, test: str, memory_bytes: int, **values: Any) -> QualityReport:
-    return check.make_report(path, "y", test=test, delimiter=None, memory_bytes=memory_bytes, **values)
+    return check.make_report(path, "y", test=test, memory_bytes=memory_bytes, **values)
 
 
 def assert_same(exact: QualityReport, streamed: QualityReport) -> None:
@@ -98,7 +98,7 @@ def test_both_engines_find_wrong_labels_and_name_rows_of_the_file(tmp_path: Path
     pq.write_table(whole, path, row_group_size=2_500)
     strong, labels = np.asarray(whole["strong"]), np.asarray(whole["y"])
     for memory_bytes in (1 << 40, 1):
-        found = check.make_report(str(path), "y", test=None, delimiter=None, memory_bytes=memory_bytes).findings
+        found = check.make_report(str(path), "y", test=None, memory_bytes=memory_bytes).findings
         noise = next(f for f in found if f.rule == "label_noise")
         assert abs(noise.evidence["share"] - 0.02) < 0.01
         for example in noise.evidence["examples"]:
@@ -121,11 +121,11 @@ def test_rows_without_a_column_are_missing_there(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     lines = ['{"a": 1, "y": "n"}'] * 60 + ['{"a": 2.5, "y": "p", "late": "u"}'] * 60
     path.write_text("\n".join(lines) + "\n")
-    exact = check.make_report(str(path), "y", test=None, delimiter=None, memory_bytes=1 << 30)
+    exact = check.make_report(str(path), "y", test=None, memory_bytes=1 << 30)
     for block in (1 << 8, 1 << 20):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(batches, "BLOCK_BYTES", block)
-            streamed = check.make_report(str(path), "y", test=None, delimiter=None, memory_bytes=1)
+            streamed = check.make_report(str(path), "y", test=None, memory_bytes=1)
         assert streamed.columns["late"]["missing"] == exact.columns["late"]["missing"] == 60
         repeated = [f.text for f in streamed.findings if f.rule == "duplicate_rows"]
         assert repeated == ["118 of 120 rows repeat another row"]

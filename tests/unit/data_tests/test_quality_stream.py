@@ -131,7 +131,7 @@ def test_past_the_budget_the_same_file_is_read_in_one_pass(
 ) -> None:
     path = _write(tmp_path, kind)
     monkeypatch.setattr(batches, "BLOCK_BYTES", 1 << 16)
-    asked = {"test": None, "delimiter": None}
+    asked = {"test": None}
     exact = check.make_report(path, "y", memory_bytes=1 << 30, **asked)
     monkeypatch.setattr(check, "read_file", lambda *_: pytest.fail("the whole file was read"))
     streamed = check.make_report(path, "y", memory_bytes=1 << 10, **asked)
@@ -150,7 +150,7 @@ def test_the_stream_refuses_ragged_lines_and_cut_parquet_in_one_sentence(tmp_pat
     (tmp_path / "t.parquet").write_bytes(b"PAR1 cut short")
     for name, words in (("t.csv", "Expected 2 columns"), ("t.parquet", "as Parquet")):
         with pytest.raises(DataError, match=words):
-            check.make_report(str(tmp_path / name), None, test=None, delimiter=None, memory_bytes=1)
+            check.make_report(str(tmp_path / name), None, test=None, memory_bytes=1)
 
 
 def test_memory_stays_bounded_while_the_table_grows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def test_the_quality_report_names_the_url_too(memory_bytes: int) -> None:
     fsspec.filesystem("memory").pipe("/manta-report/t.csv", b"a,b,y\n1,2\n")
     url = "memory://manta-report/t.csv"
     with pytest.raises(DataError, match=url):
-        make_report(url, None, test=None, delimiter=None, memory_bytes=memory_bytes)
+        make_report(url, None, test=None, memory_bytes=memory_bytes)
 
 
 def test_arrays_and_idx_files_are_read_from_urls(tmp_path: Path) -> None:

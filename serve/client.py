@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 
 from cluster.errors import EndpointError
-from serve.access import TOKEN_VARIABLE
-from serve.codec import InferAnswer, InferRequest, decode_answer, encode_request
+from serve.doors.access import TOKEN_VARIABLE
+from serve.protocol.codec import InferAnswer, InferRequest, decode_answer, encode_request
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 READY_POLL_S = 0.05

@@ -1,7 +1,7 @@
 """The transport-free core: a decoded path and bytes in, an answer out. Read this first.
 
-The doors (serve/asgi.py for HTTP, serve/rpc.py for gRPC) know sockets and headers; this file knows the protocol;
-serve/model.py knows the model. Invariant: whatever comes in, what goes out is an `Answer`; only cancellation passes.
+The doors (doors/asgi.py for HTTP, doors/rpc.py for gRPC) know sockets and headers; this file knows the protocol;
+model.py knows the model. Invariant: whatever comes in, what goes out is an `Answer`; only cancellation passes.
 
 Covered: every REST path of the Open Inference Protocol v2 and of the extensions that `EXTENSIONS` lists.
 Not covered: shared memory, trace and log settings, sequences: 501 with a JSON body, and not listed.
@@ -19,11 +19,11 @@ from typing import Any
 import orjson
 
 from cluster.errors import MantaError, OverloadedError
-from serve.codec import InferRequest, check_depth, decode, encode
-from serve.compression import accepted_encoding, compress, decompress
+from serve.doors.compression import accepted_encoding, compress, decompress
 from serve.limits import Limits
 from serve.model import ServedModel
 from serve.problems import bad_request, not_found, status_of, too_large
+from serve.protocol.codec import InferRequest, check_depth, decode, encode
 from serve.repository import Repository, check_version
 
 LOG = logging.getLogger(__name__)

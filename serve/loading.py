@@ -20,12 +20,12 @@ from cluster.bundle.manifest import MANIFEST
 from cluster.errors import BundleError, EndpointError
 from cluster.probe.gpus import NvmlSource
 from cluster.spec.serve import BatchingSpec
-from serve.batching import BatchPolicy
+from serve.batching.batcher import BatchPolicy
+from serve.batching.tuning import ROWS_MAX, choose, measure
 from serve.config import EndpointConfig, VersionConfig
 from serve.engines import Engine, EngineRequest, make_engine
 from serve.engines.process import ProcessEngine
 from serve.memory import check_room
-from serve.tuning import ROWS_MAX, choose, measure
 
 LOG = logging.getLogger(__name__)
 # Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own

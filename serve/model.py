@@ -13,13 +13,13 @@ import numpy as np
 
 from cluster.bundle import Bundle, TensorSpec
 from cluster.errors import DataError, ProtocolError
-from serve.batching import Batcher
-from serve.codec import InferAnswer, InferRequest, RequestedOutput
+from serve.batching.batcher import Batcher
 from serve.config import EndpointConfig, VersionConfig
 from serve.limits import Limits
 from serve.loading import Loaded
+from serve.observe.statistics import ModelStatistics
 from serve.problems import bad_request
-from serve.statistics import ModelStatistics
+from serve.protocol.codec import InferAnswer, InferRequest, RequestedOutput
 
 
 class ServedModel:

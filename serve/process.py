@@ -14,13 +14,13 @@ from typing import Any
 import uvicorn
 
 from cluster.errors import EndpointError, PortInUseError
-from serve.access_log import AccessLog, AccessRecords, open_access_log
-from serve.asgi import AsgiDoor
-from serve.batching import SWITCH_INTERVAL_S
+from serve.batching.batcher import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
+from serve.doors.access_log import AccessLog, AccessRecords, open_access_log
+from serve.doors.asgi import AsgiDoor
+from serve.doors.http import JsonHttpProtocol
+from serve.doors.human import build_human_side
 from serve.handler import Handler
-from serve.http import JsonHttpProtocol
-from serve.human import build_human_side
 from serve.limits import Limits
 from serve.repository import Repository
 
@@ -73,7 +73,7 @@ async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:
     """A started grpc.aio server over the same handler. Raises PortInUseError."""
     import grpc
 
-    from serve.rpc import MESSAGE_BYTES_MAX, Rpc, add_to_server
+    from serve.doors.rpc import MESSAGE_BYTES_MAX, Rpc, add_to_server
 
     sizes = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.max_send_message_length", -1)]
     server = grpc.aio.server(options=[*sizes, ("grpc.so_reuseport", 0)])

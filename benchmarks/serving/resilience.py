@@ -19,8 +19,8 @@ import psutil
 from benchmarks.serving.load import Answers, OpenLoad
 from benchmarks.serving.measure import Server, Wrk, server
 from benchmarks.serving.models import cnn_graph
-from serve.codec import InferRequest, encode_request
 from serve.deployments.ports import claim_port
+from serve.protocol.codec import InferRequest, encode_request
 from tests.bundles import make_bundle, mlp_graph
 
 HERE = Path(__file__).parent

@@ -17,21 +17,21 @@ from typing import Any
 from ray import serve as ray_serve
 
 from cluster.errors import EndpointError, MantaError
-from serve.access_log import AccessLog, open_access_log
-from serve.asgi import AsgiDoor
-from serve.batching import SWITCH_INTERVAL_S
+from serve.batching.batcher import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
 from serve.deployments.neighbors import access_file, endpoint_peers
 from serve.deployments.scaling import BUSY, LATENCY_S, LOOK_BACK_S, OLDEST_WAIT_S, QUEUED_ROWS
 from serve.deployments.shortcut import open_shortcut
 from serve.deployments.unloaded import is_unloaded, remember_unloaded
+from serve.doors.access_log import AccessLog, open_access_log
+from serve.doors.asgi import AsgiDoor
+from serve.doors.human import build_human_side
+from serve.doors.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, refusal
 from serve.handler import Handler
-from serve.human import build_human_side
 from serve.limits import Limits
 from serve.process import access_records
 from serve.proto.inference_pb2 import ServerLiveResponse
 from serve.repository import Repository
-from serve.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, refusal
 
 LOG = logging.getLogger(__name__)
 DEPLOYMENT = "replica"

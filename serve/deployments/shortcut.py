@@ -5,9 +5,10 @@ on a small model that is most of the time. Its hook for middleware (`RAY_SERVE_H
 set in cluster/runtime/environment.py) is outside of all that, so that infer requests go to the door at once; and what
 Ray Serve answers to others by itself, as text, leaves as the protocol's JSON.
 
-What that leaves to us, and where it is: the bound on waiting requests (serve/batching.py), metrics (serve/metrics.py),
-the autoscaler's signal (scaling.py), a client that leaves (serve/asgi.py). What stays Ray Serve's: when a replica
-stops, its HTTP server first finishes the requests that it has. Every path but infer takes Ray Serve's way.
+What that leaves to us, and where it is: the bound on waiting requests (serve/batching/batcher.py), metrics
+(serve/observe/metrics.py), the autoscaler's signal (scaling.py), a client that leaves (serve/doors/asgi.py). What stays
+Ray Serve's: when a replica stops, its HTTP server first finishes the requests that it has. Every path but infer takes
+Ray Serve's way.
 
 Without the hook (a cluster whose nodes lack the variable) everything works, only slower.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from serve.asgi import App, Message, Receive, Scope, Send, respond
+from serve.doors.asgi import App, Message, Receive, Scope, Send, respond
 from serve.handler import Answer, text_error
 from serve.problems import INTERNAL_ERROR
 

@@ -4,7 +4,7 @@ Invariant: training makes its shards with `apply`, and serving answers with it; 
 these fields alone.
 
 Covered: standardizing, raw rows as nested lists or by name, decoded pixels of an image file. Not covered: decoding and
-resizing image files (serve/images.py, trainers/data/read/images.py: both follow `Pixels`).
+resizing image files (serve/doors/images.py, trainers/data/read/images.py: both follow `Pixels`).
 """
 
 from __future__ import annotations

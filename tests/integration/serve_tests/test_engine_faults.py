@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import BundleError
-from serve.asgi import AsgiDoor
 from serve.config import EndpointConfig, VersionConfig
+from serve.doors.asgi import AsgiDoor
 from serve.handler import Answer
 from serve.limits import Limits
 from serve.process import open_door

@@ -10,8 +10,8 @@ import pytest
 
 from serve.client import EndpointClient
 from serve.deployments.endpoint import EndpointOptions, deploy, grpc_address, undeploy
+from serve.doors.rpc import MESSAGE_BYTES_MAX
 from serve.proto import inference_pb2, inference_pb2_grpc
-from serve.rpc import MESSAGE_BYTES_MAX
 from tests.bundles import make_echo_bundle
 from tests.contract.protocol_tests.test_triton_grpc import assert_stream
 from tests.integration.serve_tests.conftest import one_version

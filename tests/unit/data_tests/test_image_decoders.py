@@ -11,7 +11,7 @@ from PIL import Image
 
 from cluster.bundle.transforms import Pixels
 from cluster.spec.data import ImageFolderSource
-from serve.images import decode
+from serve.doors.images import decode
 from trainers.data.read.images import read_image_folder
 
 RNG = np.random.default_rng(0)

@@ -11,11 +11,11 @@ import pytest
 
 from cluster.bundle import open_bundle
 from cluster.spec.serve import BatchingSpec
-from serve.asgi import AsgiDoor
 from serve.config import EndpointConfig, VersionConfig
+from serve.doors.asgi import AsgiDoor
+from serve.doors.human import build_human_side
 from serve.engines.fake import FakeEngine
 from serve.handler import Handler
-from serve.human import build_human_side
 from serve.limits import Limits
 from serve.loading import Loaded, batch_policy
 from serve.model import ServedModel

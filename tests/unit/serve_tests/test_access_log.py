@@ -14,10 +14,10 @@ from typing import Any
 import grpc
 import pytest
 
-from serve.access import Access
-from serve.access_log import AccessLog, AccessRecords, open_access_log
+from serve.doors.access import Access
+from serve.doors.access_log import AccessLog, AccessRecords, open_access_log
+from serve.doors.rpc import Rpc, add_to_server
 from serve.proto import inference_pb2, inference_pb2_grpc
-from serve.rpc import Rpc, add_to_server
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from cluster.spec.serve import ServeSpec
-from serve.metrics import GPU_GAUGES
+from serve.observe.metrics import GPU_GAUGES
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
 

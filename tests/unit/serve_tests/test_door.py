@@ -162,7 +162,7 @@ def test_a_body_that_does_not_come_is_ended(in_place: InPlace) -> None:
 
 
 def test_a_flood_of_chunks_is_ended(in_place: InPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.asgi.CHUNKS_MAX", 10)
+    monkeypatch.setattr("serve.doors.asgi.CHUNKS_MAX", 10)
 
     async def test(place: Place) -> None:
         flood = [{"type": "http.request", "body": b" ", "more_body": True}] * 20

@@ -20,16 +20,16 @@ from cluster.bundle import open_bundle
 from cluster.cli.app import app
 from cluster.errors import MantaError, RequestError
 from cluster.spec.serve import QueueSpec, ReplicaSpec, ServeSpec
-from serve.batching import SWITCH_INTERVAL_S
+from serve.batching.batcher import SWITCH_INTERVAL_S
 from serve.config import HISTORY_MAX, EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments import directory
 from serve.deployments.__main__ import parse
 from serve.deployments.commands import _wanted
 from serve.deployments.replica import EndpointReplica
 from serve.deployments.stages import compare
+from serve.doors.rows import read_image, read_rows
 from serve.model import version_policy
 from serve.process import listen, open_door, serve_endpoint
-from serve.rows import read_image, read_rows
 from tests.bundles import make_bundle
 
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")

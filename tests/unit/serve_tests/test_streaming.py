@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from serve.doors.streaming import AHEAD, stream_infer
 from serve.problems import bad_request
 from serve.proto import inference_pb2
-from serve.streaming import AHEAD, stream_infer
 
 
 async def requests(count: int, seen: list[int] | None = None) -> AsyncIterator[Any]:

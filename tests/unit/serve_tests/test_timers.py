@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from serve.timers import SharedTimer
+from serve.batching.timers import SharedTimer
 
 
 def test_only_waits_that_last_are_late_and_in_their_order() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster.spec.serve import BatchingSpec
+from serve.batching.tuning import Point, choose, measure
 from serve.config import EndpointConfig, VersionConfig
 from serve.limits import Limits
 from serve.repository import Repository
-from serve.tuning import Point, choose, measure
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_wait_is_half_a_rows_time_and_bounded() -> None:
 
 def test_the_curve_stops_where_a_call_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("serve.tuning.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("serve.batching.tuning.time.perf_counter", lambda: clock[0])
     asked: list[int] = []
 
     def call(rows: int) -> None:

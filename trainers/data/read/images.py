@@ -2,7 +2,7 @@
 
 Invariant: every image has the same size, because the spec resizes them or because they have it already; the order of
 files on disk has no effect. Covered: what Pillow reads, 8 bits a channel. Not covered: images past memory; EXIF
-rotation, here as in serving (serve/images.py does the same steps).
+rotation, here as in serving (serve/doors/images.py does the same steps).
 """
 
 from __future__ import annotations

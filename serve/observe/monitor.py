@@ -18,9 +18,9 @@ import psutil
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from serve.peers import SELF
+from serve.observe.peers import SELF
+from serve.observe.statistics import ModelStatistics, window_of
 from serve.repository import Repository
-from serve.statistics import ModelStatistics, window_of
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4"
 
@@ -40,7 +40,7 @@ def add_monitor(app: FastAPI, repository: Repository) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics of all replicas")
     async def metrics(request: Request, replica: str = "") -> Response:
-        from serve.metrics import merge, render
+        from serve.observe.metrics import merge, render
 
         mine = await asyncio.to_thread(render, repository)
         if replica != SELF:

@@ -13,7 +13,7 @@ Invariants:
 * `_lock` guards the queues and their counts; timers and futures belong to the event loop.
 
 Covered: rows and bytes a batch, wait, preferred sizes, shapes, priorities, deadlines, cancellation, drain.
-Not covered: choosing `max_rows` and `max_wait_s` (serve/tuning.py), who may ask (serve/admission.py).
+Not covered: choosing `max_rows` and `max_wait_s` (serve/batching/tuning.py), who may ask (serve/admission.py).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import numpy as np
 from cluster.bundle.signature import TensorSignature
 from cluster.errors import InferenceError, MantaError
 from serve.limits import Limits
+from serve.observe.statistics import ModelStatistics
 from serve.problems import overloaded
-from serve.statistics import ModelStatistics
 
 Arrays = dict[str, np.ndarray]
 PRIORITY_DEFAULT = 4  # of the levels 1 (most urgent) to 8; Triton has no fixed number of levels

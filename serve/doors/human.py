@@ -18,15 +18,15 @@ from starlette.exceptions import HTTPException
 
 from cluster.bundle.transforms import Transforms
 from cluster.errors import MantaError
-from serve.codec import InferRequest
+from serve.doors.images import FORMATS, image_pixels, image_rows
+from serve.doors.uploads import uploaded_files
 from serve.handler import Answer, Handler, error_answer
-from serve.images import FORMATS, image_pixels, image_rows
 from serve.model import ServedModel
-from serve.monitor import add_monitor
+from serve.observe.monitor import add_monitor
 from serve.problems import bad_request
-from serve.uploads import uploaded_files
+from serve.protocol.codec import InferRequest
 
-DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/images.py)
+DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/doors/images.py)
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}, "required": ["file"]}
 IMAGE_BODY: dict[str, Any] = {

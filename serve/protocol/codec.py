@@ -7,7 +7,7 @@ Invariant: `decode` of what `encode` wrote gives equal arrays, for each datatype
 exception that leaves is ProtocolError; memory taken is bounded by the size of the body and by `Limits`.
 
 Covered: BOOL, INT*, UINT*, FP16, FP32, FP64, BYTES; BF16 on the wire, as float32 in numpy; requested outputs with
-`binary_data` and `classification`; id, priority, timeout. Not covered: compression (serve/compression.py), shared
+`binary_data` and `classification`; id, priority, timeout. Not covered: compression (serve/doors/compression.py), shared
 memory (refused), sequences (refused by the handler).
 """
 
@@ -22,7 +22,7 @@ import orjson
 from cluster.bundle.signature import DATATYPE_OF, TensorSignature, TensorSpec
 from serve.limits import Limits
 from serve.problems import bad_request
-from serve.tensors import array_of_bytes, array_of_json, bytes_of_array, check_shape
+from serve.protocol.tensors import array_of_bytes, array_of_json, bytes_of_array, check_shape
 
 MEMORY_PARAMETERS = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, cast
 
 from cluster.errors import MantaError
+from serve.batching.timers import SharedTimer
 from serve.handler import Answer, Handler, InferCall, error_answer, text_error, wrong_verb
 from serve.limits import Limits
-from serve.peers import CALLER, SELF, SELF_HEADER, Caller
+from serve.observe.peers import CALLER, SELF, SELF_HEADER, Caller
 from serve.problems import INTERNAL_ERROR, bad_request, too_large
-from serve.timers import SharedTimer
 
 LOG = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from serve.images import FILES_MAX
+from serve.doors.images import FILES_MAX
 from serve.limits import Limits
 from serve.problems import bad_request
 

@@ -3,7 +3,7 @@
 Invariant: no body, no query, no header and no token is ever logged; a request that is not in the sample costs one
 random number. A line that cannot be written (a full disk) is dropped, and the request is answered all the same.
 
-Covered: every HTTP request (`AccessLog`) and gRPC call (serve/rpc.py) of an endpoint; a stream is one line.
+Covered: every HTTP request (`AccessLog`) and gRPC call (serve/doors/rpc.py) of an endpoint; a stream is one line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import orjson
 
-from serve.asgi import App, Message, Receive, Scope, Send
+from serve.doors.asgi import App, Message, Receive, Scope, Send
 
 LOG = logging.getLogger("serve.access")
 PATH_CHARACTERS_MAX = 200

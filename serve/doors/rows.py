@@ -1,6 +1,6 @@
 """Files of raw rows for `manta predict`: CSV and TSV with a header, JSON (a list of rows), JSON Lines, .npy.
 
-Not covered: image files, which go to the endpoint as they are (serve/images.py).
+Not covered: image files, which go to the endpoint as they are (serve/doors/images.py).
 """
 
 from __future__ import annotations

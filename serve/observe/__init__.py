@@ -1,0 +1,1 @@
+"""What an endpoint tells of itself: counts, one look over all replicas, Prometheus."""

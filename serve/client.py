@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 
 from cluster.errors import EndpointError
-from serve.doors.access import TOKEN_VARIABLE
+from serve.access import TOKEN_VARIABLE
 from serve.protocol.codec import InferAnswer, InferRequest, decode_answer, encode_request
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -25,7 +25,7 @@ from cluster.spec.serve import (
     TensorRtSpec,
     VersionPolicy,
 )
-from serve.doors.access import absolute
+from serve.access import absolute
 
 VERSION = r"^[1-9][0-9]{0,8}$"
 HISTORY_MAX = 16  # versions that an endpoint remembers for rollback

@@ -19,11 +19,11 @@ from typing import Any
 import orjson
 
 from cluster.errors import MantaError, OverloadedError
-from serve.doors.compression import accepted_encoding, compress, decompress
 from serve.limits import Limits
 from serve.model import ServedModel
 from serve.problems import bad_request, not_found, status_of, too_large
 from serve.protocol.codec import InferRequest, check_depth, decode, encode
+from serve.protocol.compression import accepted_encoding, compress, decompress
 from serve.repository import Repository, check_version
 
 LOG = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from serve.batching.batcher import Batcher
 from serve.config import EndpointConfig, VersionConfig
 from serve.limits import Limits
 from serve.loading import Loaded
-from serve.observe.statistics import ModelStatistics
 from serve.problems import bad_request
 from serve.protocol.codec import InferAnswer, InferRequest, RequestedOutput
+from serve.statistics import ModelStatistics
 
 
 class ServedModel:

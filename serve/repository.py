@@ -17,12 +17,12 @@ from typing import Any
 
 from cluster.errors import MantaError
 from cluster.spec.serve import QueueSpec
+from serve.access import Access, load_access
 from serve.config import EndpointConfig, VersionConfig
-from serve.doors.access import Access, load_access
 from serve.limits import Limits
 from serve.loading import load_engine
 from serve.model import ServedModel
-from serve.observe.peers import CALLER, Peers
+from serve.peers import CALLER, Peers
 from serve.problems import bad_request, not_found, overloaded
 
 # a change of these loads a version anew

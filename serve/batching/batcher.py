@@ -33,8 +33,8 @@ import numpy as np
 from cluster.bundle.signature import TensorSignature
 from cluster.errors import InferenceError, MantaError
 from serve.limits import Limits
-from serve.observe.statistics import ModelStatistics
 from serve.problems import overloaded
+from serve.statistics import ModelStatistics
 
 Arrays = dict[str, np.ndarray]
 PRIORITY_DEFAULT = 4  # of the levels 1 (most urgent) to 8; Triton has no fixed number of levels

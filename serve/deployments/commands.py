@@ -21,10 +21,10 @@ from cluster.atomic import sha256_file
 from cluster.bundle import open_bundle
 from cluster.bundle.manifest import MANIFEST
 from cluster.errors import EndpointError, RequestError
+from serve.access import absolute, client_token, load_access
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments.directory import EndpointRecord, drop, forget, records, remember
-from serve.doors.access import absolute, client_token, load_access
 from serve.doors.rows import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0

@@ -26,6 +26,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.errors import EndpointError, RequestError
 from cluster.spec.serve import ReplicaSpec
+from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
 from serve.deployments.placement import actor_options
@@ -33,7 +34,6 @@ from serve.deployments.ports import claim_port
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
 from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
 from serve.deployments.unloaded import remember_unloaded
-from serve.doors.access import first_token
 from serve.repository import LOADING, NOT_KEPT, UNLOADED
 
 LOG = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from ray import serve as ray_serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve._private.logging_utils import get_serve_logs_dir
 
-from serve.observe.peers import Peer, Peers
+from serve.peers import Peer, Peers
 
 FILE_BYTES, FILES = 100 << 20, 5  # Ray's own rotation
 

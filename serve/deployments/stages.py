@@ -16,10 +16,10 @@ from cluster.bundle.transforms import ArrayTransforms, load_transforms
 from cluster.errors import EndpointError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.telemetry.events import EndpointReady
+from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, endpoint_name
 from serve.deployments.directory import remember
-from serve.doors.access import first_token
 
 SINGLE_ROWS_MAX = 200  # requests of one row, for latency: enough for a p99 with two samples above it
 ROWS_MAX = 2000  # test rows that are asked; more does not change what is shown

@@ -19,7 +19,7 @@ from cluster.errors import MantaError
 from serve.batching.timers import SharedTimer
 from serve.handler import Answer, Handler, InferCall, error_answer, text_error, wrong_verb
 from serve.limits import Limits
-from serve.observe.peers import CALLER, SELF, SELF_HEADER, Caller
+from serve.peers import CALLER, SELF, SELF_HEADER, Caller
 from serve.problems import INTERNAL_ERROR, bad_request, too_large
 
 LOG = logging.getLogger(__name__)

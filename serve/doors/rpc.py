@@ -23,11 +23,11 @@ import orjson
 
 from cluster.bundle.signature import DATATYPE_OF
 from cluster.errors import MantaError
-from serve.doors.access import from_metadata
+from serve.access import from_metadata
 from serve.doors.access_log import AccessRecords, Seen
 from serve.doors.streaming import stream_infer
 from serve.handler import Handler, check_scheduling
-from serve.observe.peers import CALLER, Caller
+from serve.peers import CALLER, Caller
 from serve.problems import INTERNAL_ERROR, bad_request, grpc_code_of
 from serve.proto import health_pb2, health_pb2_grpc, inference_pb2, inference_pb2_grpc
 from serve.protocol.codec import InferRequest, RequestedOutput

@@ -1,1 +1,1 @@
-"""What an endpoint tells of itself: counts, one look over all replicas, Prometheus."""
+"""What an endpoint tells of all its replicas together: one look (monitor.py), one scrape (metrics.py)."""

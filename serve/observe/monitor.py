@@ -18,9 +18,9 @@ import psutil
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from serve.observe.peers import SELF
-from serve.observe.statistics import ModelStatistics, window_of
+from serve.peers import SELF
 from serve.repository import Repository
+from serve.statistics import ModelStatistics, window_of
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4"
 

@@ -1,1 +1,1 @@
-"""Open Inference Protocol v2 <-> numpy: whole requests (codec.py), single tensors (tensors.py)."""
+"""Open Inference Protocol v2 <-> numpy: whole requests (codec.py), single tensors (tensors.py), packed bodies."""

@@ -7,7 +7,7 @@ Invariant: `decode` of what `encode` wrote gives equal arrays, for each datatype
 exception that leaves is ProtocolError; memory taken is bounded by the size of the body and by `Limits`.
 
 Covered: BOOL, INT*, UINT*, FP16, FP32, FP64, BYTES; BF16 on the wire, as float32 in numpy; requested outputs with
-`binary_data` and `classification`; id, priority, timeout. Not covered: compression (serve/doors/compression.py), shared
+`binary_data` and `classification`; id, priority, timeout. Not covered: compression (compression.py), shared
 memory (refused), sequences (refused by the handler).
 """
 

@@ -19,7 +19,7 @@ from serve.engines import tensorrt as engine_module
 from serve.engines.tensorrt import TensorRtEngine
 from serve.limits import Limits
 from serve.loading import load_engine
-from serve.observe.statistics import ModelStatistics
+from serve.statistics import ModelStatistics
 from tests.bundles import make_bundle
 from tests.contract.tensorrt_tests.bindings import VERSIONS, snapshot
 from tests.contract.tensorrt_tests.fake import Fake

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import ProtocolError, RequestError
-from serve.doors.access import Access, absolute, client_token, load_access
+from serve.access import Access, absolute, client_token, load_access
 from serve.problems import status_of
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
@@ -52,7 +52,7 @@ def test_every_token_is_compared_in_constant_time(access: Access, monkeypatch: p
         compared.append(right)
         return bool(real(left, right))
 
-    monkeypatch.setattr("serve.doors.access.hmac.compare_digest", spy)
+    monkeypatch.setattr("serve.access.hmac.compare_digest", spy)
     for token in (USER, "x"):
         refused(access, f"Bearer {token}")
     assert len(compared) == 4

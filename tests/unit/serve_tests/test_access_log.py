@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serve.doors.access import Access
+from serve.access import Access
 from serve.doors.access_log import AccessLog, AccessRecords, open_access_log
 from serve.doors.rpc import Rpc, add_to_server
 from serve.proto import inference_pb2, inference_pb2_grpc

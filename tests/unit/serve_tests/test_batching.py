@@ -18,7 +18,7 @@ from cluster.errors import InferenceError, OverloadedError
 from serve.batching.batcher import Batcher, BatchPolicy, _stack
 from serve.engines.fake import FakeEngine, Fault
 from serve.limits import Limits
-from serve.observe.statistics import ModelStatistics
+from serve.statistics import ModelStatistics
 
 SIGNATURE = TensorSignature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, -1)),),

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve.access import Access
 from serve.deployments.commands import _table
-from serve.doors.access import Access
 from serve.observe.metrics import EndpointMetrics, merge, render
 from serve.observe.monitor import joined
-from serve.observe.peers import SELF_HEADER, Peer, Peers
-from serve.observe.statistics import window_of
+from serve.peers import SELF_HEADER, Peer, Peers
+from serve.statistics import window_of
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
 from tests.unit.serve_tests.test_operations import OneGpu
@@ -125,7 +125,7 @@ def test_a_look_at_one_replica_asks_the_others_with_the_clients_token(in_place: 
         return real(**options) if "transport" in options else real(transport=transport, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve.observe.peers.httpx.AsyncClient", patched)
+        patch.setattr("serve.peers.httpx.AsyncClient", patched)
         in_place(test, human=True)
 
 
@@ -161,7 +161,7 @@ def test_a_load_is_passed_on_once_and_a_replica_that_did_not_follow_is_named(
         return real(**options) if "transport" in options else real(transport=transport, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve.observe.peers.httpx.AsyncClient", patched)
+        patch.setattr("serve.peers.httpx.AsyncClient", patched)
         in_place(test)
 
 

@@ -15,7 +15,7 @@ from cluster.probe.probe import GpuReading
 from serve.deployments.scaling import ReplicaLoad, ScalingPolicy, Targets, desired_replicas, places
 from serve.memory import CONTEXT_BYTES, GIB, check_room
 from serve.observe.metrics import EndpointMetrics, render
-from serve.observe.statistics import ModelStatistics
+from serve.statistics import ModelStatistics
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER, client
 

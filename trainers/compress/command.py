@@ -8,7 +8,6 @@ Covered: graph recipes. Not covered: recipes that train (they need the run's spe
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,11 +131,10 @@ def _write(out: Path, source: Source, prepared: PreparedData, ladder: Ladder, fa
     with write_bundle(out) as folder:
         if source.manifest is not None:
             _copy_rest(source, folder)
-        with _named(source.graph, FLOAT_GRAPH) as graph:
-            copy_graph(graph, folder)
+        copy_graph(source.graph, folder / FLOAT_GRAPH)
         for judgment in accepted_of(ladder):
             assert judgment.path is not None, "an accepted candidate has a file"
-            shutil.copyfile(judgment.path, folder / judgment.variant().file)
+            copy_graph(judgment.path, folder / judgment.variant().file)
         write_sample(
             folder, variants, {name: np.array(array[:SAMPLE_ROWS]) for name, array in ladder.rows.gate.items()}
         )
@@ -144,17 +142,6 @@ def _write(out: Path, source: Source, prepared: PreparedData, ladder: Ladder, fa
         evidence.mkdir(exist_ok=True)
         write_json(evidence / "compress.json", facts)
         finish_bundle(folder, _manifest(source, prepared, variants, facts, ladder))
-
-
-@contextmanager
-def _named(graph: Path, name: str) -> Iterator[Path]:
-    """The graph under another file name, without changing its folder."""
-    with tempfile.TemporaryDirectory(prefix="manta-named-") as scratch:
-        copy_graph(graph, Path(scratch))
-        target = Path(scratch) / name
-        if graph.name != name:
-            (Path(scratch) / graph.name).rename(target)
-        yield target
 
 
 def _copy_rest(source: Source, folder: Path) -> None:

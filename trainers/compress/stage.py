@@ -23,6 +23,7 @@ from trainers.compress.outcome import accepted_of, best_of, compression_facts, h
 from trainers.compress.rows import rows_of
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.evaluate.stage import evaluate_predictions
+from trainers.export.bundle import copy_graph
 from trainers.export.float_graph import FLOAT_GRAPH, write_float_graph
 
 TRIALS = "trials"
@@ -55,7 +56,7 @@ def run_compression(context: StageContext) -> StageResult:
     chosen = best_of(ladder)
     for judgment in accepted_of(ladder):
         assert judgment.path is not None, "an accepted candidate has a file"
-        shutil.copyfile(judgment.path, context.folder / judgment.variant().file)
+        copy_graph(judgment.path, context.folder / judgment.variant().file)
     keep_origin(chosen, ladder, context.folder)
     facts = {
         **compression_facts(ladder, chosen),

@@ -13,15 +13,25 @@ import onnxruntime as ort
 
 from cluster.bundle.files import SAMPLE
 from cluster.bundle.manifest import Variant
-from trainers.export.graph_file import external_files
+from trainers.export.graph_file import all_tensors, external_files
 from trainers.export.session import open_session, run_batches
 
 
-def copy_graph(source: Path, folder: Path) -> None:
-    """Copy an ONNX file with its external data into a folder."""
-    for name in external_files(onnx.load(str(source), load_external_data=False)):
-        shutil.copyfile(source.parent / name, folder / name)
-    shutil.copyfile(source, folder / source.name)
+def copy_graph(source: Path, target: Path) -> None:
+    """Copy an ONNX file with its external data; under another name, its data gets a name of its own beside it."""
+    model = onnx.load(str(source), load_external_data=False)
+    names = {name: name for name in sorted(external_files(model))}
+    if target.name != source.name:
+        names = {name: f"{target.name}.{number}.data" for number, name in enumerate(names)}
+    for name, copied in names.items():
+        shutil.copyfile(source.parent / name, target.parent / copied)
+    if all(name == copied for name, copied in names.items()):
+        shutil.copyfile(source, target)
+        return
+    for entry in (entry for tensor in all_tensors(model) for entry in tensor.external_data):
+        if entry.key == "location":
+            entry.value = names[entry.value]
+    target.write_bytes(model.SerializeToString())
 
 
 def write_sample(folder: Path, variants: tuple[Variant, ...], rows: dict[str, np.ndarray]) -> None:

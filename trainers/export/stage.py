@@ -61,7 +61,7 @@ def _pack(context: StageContext, prepared: PreparedData, compressed: dict[str, A
     variants = tuple(Variant.model_validate_json(_json(item)) for item in compressed["variants"])
     with write_bundle(context.run.bundle) as folder:
         for variant in variants:
-            copy_graph(graphs / variant.file, folder)
+            copy_graph(graphs / variant.file, folder / variant.file)
         shutil.copyfile(context.files("train") / WEIGHTS, folder / WEIGHTS)
         for origin in (path for pattern in ORIGINS for path in graphs.glob(pattern)):
             shutil.copyfile(origin, folder / origin.name)

@@ -167,7 +167,7 @@ def digits_run(trained_stages: Path, digits_graph: Path, tmp_path_factory: pytes
     prepared = open_prepared(trained_stages / "prepare")
     variants = (Variant(name="fp32", file="model.onnx", precision="fp32"),)
     with write_bundle(run / "bundle") as folder:
-        copy_graph(digits_graph, folder)
+        copy_graph(digits_graph, folder / "model.onnx")
         write_sample(folder, variants, real_rows(prepared))
         outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, 10)),)
         manifest = BundleManifest(

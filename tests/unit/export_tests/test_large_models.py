@@ -5,6 +5,7 @@ The limit is lowered, so that a few KiB are "too large"; what is read of a reall
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_a_model_above_the_limit_keeps_its_weights_beside_the_file(
     assert check_parity(module, path, ROWS, ParitySpec())["batch_sizes"] == [1, 2, 7]
     copied = tmp_path / "bundle"
     copied.mkdir()
-    copy_graph(path, copied)
+    copy_graph(path, copied / "m.onnx")
     assert sorted(one.name for one in copied.iterdir()) == ["m.onnx", "m.onnx.data"]
     data.unlink()
     assert open_session(copied / "m.onnx").run(None, ROWS)[0].shape == (7, 4)
@@ -66,3 +67,24 @@ def test_a_refused_file_leaves_no_weights_behind(
     with pytest.raises(ModelError, match="nothing is right"):
         export_onnx(module, INPUTS, ROWS, tmp_path / "m.onnx", opset=20)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_graphs_whose_weights_have_one_name_live_in_one_folder(tmp_path: Path) -> None:
+    """Each candidate of a compression is written as model.onnx in a folder of its own."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    answers = {}
+    for name, seed in (("pruned", 1), ("dense", 2)):
+        torch.manual_seed(seed)
+        own = tmp_path / name
+        own.mkdir()
+        export_onnx(nn.Linear(16, 4).eval(), INPUTS, ROWS, own / "model.onnx", opset=20)
+        graph = onnx.load(str(own / "model.onnx"))
+        onnx.save(graph, str(own / "model.onnx"), save_as_external_data=True, location="w.data", size_threshold=0)
+        answers[name] = open_session(own / "model.onnx").run(None, ROWS)[0]
+        copy_graph(own / "model.onnx", folder / f"model.{name}.onnx")
+        shutil.rmtree(own)
+    for name, expected in answers.items():
+        copied = folder / f"model.{name}.onnx"
+        assert external_files(onnx.load(str(copied), load_external_data=False)) == {f"{copied.name}.0.data"}
+        np.testing.assert_array_equal(open_session(copied).run(None, ROWS)[0], expected)

@@ -112,8 +112,8 @@ class CompressSpec(StrictSpec):
     """Tried from cheap to dear, whatever their order here."""
     budget: BudgetSpec = BudgetSpec()
     target: TargetSpec = TargetSpec()
-    on_inconclusive: Literal["keep_baseline", "accept_point_estimate"] = "accept_point_estimate"
-    """What happens when the gate split is too small to decide."""
+    on_inconclusive: Literal["keep_baseline", "accept_point_estimate"] = "keep_baseline"
+    """What happens when the gate split is too small to decide; the point estimate proves nothing."""
     max_class_drop: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Largest loss of recall of any one class; a class must lose more than two rows to break it."""
     calibration_rows: Annotated[int, Field(gt=0)] = 512

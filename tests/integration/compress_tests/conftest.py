@@ -37,7 +37,10 @@ SHARES = {"test": 270, "gate": 500, "calibration": 100, "validation": 100}
 
 
 def digits_spec(**sections: Any) -> RunSpec:
-    """A spec of a narrow network, with sections replaced."""
+    """A spec of a narrow network, with sections replaced; few gate rows prove nothing: point estimates count."""
+    compress = sections.get("compress", {})
+    if compress is not None:
+        sections["compress"] = {"on_inconclusive": "accept_point_estimate", **compress}
     return RunSpec.model_validate_json(
         RunSpec.model_validate(
             {

@@ -19,6 +19,7 @@ from cluster.spec.growth import updates_of_epochs
 from cluster.spec.load import override_spec
 from cluster.spec.run import RunSpec
 from cluster.spec.train import most_workers
+from cluster.telemetry.view import counted
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
 BATCH_SIZE_PER_WORKER_CPU = 256  # a CPU core's caches hold this many small samples; larger gains nothing
@@ -84,7 +85,7 @@ class BatchPlan(StrictSpec):
         product = self.workers * self.batch_size_per_worker * self.accumulation_steps
         relation = "=" if product == self.batch_size_global else "≥"
         return (
-            f"{self.workers} workers × {self.batch_size_per_worker} micro-batch × {self.accumulation_steps} "
+            f"{counted(self.workers, 'worker')} × {self.batch_size_per_worker} micro-batch × {self.accumulation_steps} "
             f"accumulation {relation} {self.batch_size_global} global batch"
         )
 
@@ -227,9 +228,9 @@ def _family(spec: RunSpec, data: DataFacts) -> tuple[str, str]:
 
 def _workers(host: HostFacts) -> tuple[int, str]:
     if host.gpus:
-        return len(host.gpus), f"the cluster has {len(host.gpus)} GPUs, one worker each"
+        return len(host.gpus), f"the cluster has {counted(len(host.gpus), 'GPU')}, one worker each"
     workers = max(1, min(2, host.cpu_cores))
-    return workers, f"no GPU; {host.cpu_cores} CPU cores feed {workers} workers"
+    return workers, f"no GPU; {counted(host.cpu_cores, 'CPU core')} for {counted(workers, 'worker')}"
 
 
 def _concurrency(host: HostFacts, trials: int) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from cluster.telemetry.events import (
     TrialUpdated,
 )
 from cluster.telemetry.final import final_lines
-from cluster.telemetry.view import RunView, format_duration, format_metric, format_value, short_name
+from cluster.telemetry.view import RunView, counted, format_duration, format_metric, format_value, short_name
 
 STAGE_WIDTH = 9  # of `calibrate`, longer than any stage's name today
 
@@ -79,7 +79,7 @@ class PlainDisplay:
         if isinstance(event, TrialUpdated):
             return self._trial(event)
         if isinstance(event, EndpointReady):
-            return f"endpoint {event.name} answers at {event.url} ({event.replicas} replicas)"
+            return f"endpoint {event.name} answers at {event.url} ({counted(event.replicas, 'replica')})"
         if isinstance(event, Message):
             return f"{event.level}: {event.text}"
         return ""

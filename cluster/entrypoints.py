@@ -25,8 +25,8 @@ STAGE_ENTRYPOINTS: dict[str, str] = {
 TENSORBOARD_ENTRYPOINT = "trainers.tensorboard:write_tensorboard"
 """`function(RunFolder) -> Path`: the run's events as TensorBoard files. The driver calls it when a run has ended."""
 
-SERVES_ENTRYPOINT = "serve.deployments.stages:serves"
-"""`function() -> bool`: whether an endpoint is left on this process's Ray. A run with `--keep` ends after the last."""
+KEEPER_ENTRYPOINT = "serve.deployments.stages:keeper"
+"""`function() -> (() -> bool)`: what a run with `--keep` asks again and again: whether its Ray is still needed."""
 
 COMMAND_MODULES: dict[str, str] = {
     "driver": "cluster.pipeline",

@@ -48,9 +48,9 @@ def main() -> int:
 
 def _wait(stop: threading.Event) -> None:
     """Block until no endpoint is left, or a signal has come: its handler raises KeyboardInterrupt in this thread."""
-    serves = entrypoints.load(entrypoints.SERVES_ENTRYPOINT)
+    keep = entrypoints.load(entrypoints.KEEPER_ENTRYPOINT)()
     try:
-        while not stop.wait(LOOK_EVERY_S) and serves():
+        while not stop.wait(LOOK_EVERY_S) and keep():
             pass
     except KeyboardInterrupt:
         return

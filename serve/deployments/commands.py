@@ -24,7 +24,8 @@ from cluster.errors import EndpointError, RequestError
 from serve.access import absolute, client_token, load_access
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
-from serve.deployments.directory import EndpointRecord, drop, forget, records, remember
+from serve.deployments.directory import EndpointRecord, drop, forget, recorded_here, records, remember
+from serve.deployments.keeping import Keeper
 from serve.doors.rows import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0
@@ -54,7 +55,7 @@ def deploy(options: argparse.Namespace) -> int:
             remember(name, found.url, private)
             _say("It lives until 'manta undeploy' or Ctrl-C.")
             try:
-                _wait_for_end(place.still_serves)
+                _wait_for_end(Keeper(place.still_serves, recorded_here).keep)
             finally:
                 forget(name)
     return 0
@@ -260,13 +261,13 @@ def _unknown(name: str, have: list[str] | None = None) -> RequestError:
     )
 
 
-def _wait_for_end(served: Callable[[], bool]) -> None:
-    """Until SIGINT or SIGTERM, or until nothing is served any more."""
+def _wait_for_end(keep: Callable[[], bool]) -> None:
+    """Until SIGINT or SIGTERM, or until the Ray is not needed any more."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     while not ended.wait(LOOK_EVERY_S):
-        if not served():
+        if not keep():
             _say("The last endpoint is gone.")
             return
 

@@ -70,6 +70,11 @@ def drop(record: EndpointRecord) -> None:
         (folder() / f"{record.name}.json").unlink(missing_ok=True)
 
 
+def recorded_here() -> bool:
+    """Whether a record names this process."""
+    return any(record.pid == os.getpid() for record in records())
+
+
 def records() -> list[EndpointRecord]:
     """Endpoints whose process lives."""
     found = []

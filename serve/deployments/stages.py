@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from cluster.telemetry.events import EndpointReady
 from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, endpoint_name
-from serve.deployments.directory import remember
+from serve.deployments.directory import recorded_here, remember
+from serve.deployments.keeping import Keeper
 
 SINGLE_ROWS_MAX = 200  # requests of one row, for latency: enough for a p99 with two samples above it
 ROWS_MAX = 2000  # test rows that are asked; more does not change what is shown
@@ -59,11 +61,11 @@ def deploy(context: StageContext) -> StageResult:
     )
 
 
-def serves() -> bool:
-    """Whether an endpoint is left on the Ray that this process uses: a kept run ends after the last one."""
+def keeper() -> Callable[[], bool]:
+    """What a kept run asks again and again: whether the Ray that this process uses is still needed."""
     from serve.deployments.endpoint import still_serves
 
-    return still_serves()
+    return Keeper(still_serves, recorded_here).keep
 
 
 def predict(context: StageContext) -> StageResult:

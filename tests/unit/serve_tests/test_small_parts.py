@@ -25,6 +25,7 @@ from serve.config import HISTORY_MAX, EndpointConfig, VersionConfig, endpoint_na
 from serve.deployments import directory
 from serve.deployments.__main__ import parse
 from serve.deployments.commands import _wanted
+from serve.deployments.keeping import FAREWELL_S, Keeper
 from serve.deployments.replica import EndpointReplica
 from serve.deployments.stages import compare
 from serve.doors.rows import read_image, read_rows
@@ -194,3 +195,17 @@ def test_both_serving_processes_switch_threads_soon(switch_interval: Callable[[]
     with pytest.raises(RayServeException, match="replica"):
         EndpointReplica("m")  # it sets the interval, then asks Ray Serve who it is
     assert switch_interval() == pytest.approx(SWITCH_INTERVAL_S)
+
+
+def test_a_ray_is_kept_until_who_took_its_last_endpoint_away_has_left_it() -> None:
+    clock, served, recorded = [0.0], [True], [True]
+    keeper = Keeper(lambda: served[0], lambda: recorded[0], lambda: clock[0])
+    assert keeper.keep()
+    served[0], clock[0] = False, 100.0
+    assert keeper.keep(), "an undeploy still talks to this Ray"
+    recorded[0] = False
+    assert not keeper.keep()
+    recorded[0], clock[0] = True, 100.0 + FAREWELL_S
+    assert not keeper.keep(), "one that was killed is not waited for"
+    served[0] = True
+    assert keeper.keep()

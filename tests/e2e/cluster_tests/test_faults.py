@@ -113,6 +113,7 @@ def train_workers(run: RunFolder) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow  # 60 s; kill -9 and, in test_session, Ctrl-C of the driver are asked by default
 def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(run: RunFolder) -> None:
     with manta_run(run) as process:
         tree, folders = everything(run, process)

@@ -90,6 +90,7 @@ def test_a_stopped_job_ends_cleanly_and_its_run_can_go_on(head: Head, project: P
     assert run.record("prepare") is not None, "what was finished is kept"
 
 
+@pytest.mark.slow  # 40 s
 def test_an_endpoint_outlives_the_job_that_made_it(head: Head, project: Path) -> None:
     (port,) = free_ports(1)
     serve = ("--set", f"serve={{port: {port}, name: kept}}")

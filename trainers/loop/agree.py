@@ -17,7 +17,12 @@ from cluster.errors import PeerFailedError
 from trainers.loop.exchange import texts_over_workers
 from trainers.loop.sampler import World
 
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY_TEXTS = (  # of torch, its CPU allocator, cuBLAS and NCCL
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to CUDA malloc",
+)
 
 
 def error_of(work: Callable[[], None]) -> Exception | None:

@@ -23,12 +23,6 @@ from cluster.errors import DivergedError, MantaError, MemoryShortError
 from cluster.spec.resolve import BatchPlan, ResolvedRun
 from cluster.telemetry.events import EpochFinished, Record
 
-OUT_OF_MEMORY_TEXTS = (  # of torch, its CPU allocator, cuBLAS and NCCL
-    "out of memory",
-    "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "Failed to CUDA malloc",
-)
 DEVICE_FREE_SHARE = 0.9  # of a GPU's memory: less means that the trial before is still going away
 DEVICE_WAIT_S = 20.0  # a killed process gives its memory back within a few seconds
 DEVICE_POLL_S = 0.25
@@ -102,13 +96,15 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
 
 def outcome_of(error: Exception) -> tuple[str, str]:
     """(state, note) of a trial that raised."""
+    from trainers.loop.agree import is_out_of_memory  # imports torch, which the trial's process has by then
+
     if isinstance(error, DivergedError):
         return "diverged", error.found
     if isinstance(error, MemoryShortError):
         return "oom", error.found
     if isinstance(error, MantaError):
         return "failed", error.message
-    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
+    if is_out_of_memory(error):
         return "oom", first_line(error)
     return "failed", f"{type(error).__name__}: {first_line(error)}"
 

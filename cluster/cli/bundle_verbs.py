@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.bundle.files import bundle_in, open_bundle, read_manifest
-from cluster.bundle.manifest import BundleManifest
 from cluster.cli.options import AsJson
 from cluster.telemetry.edge import emit_json
-from cluster.telemetry.view import format_bytes, format_metric
+
+if TYPE_CHECKING:  # bundles bring NumPy along: the verbs load them, so that `manta --help` stays fast
+    from cluster.bundle.manifest import BundleManifest
 
 BundlePath = Annotated[
     Path, typer.Argument(metavar="PATH", help="Folder of a bundle, or of a run that has one, e.g. runs/quickstart.")
@@ -32,6 +32,8 @@ def register(app: typer.Typer) -> None:
 
 def show(path: BundlePath, as_json: AsJson = False) -> None:
     """Show a bundle's manifest."""
+    from cluster.bundle.files import bundle_in, read_manifest
+
     manifest = read_manifest(bundle_in(path))
     if as_json:
         emit_json(manifest.model_dump(mode="json"))
@@ -41,6 +43,8 @@ def show(path: BundlePath, as_json: AsJson = False) -> None:
 
 def verify(path: BundlePath, as_json: AsJson = False) -> None:
     """Compare every file of a bundle with the manifest."""
+    from cluster.bundle.files import bundle_in, open_bundle
+
     bundle = open_bundle(bundle_in(path))
     if as_json:
         emit_json({"ok": True, "bundle": bundle.manifest.name, "files": len(bundle.manifest.files)})
@@ -49,6 +53,8 @@ def verify(path: BundlePath, as_json: AsJson = False) -> None:
 
 
 def _print(manifest: BundleManifest) -> None:
+    from cluster.telemetry.view import format_bytes, format_metric
+
     console = Console()
     console.print(Text.assemble((manifest.name, "bold"), f"  {manifest.task}"))
     for kind, tensors in (("input", manifest.signature.inputs), ("output", manifest.signature.outputs)):

@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli.local_runs import follow_log, status_rows, stop_run
 from cluster.cli.options import RUNS_DIR, AsJson, Overrides, RunsDir, SpecPath
 from cluster.errors import RequestError
 from cluster.runtime.token import find_token
-from cluster.spec.load import load_spec
-from cluster.spec.run import run_name
-from cluster.store.run_folder import find_run
 from cluster.telemetry.edge import emit_json
 
 if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it: `manta --help` stays fast
     from cluster.runtime.jobs import Job, JobsClient
+    from cluster.runtime.package import Package
+    from cluster.spec.run import RunSpec
 
 # A job that is stopped needs the time to write a checkpoint and stop its workers; Ray's own figure is 3 s
 STOP_WAIT_S = 30
@@ -73,15 +71,13 @@ def submit(
     as_json: AsJson = False,
 ) -> int:
     """Ship the working folder to a cluster, run the spec there and follow its log."""
-    from cluster.runtime.package import build_package, files_named_in
+    from cluster.spec.load import load_spec
+    from cluster.spec.run import run_name
 
     loaded = load_spec(spec, override or [])
     run = run_name(name, loaded, spec)
     shipped = _relative_spec(spec, folder)
-    inside, outside = files_named_in(loaded.model_dump(mode="json"), folder)
-    package = build_package(folder, needed=(shipped, *inside))
-    for text in outside:
-        _note(f"{text} is outside {folder.resolve()} and is not shipped: the cluster must have it at that path.")
+    package = _package(folder, shipped, loaded)
     with _client(address) as client:
         client.ray_version()
         _note(f"Shipping {len(package.files)} files ({len(package.data) / 2**20:.1f} MiB) to {client.address}.")
@@ -101,6 +97,16 @@ def submit(
         return _follow(client, job.id, as_json=as_json)
 
 
+def _package(folder: Path, spec: str, loaded: RunSpec) -> Package:
+    """The working folder as a package; says which of the spec's files it cannot hold."""
+    from cluster.runtime.package import build_package, files_named_in
+
+    inside, outside = files_named_in(loaded.model_dump(mode="json"), folder)
+    for text in outside:
+        _note(f"{text} is outside {folder.resolve()} and is not shipped: the cluster must have it at that path.")
+    return build_package(folder, needed=(spec, *inside))
+
+
 def entrypoint(spec: str, overrides: list[str], run: str, *, store: str | None, runs_dir: str | None) -> str:
     """The shell line that the cluster runs: the run, then its bundle into the store."""
     where = f"--runs-dir {shlex.quote(runs_dir) if runs_dir else CLUSTER_RUNS_DIR}"
@@ -114,6 +120,9 @@ def entrypoint(spec: str, overrides: list[str], run: str, *, store: str | None, 
 def logs(target: Target, address: JobsAddress = None, follow: Follow = False, runs_dir: RunsDir = RUNS_DIR) -> int:
     """Print the log of a run or a job; -f goes on until it ends and returns its exit code."""
     if address is None:
+        from cluster.cli.local_runs import follow_log
+        from cluster.store.run_folder import find_run
+
         return follow_log(find_run(runs_dir, target), _write, follow=follow)
     with _client(address) as client:
         if follow:
@@ -126,6 +135,9 @@ def logs(target: Target, address: JobsAddress = None, follow: Follow = False, ru
 def stop(target: Target, address: JobsAddress = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     """Stop a run or a job cleanly; what is finished is kept and the run can be resumed."""
     if address is None:
+        from cluster.cli.local_runs import stop_run
+        from cluster.store.run_folder import find_run
+
         stopped = stop_run(find_run(runs_dir, target))
     else:
         with _client(address) as client:
@@ -142,6 +154,8 @@ def status(
 ) -> int:
     """Show the state of one or all runs here, or of the jobs of a cluster."""
     if address is None:
+        from cluster.cli.local_runs import status_rows
+
         rows = status_rows(runs_dir, target)
     else:
         with _client(address) as client:
@@ -159,6 +173,7 @@ def status(
 def publish(run: Target, store: Store = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     """Copy a run's bundle into a store that other machines can reach."""
     from cluster.store.remote import publish_bundle
+    from cluster.store.run_folder import find_run
 
     found = find_run(runs_dir, run)
     published = publish_bundle(found.bundle, _needed_store(store), found.name)

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from cluster.bundle.files import bundle_in, read_manifest
 from cluster.cli.children import run_module
 from cluster.cli.options import Address, AsJson
 from cluster.entrypoints import COMMAND_MODULES
@@ -153,6 +152,8 @@ def replica_range(text: str | None) -> tuple[int, int]:
 
 def bundle_folder(path: Path) -> Path:
     """The bundle at a path, or in the run at a path. Raises BundleError."""
+    from cluster.bundle.files import bundle_in, read_manifest
+
     folder = bundle_in(path)
     read_manifest(folder)
     return folder

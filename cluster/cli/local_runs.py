@@ -1,4 +1,5 @@
-"""Runs of this machine for `manta logs`, `stop` and `status`: what their folders say, and a signal to their driver.
+"""Runs of this machine for `manta runs`, `show`, `logs`, `stop` and `status`: what their folders say, and a signal to
+their driver.
 
 Invariant: a signal goes only to a process that holds the run's lock now, on this host: a process id that was given to
 somebody else since is never touched.
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.cli.runs_verbs import describe
 from cluster.errors import RequestError, RunError
 from cluster.runtime.locks import is_locked
 from cluster.store.run_folder import RunFolder, find_run, list_runs
@@ -22,6 +22,31 @@ from cluster.store.run_folder import RunFolder, find_run, list_runs
 STOP_DEADLINE_S = 60.0  # an endpoint drains, workers write a checkpoint, Ray ends: seconds, a minute on a busy host
 POLL_S = 0.2
 EXIT_CODES = {"failed": 1, "interrupted": 1, "cut short": 1}
+
+
+def describe(run: RunFolder) -> dict[str, Any]:
+    """JSON-able facts of a run."""
+    records = run.records()
+    state = run.read_state()
+    name = state.get("state", "new")
+    if name in ("running", "serving") and not is_locked(run.lock):
+        name = "cut short"  # its driver is gone without a last word
+    evaluate = records.get("evaluate")
+    return {
+        "run": run.name,
+        "folder": str(run.path),
+        "state": name,
+        "started_unix_s": (run.path / "spec.yaml").stat().st_mtime,
+        "metrics": evaluate.facts.get("metrics", {}) if evaluate else {},
+        "stages": {
+            stage: {"status": record.status, "duration_s": record.duration_s, "headline": record.headline}
+            for stage, record in records.items()
+        },
+        "error": state.get("error"),
+        "endpoint": state.get("summary", {}).get("endpoint") if name == "serving" else None,
+        "bundle": str(run.bundle) if run.bundle.exists() else None,
+        "report": str(run.report) if run.report.exists() else None,
+    }
 
 
 def stop_run(run: RunFolder, *, deadline_s: float = STOP_DEADLINE_S) -> bool:

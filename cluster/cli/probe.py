@@ -5,7 +5,7 @@ A value that could not be read is shown as "unknown" with its reason, never as 0
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.options import Address, AsJson
-from cluster.probe import GpuReading, HostReading, read_host
 from cluster.telemetry.edge import emit_json
+
+if TYPE_CHECKING:  # readings are loaded by the verb: `manta --help` stays fast
+    from cluster.probe import GpuReading, HostReading
 
 UNKNOWN = "unknown"
 
@@ -27,6 +29,8 @@ def register(app: typer.Typer) -> None:
 
 def probe(address: Address = None, as_json: AsJson = False) -> None:
     """Show cores, memory and GPUs of this host, or of every node of the cluster at --address."""
+    from cluster.probe import read_host
+
     nodes = _cluster(address) if address else [{"address": None, "problem": None, "host": read_host()}]
     if as_json:
         emit_json({"nodes": [_plain(node) for node in nodes]})
@@ -38,6 +42,7 @@ def probe(address: Address = None, as_json: AsJson = False) -> None:
 
 
 def _cluster(address: str) -> list[dict[str, Any]]:
+    from cluster.probe import read_host
     from cluster.runtime.nodes import on_every_node
     from cluster.runtime.session import ray_session
 

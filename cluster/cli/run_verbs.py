@@ -1,42 +1,15 @@
-"""`manta run`: prepare the run's folder, start the driver, show its events, hand on Ctrl-C.
-
-The driver is a process of its own (`python -m cluster.pipeline`): this one stays light, so that the display starts
-at once and a first Ctrl-C can stop the driver cleanly while a second one kills it.
-"""
+"""`manta run` and `manta train`: their options; what they do is in run_process.py, loaded when one of them runs."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
-import yaml
 
-from cluster.atomic import write_text
 from cluster.cli.options import RUNS_DIR, Address, AsJson, Overrides, RunsDir, SpecPath
-from cluster.entrypoints import COMMAND_MODULES
-from cluster.errors import MantaError, RequestError, WorkerLostError
-from cluster.pipeline.plan import stages_until
-from cluster.pipeline.stage import PIPELINE, interrupted
-from cluster.runtime.environment import with_ray_environment
-from cluster.runtime.locks import is_locked
-from cluster.spec.load import apply_overrides, parse_yaml, read_text, validate_spec
-from cluster.spec.run import run_name
-from cluster.store.run_folder import RunFolder
-from cluster.telemetry.edge import emit_json
-from cluster.telemetry.events import Event, RunFailed, RunFinished, follow_events
-from cluster.telemetry.progress import Display, make_display
+from cluster.entrypoints import STAGE_ENTRYPOINTS
 
-BUSY_CODE = 2  # of a driver that finds another at work (cluster/pipeline/__main__.py)
-STAGES = ", ".join(stage.name for stage in PIPELINE)
+STAGES = ", ".join(STAGE_ENTRYPOINTS)
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running in the background.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget earlier results of this run and start anew.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
@@ -65,6 +38,9 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Take a spec from raw data to an answering endpoint; the same command resumes where it stopped."""
+    from cluster.cli.run_process import prepare_folder, start_driver, watch
+    from cluster.pipeline.plan import stages_until
+
     stages_until(until)
     folder = prepare_folder(spec, override or [], name=name, runs_dir=runs_dir, fresh=fresh)
     flags = [
@@ -88,136 +64,3 @@ def train(
     """Run until the model is trained: `manta run --until train`."""
     values = [*(override or []), *([f"train.profile_updates={profile}"] if profile else [])]
     return run(spec, values, name, runs_dir, address, "train", False, fresh, as_json)
-
-
-def prepare_folder(spec: Path, overrides: list[str], *, name: str | None, runs_dir: Path, fresh: bool) -> RunFolder:
-    """Validate the spec and write it, with its overrides, into the run's folder. Raises RequestError."""
-    raw = apply_overrides(parse_yaml(read_text(spec), origin=str(spec)), overrides)  # read once: it may be a pipe
-    loaded = validate_spec(raw, origin=str(spec))
-    folder = RunFolder((runs_dir / run_name(name, loaded, spec)).resolve())
-    _refuse_foreign(folder)
-    if is_locked(folder.lock):
-        raise _busy(folder)
-    if fresh and folder.path.exists():
-        gone = folder.path.with_name(f".{folder.name}.{os.getpid()}.removed")
-        folder.path.rename(gone)
-        shutil.rmtree(gone)
-    write_text(folder.path / "spec.yaml", yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
-    return folder
-
-
-def _refuse_foreign(folder: RunFolder) -> None:
-    """A folder that holds something else than a run is never written into, and --fresh never removes it."""
-    if not os.path.lexists(folder.path) or (folder.path / "spec.yaml").is_file():
-        return
-    if folder.path.is_dir() and not any(folder.path.iterdir()):
-        return
-    raise RequestError(
-        f"Cannot run '{folder.name}'",
-        found=f"{folder.path} is there and is no run's folder",
-        rule="a run writes into a folder of its own",
-        remedy="Choose another --name or --runs-dir.",
-    )
-
-
-def _busy(folder: RunFolder) -> RequestError:
-    pid = folder.read_state().get("pid", "unknown")
-    return RequestError(
-        f"Cannot run '{folder.name}'",
-        found=f"process {pid} is working on it",
-        rule="one process works on a run at a time",
-        remedy=f"Wait for it, stop it with 'manta stop {folder.name}', or choose another --name.",
-    )
-
-
-def start_driver(folder: RunFolder, flags: list[str]) -> subprocess.Popen[bytes]:
-    """Start the driver in a session of its own, its output in the run's log."""
-    command = [sys.executable, "-m", COMMAND_MODULES["driver"], str(folder.path), *flags]
-    with folder.log.open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=with_ray_environment(dict(os.environ)),
-        )
-
-
-def watch(folder: RunFolder, driver: subprocess.Popen[bytes], *, keep: bool, as_json: bool) -> int:
-    """Show the driver's events until it ends (or until it serves, with `keep`), and return its exit code."""
-    last: Event | None = None
-    display = make_display(folder, as_json=as_json)
-    offset = folder.events.stat().st_size if folder.events.exists() else 0
-    with _signals(driver, display) as stopping:
-        try:
-            for event in follow_events(folder.events, lambda: driver.poll() is not None, offset_bytes=offset):
-                display.show(event)
-                if isinstance(event, RunFailed | RunFinished):
-                    last = event
-                if keep and isinstance(event, RunFinished):
-                    break
-        except BrokenPipeError:  # `manta run … | head`: nobody looks on, and nobody could stop it later
-            driver.terminate()
-            driver.wait()
-            raise
-    if last is None and len(stopping) == 1:  # the driver could not answer: it was not up yet
-        last = RunFailed(run=folder.name, error=interrupted(folder).to_dict())
-        display.show(last)
-    display.close()
-    return _finish(folder, driver, last, keep=keep, as_json=as_json)
-
-
-def _finish(
-    folder: RunFolder, driver: subprocess.Popen[bytes], last: Event | None, *, keep: bool, as_json: bool
-) -> int:
-    if isinstance(last, RunFinished):
-        if as_json:
-            emit_json({"ok": True, **last.summary})
-        if keep:
-            driver.returncode = 0  # it goes on serving on purpose: Popen would warn that it is still running
-            return 0
-        return driver.wait()
-    if isinstance(last, RunFailed):
-        code = int(last.error.get("exit_code", 1))
-        if as_json:
-            emit_json({"ok": False, "run": folder.name, "error": last.error})
-        return code
-    code = driver.wait()
-    raise _busy(folder) if code == BUSY_CODE and is_locked(folder.lock) else _died(folder, code)
-
-
-def _died(folder: RunFolder, code: int) -> MantaError:
-    """The driver ended without a last word."""
-    how = f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code}"
-    return WorkerLostError(
-        f"Run '{folder.name}' was cut short",
-        found=f"its driver process ended without a result: {how}",
-        rule="finished stages are kept",
-        remedy=f"Look at {folder.log}, then run the same command again to go on.",
-    )
-
-
-@contextmanager
-def _signals(driver: subprocess.Popen[bytes], display: Display) -> Iterator[list[int]]:
-    """First Ctrl-C (or SIGTERM, or a closed terminal): stop the driver cleanly. Second: kill it with all it started.
-
-    Yields the signals that have come.
-    """
-    presses: list[int] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        presses.append(number)
-        if len(presses) == 1:
-            driver.send_signal(signal.SIGTERM)  # not SIGINT: Ray Train puts a handler of its own in its place
-            display.note("Stopping; what is finished is kept. Press Ctrl-C again to kill.")
-        else:
-            os.killpg(driver.pid, signal.SIGKILL)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield presses
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

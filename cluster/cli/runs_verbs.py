@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
@@ -14,12 +14,8 @@ from rich.text import Text
 
 from cluster.cli.children import run_module
 from cluster.cli.options import RUNS_DIR, AsJson, RunName, RunsDir
-from cluster.entrypoints import COMMAND_MODULES
-from cluster.pipeline.stage import PIPELINE
-from cluster.runtime.locks import is_locked
-from cluster.store.run_folder import RunFolder, find_run, list_runs
+from cluster.entrypoints import COMMAND_MODULES, STAGE_ENTRYPOINTS
 from cluster.telemetry.edge import emit_json
-from cluster.telemetry.view import format_duration, format_metric
 
 Apply = Annotated[
     Path | None, typer.Option("--apply", metavar="OUT.yaml", help="Write the run's spec with the remedies.")
@@ -35,6 +31,10 @@ def register(app: typer.Typer) -> None:
 
 def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
     """List runs, newest first."""
+    from cluster.cli.local_runs import describe
+    from cluster.store.run_folder import list_runs
+    from cluster.telemetry.view import format_metric
+
     rows = [describe(run) for run in list_runs(runs_dir)]
     if as_json:
         emit_json(rows)
@@ -50,7 +50,7 @@ def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
         table.add_row(
             row["run"],
             row["state"],
-            f"{len(row['stages'])}/{len(PIPELINE)}",
+            f"{len(row['stages'])}/{len(STAGE_ENTRYPOINTS)}",
             "" if accuracy is None else format_metric("accuracy", accuracy),
             datetime.fromtimestamp(row["started_unix_s"]).strftime("%Y-%m-%d %H:%M"),
         )
@@ -59,6 +59,10 @@ def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
 
 def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
     """Show one run: its stages, figures and files."""
+    from cluster.cli.local_runs import describe
+    from cluster.store.run_folder import find_run
+    from cluster.telemetry.view import format_duration
+
     folder = find_run(runs_dir, run)
     facts = describe(folder)
     if as_json:
@@ -81,31 +85,8 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) ->
 
 def diagnose(run: RunName, apply: Apply = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     """Say in plain words what a run's training curves mean, and which values of its spec would help."""
+    from cluster.store.run_folder import find_run
+
     folder = find_run(runs_dir, run)
     flags = [*(["--apply", str(apply)] if apply else []), *(["--json"] if as_json else [])]
     return run_module(COMMAND_MODULES["diagnose"], [str(folder.path), *flags])
-
-
-def describe(run: RunFolder) -> dict[str, Any]:
-    """JSON-able facts of a run."""
-    records = run.records()
-    state = run.read_state()
-    name = state.get("state", "new")
-    if name in ("running", "serving") and not is_locked(run.lock):
-        name = "cut short"  # its driver is gone without a last word
-    evaluate = records.get("evaluate")
-    return {
-        "run": run.name,
-        "folder": str(run.path),
-        "state": name,
-        "started_unix_s": (run.path / "spec.yaml").stat().st_mtime,
-        "metrics": evaluate.facts.get("metrics", {}) if evaluate else {},
-        "stages": {
-            stage: {"status": record.status, "duration_s": record.duration_s, "headline": record.headline}
-            for stage, record in records.items()
-        },
-        "error": state.get("error"),
-        "endpoint": state.get("summary", {}).get("endpoint") if name == "serving" else None,
-        "bundle": str(run.bundle) if run.bundle.exists() else None,
-        "report": str(run.report) if run.report.exists() else None,
-    }

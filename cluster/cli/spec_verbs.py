@@ -9,9 +9,6 @@ import typer
 from cluster.cli.children import run_module
 from cluster.cli.options import AsJson, Overrides, SpecPath
 from cluster.entrypoints import COMMAND_MODULES
-from cluster.runtime.extras import check_extras
-from cluster.spec.load import load_spec
-from cluster.spec.run import RunSpec
 from cluster.telemetry.edge import emit_json
 
 
@@ -24,6 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def check(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -> None:
     """Check a spec and print every problem at once."""
+    from cluster.runtime.extras import check_extras
+    from cluster.spec.load import load_spec
+
     loaded = load_spec(spec, override or [])
     check_extras(loaded)
     if as_json:
@@ -34,6 +34,8 @@ def check(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -
 
 def explain(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -> int:
     """Print the resolved run: every auto with its reason, the batch equation, the learning-rate curve, memory."""
+    from cluster.spec.load import load_spec
+
     load_spec(spec, override or [])  # a wrong spec is told here, without starting another process
     sets = [item for value in override or [] for item in ("--set", value)]
     return run_module(COMMAND_MODULES["explain"], [str(spec), *sets, *(["--json"] if as_json else [])])
@@ -46,4 +48,6 @@ def schema() -> None:
 
 def spec_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the YAML."""
+    from cluster.spec.run import RunSpec
+
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunSpec.model_json_schema()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import json
+import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,14 @@ def test_debug_shows_where_a_fault_of_ours_is(
 def test_a_wrong_command_line_is_a_json_value_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(app, ["run", "--nope", "--json"]) == 2
     assert "--nope" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_version_names_manta_and_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(app, ["--version"]) == 0
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"manta {version('manta-ml')} (Python {platform.python_version()}, ")
+    assert f"ray {version('ray')}" in line
+    assert f"torch {version('torch')}" in line
 
 
 def test_a_terminal_without_a_character_shows_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:

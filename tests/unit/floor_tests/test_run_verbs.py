@@ -9,7 +9,7 @@ import pytest
 
 from cluster.atomic import write_json
 from cluster.cli.app import app
-from cluster.cli.run_verbs import prepare_folder
+from cluster.cli.run_process import prepare_folder
 from cluster.cli.seam import call
 from cluster.errors import RequestError
 from cluster.pipeline.plan import reusable

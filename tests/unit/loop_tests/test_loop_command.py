@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.cli import run_verbs
+from cluster.cli import run_process, run_verbs
 from cluster.spec import load_spec, parse_spec
 from cluster.spec.resolve import DataFacts, HostFacts, resolve
 from cluster.store.run_folder import RunFolder
@@ -62,8 +62,8 @@ def test_a_prepared_run_trains_without_ray(run: RunFolder, tmp_path: Path, capsy
 def test_profile_of_manta_train_is_a_value_of_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is traced is a training: `--profile` asks for one, also where the run has been trained without."""
     (tmp_path / "digits.yaml").write_text(TEXT)
-    monkeypatch.setattr(run_verbs, "start_driver", lambda folder, flags: flags)
-    monkeypatch.setattr(run_verbs, "watch", lambda folder, flags, **shown: folder.path)
+    monkeypatch.setattr(run_process, "start_driver", lambda folder, flags: flags)
+    monkeypatch.setattr(run_process, "watch", lambda folder, flags, **shown: folder.path)
     for number in (3, None):
         folder = run_verbs.train(tmp_path / "digits.yaml", None, runs_dir=tmp_path / "runs", profile=number)
         assert load_spec(Path(folder) / "spec.yaml").train.profile_updates == number

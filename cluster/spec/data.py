@@ -35,6 +35,14 @@ class CsvSource(StrictSpec):
     """Texts that mean "no value", compared after white space is stripped."""
     thousands: Annotated[str, Field(max_length=1)] = ""
     """Separator of thousands inside numbers, such as `,` in "1,234"."""
+    decimal: Literal[".", ","] = "."
+    """Mark of decimals: `,` reads "3,14" and refuses "3.14"."""
+
+    @model_validator(mode="after")
+    def _two_marks(self) -> CsvSource:
+        if self.thousands == self.decimal:
+            raise ValueError(f"thousands and decimal are both {self.decimal!r}: one mark cannot be both")
+        return self
 
 
 class JsonlSource(StrictSpec):

@@ -109,14 +109,6 @@ def check_split_classes(codes: np.ndarray, assigned: dict[str, np.ndarray], clas
             )
 
 
-def all_numbers(words: list[str]) -> bool:
-    """Whether each of the target's words is a number."""
-    try:
-        return all(float(word) is not None for word in words)
-    except ValueError:
-        return False
-
-
 def ordered_classes(classes: list[str]) -> list[str]:
     """Class labels in numeric order where all are numbers, else in alphabetical order."""
     try:

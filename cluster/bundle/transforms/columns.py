@@ -20,6 +20,7 @@ from cluster.errors import DataError
 from cluster.spec.base import StrictSpec
 
 SECONDS_PER_DAY = 86_400.0
+GROUP_DIGITS = 3  # between two separators of thousands
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,45 @@ class Column(StrictSpec):
     infinite: Literal["error", "missing"] = "error"
     thousands: str = ""
     """Separator of thousands that is taken out of numbers in text."""
+    decimal: str = "."
+    """Mark of the decimals of numbers in text; where it is another one than a point, a point is no part of a number
+    unless it separates thousands."""
+
+    def number_of(self, word: str) -> float:
+        """The number that a cleaned word is. Raises ValueError for another text."""
+        if self.decimal != ".":
+            head, mark, tail = word.partition(self.decimal)
+            if self.thousands and self.thousands in head:
+                first, *groups = head.split(self.thousands)
+                if not first.lstrip("+-") or any(len(group) != GROUP_DIGITS for group in groups):
+                    raise ValueError(word)  # "3.14" is no 314
+                head = first + "".join(groups)
+            if "." in head or "." in tail:
+                raise ValueError(word)
+            return float(f"{head}.{tail}" if mark else head)
+        return float(word.replace(self.thousands, "") if self.thousands else word)
+
+    def numbers_of(self, words: Sequence[str]) -> np.ndarray | None:
+        """(N,) float64 where each cleaned word is a number, else None."""
+        try:
+            return np.array([self.number_of(word) for word in words], dtype=np.float64)
+        except ValueError:
+            return None
 
     def clean_word(self, word: str) -> str | None:
         """A text without outer white space, mapped, or None where it means "no value"."""
         word = word.strip()
         word = self.mapped.get(word, word)
         return None if word in self.missing else word
+
+    def plain_word(self, word: str) -> str:
+        """The text of a number with a decimal point and without separators; another text as it is."""
+        if not self.thousands and self.decimal == ".":
+            return word
+        try:
+            return number_text(self.number_of(word))
+        except ValueError:
+            return word
 
     def parse_number(self, value: Any, row: int) -> float:
         """A raw value as float64, NaN where missing. Raises DataError."""
@@ -66,9 +100,9 @@ class Column(StrictSpec):
             word = self.clean_word(value)
             if word is None:
                 return math.nan
-            value = word.replace(self.thousands, "") if self.thousands else word
+            value = word
         try:
-            number = float(value)
+            number = self.number_of(value) if isinstance(value, str) else float(value)
         except (TypeError, ValueError):
             raise DataError(
                 f"Cannot read column '{self.name}'",

@@ -93,8 +93,9 @@ def _as_read(spec: DataSpec, table: pa.Table) -> pa.Table:
             continue
         values = table.column(name)
         if name in spec.clean.map_values or (isinstance(spec.source, CsvSource) and pa.types.is_string(values.type)):
-            texts = to_texts(make_column(spec, name), values)
-            words = pa.array([*texts.words, None], pa.string())
+            column = make_column(spec, name)
+            texts = to_texts(column, values)
+            words = pa.array([*map(column.plain_word, texts.words), None], pa.string())
             columns[name] = words.take(pa.array(np.where(texts.codes < 0, len(texts.words), texts.codes)))
         else:
             columns[name] = values

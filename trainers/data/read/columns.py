@@ -25,6 +25,7 @@ def make_column(spec: DataSpec, name: str, kind: str = "text") -> Column:
         mapped=spec.clean.map_values.get(name, {}),
         infinite=spec.clean.infinite,
         thousands=csv.thousands if csv else "",
+        decimal=csv.decimal if csv else ".",
     )
 
 

@@ -79,7 +79,7 @@ def role_of_words(column: Column, words: tuple[str, ...]) -> Role:
 
 def _is_number(column: Column, word: str) -> bool:
     try:
-        float(word.replace(column.thousands, "") if column.thousands else word)
+        column.number_of(word)
     except ValueError:
         return False
     return True

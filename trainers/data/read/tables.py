@@ -120,12 +120,10 @@ def _drop_rows(
 
 def _targets(spec: DataSpec, table: pa.Table) -> np.ndarray:
     """(N,) object labels, or float64 where every value is a number."""
-    texts = to_texts(make_column(spec, spec.target), table.column(spec.target))
-    words = np.array(texts.words, dtype=object)
-    try:
-        return np.array([float(word) for word in texts.words])[texts.codes]
-    except ValueError:
-        return words[texts.codes]
+    column = make_column(spec, spec.target)
+    texts = to_texts(column, table.column(spec.target))
+    numbers = column.numbers_of(texts.words)
+    return (np.array(texts.words, dtype=object) if numbers is None else numbers)[texts.codes]
 
 
 def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple[Table, dict[str, str]]:

@@ -242,8 +242,8 @@ def _paths(source: CsvSource | JsonlSource | ParquetSource) -> tuple[list[Path],
 
 def _labels(spec: DataSpec, seen: Seen) -> tuple[Literal["classification", "regression"], tuple[str, ...], dict]:
     words = list(seen.words)
-    numeric = target_rules.all_numbers(words)
-    values: Any = np.array([float(word) for word in words]) if numeric else np.array(words, dtype=object)
+    numbers = make_column(spec, spec.target).numbers_of(words)
+    values = np.array(words, dtype=object) if numbers is None else numbers
     task = target_rules.infer_task(values, spec.task)
     if task == "regression":
         target_rules.check_regression(values, spec.target)
@@ -255,7 +255,7 @@ def _labels(spec: DataSpec, seen: Seen) -> tuple[Literal["classification", "regr
             rule=f"a target has 2 to {target_rules.CLASSES_MAX:,} classes", remedy="Choose another data.target.",
         )  # fmt: skip
     classes = tuple(target_rules.ordered_classes(labels))
-    return task, classes, label_codes(words, classes, numeric=numeric)
+    return task, classes, label_codes(words, values, classes)
 
 
 def _roles(spec: DataSpec, columns: Columns) -> tuple[dict[str, Role], list[str]]:

@@ -194,16 +194,16 @@ def typed_batches(piece: Piece, layout: Layout) -> Any:
 
 def read_targets(layout: Layout, rows: pa.Table) -> np.ndarray:
     """(N,) int64 class indices, or float64 values."""
-    texts = to_texts(make_column(layout.spec, layout.spec.target), rows.column(layout.spec.target))
+    column = make_column(layout.spec, layout.spec.target)
+    texts = to_texts(column, rows.column(layout.spec.target))
     if layout.codes:
         return np.array([layout.codes[word] for word in texts.words], dtype=np.int64)[texts.codes]
-    return np.array([float(word) for word in texts.words])[texts.codes]
+    return np.array([column.number_of(word) for word in texts.words])[texts.codes]
 
 
-def label_codes(words: list[str], classes: tuple[str, ...], *, numeric: bool) -> dict[str, float]:
-    """Word of the target -> class index."""
-    raw = np.array([float(word) for word in words]) if numeric else np.array(words, dtype=object)
-    return {word: classes.index(label) for word, label in zip(words, class_labels(raw).tolist(), strict=True)}
+def label_codes(words: list[str], values: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
+    """Word of the target -> class index. `values`: what each word is, a number or the word itself."""
+    return {word: classes.index(label) for word, label in zip(words, class_labels(values).tolist(), strict=True)}
 
 
 def role_of(spec: DataSpec, name: str, seen: Seen) -> Role:
@@ -225,18 +225,19 @@ def _look(spec: DataSpec, name: str, values: pa.ChunkedArray) -> Seen:
         seen.missing = values.null_count
         return seen
     else:
-        texts = to_texts(make_column(spec, name), values)
+        column = make_column(spec, name)
+        texts = to_texts(column, values)
         seen.missing = int((texts.codes < 0).sum())
         seen.words = dict.fromkeys(texts.words)
-        floats = [number for word in texts.words if not math.isnan(number := _number(word))]
+        floats = [number for word in texts.words if not math.isnan(number := _number(column, word))]
         ends = (min(floats, default=math.inf), max(floats, default=-math.inf))
     seen.low, seen.high = float(ends[0]), float(ends[1])
     return seen
 
 
-def _number(word: str) -> float:
+def _number(column: Column, word: str) -> float:
     try:
-        return float(word)
+        return column.number_of(word)
     except ValueError:
         return math.nan
 

@@ -24,8 +24,8 @@ from cluster.bundle.signature import TensorSpec
 from cluster.pipeline.stage import StageContext
 from cluster.probe import host_facts
 from cluster.spec.growth import updates_of_epochs
-from cluster.spec.load import load_spec
 from cluster.spec.resolve import ResolvedRun
+from cluster.spec.rules import load_checked
 from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.edge import run_command
@@ -55,7 +55,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
     """Everything that is known before a run, JSON-able. Raises MantaError."""
     from trainers.data.stages import check_data
 
-    spec = load_spec(spec_path, overrides)
+    spec = load_checked(spec_path, overrides)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="manta-explain-") as folder:
         name = run_name(None, spec, spec_path)
         context = StageContext(

@@ -11,10 +11,10 @@ from cluster.pipeline.stage import StageContext, StageResult
 
 def check(context: StageContext) -> StageResult:
     """Look at the data without preparing it, and decide every `auto`."""
+    from cluster.spec.rules import check_spec
     from trainers.data.stages import check_data
-    from trainers.search.space import check_search
 
-    check_search(context.spec)  # wrong paths and values are found before any data is read
+    check_spec(context.spec)  # what needs no data is told before any is read
     return check_data(context)
 
 

@@ -71,10 +71,10 @@ def submit(
     as_json: AsJson = False,
 ) -> int:
     """Ship the working folder to a cluster, run the spec there and follow its log."""
-    from cluster.spec.load import load_spec
+    from cluster.spec.rules import load_checked
     from cluster.spec.run import run_name
 
-    loaded = load_spec(spec, override or [])
+    loaded = load_checked(spec, override or [])
     run = run_name(name, loaded, spec)
     shipped = _relative_spec(spec, folder)
     package = _package(folder, shipped, loaded)

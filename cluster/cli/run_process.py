@@ -24,7 +24,8 @@ from cluster.errors import MantaError, RequestError, WorkerLostError
 from cluster.pipeline.stage import interrupted
 from cluster.runtime.environment import with_ray_environment
 from cluster.runtime.locks import is_locked
-from cluster.spec.load import apply_overrides, parse_yaml, read_text, validate_spec
+from cluster.spec.load import apply_overrides, parse_yaml, read_text
+from cluster.spec.rules import validate_checked
 from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.edge import emit_json
@@ -37,7 +38,7 @@ BUSY_CODE = 2  # of a driver that finds another at work (cluster/pipeline/__main
 def prepare_folder(spec: Path, overrides: list[str], *, name: str | None, runs_dir: Path, fresh: bool) -> RunFolder:
     """Validate the spec and write it, with its overrides, into the run's folder. Raises RequestError."""
     raw = apply_overrides(parse_yaml(read_text(spec), origin=str(spec)), overrides)  # read once: it may be a pipe
-    loaded = validate_spec(raw, origin=str(spec))
+    loaded = validate_checked(raw, origin=str(spec))
     folder = RunFolder((runs_dir / run_name(name, loaded, spec)).resolve())
     _refuse_foreign(folder)
     if is_locked(folder.lock):

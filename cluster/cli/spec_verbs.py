@@ -20,11 +20,11 @@ def register(app: typer.Typer) -> None:
 
 
 def check(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a spec and print every problem at once."""
+    """Check all of a spec that needs no data, and print every problem at once."""
     from cluster.runtime.extras import check_extras
-    from cluster.spec.load import load_spec
+    from cluster.spec.rules import load_checked
 
-    loaded = load_spec(spec, override or [])
+    loaded = load_checked(spec, override or [])
     check_extras(loaded)
     if as_json:
         emit_json({"ok": True, "spec": loaded.model_dump(mode="json")})
@@ -34,9 +34,9 @@ def check(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -
 
 def explain(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -> int:
     """Print the resolved run: every auto with its reason, the batch equation, the learning-rate curve, memory."""
-    from cluster.spec.load import load_spec
+    from cluster.spec.rules import load_checked
 
-    load_spec(spec, override or [])  # a wrong spec is told here, without starting another process
+    load_checked(spec, override or [])  # a wrong spec is told here, without starting another process
     sets = [item for value in override or [] for item in ("--set", value)]
     return run_module(COMMAND_MODULES["explain"], [str(spec), *sets, *(["--json"] if as_json else [])])
 

@@ -2,7 +2,8 @@
 
 Invariant: a spec that asks for an optional package fails at its start, with the extra's name, not after hours.
 
-Covered: the trackers, and the model families of other libraries. Not covered: whether a server answers.
+Covered: the trackers, the model families of other libraries, pruning and rewriting of graphs by them.
+Not covered: whether a server answers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def check_extras(spec: RunSpec) -> None:
             require(module, extra="trackers", wanted_by=f"tracking.{module}")
     for module in MODULES_OF_FAMILY.get(spec.model.family, ()):
         require(module, extra="zoo", wanted_by=f"model.family: {spec.model.family}")
+    compress = spec.compress
+    if compress and "prune" in compress.recipes and compress.prune.tracer == "torch_pruning":
+        require("torch_pruning", extra="prune", wanted_by="compress.prune.tracer: torch_pruning")
+    if spec.export.optimize.onnxslim:
+        require("onnxslim", extra="optimize", wanted_by="export.optimize.onnxslim: true")
 
 
 def require(module: str, *, extra: str, wanted_by: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.spec.base import Auto, Fraction, PositiveFloat, Seed, StrictSpec
 
@@ -166,6 +166,13 @@ class SplitSpec(StrictSpec):
     """A row's split follows from its content and the seed alone, so that rows added later move no other row.
     Shares are then fractions, and met only on average."""
     seed: Seed = 7
+
+    @field_validator("train", "validation", "calibration", "gate", "test")
+    @classmethod
+    def _a_share(cls, value: str | float | int) -> str | float | int:
+        if isinstance(value, float | int) and (value < 0 or (value > 1 and value != int(value))):
+            raise ValueError("must be a fraction between 0 and 1, or a whole number of rows")
+        return value
 
     @model_validator(mode="after")
     def _one_rule(self) -> SplitSpec:

@@ -3,8 +3,8 @@
 Invariant: a spec that loads is complete and typed; one that does not raises a single `SpecError` whose
 `problems` name each dotted path, the value found, the rule and the nearest valid key.
 
-Covered: YAML, duplicate keys, `--set` overrides, strict validation. Not covered: `auto` values (resolve.py),
-whether files exist (the check stage).
+Covered: YAML, duplicate keys, `--set` overrides, strict validation. Not covered: rules that tie several sections
+together (rules.py), `auto` values (resolve.py), whether files exist (the check stage).
 """
 
 from __future__ import annotations
@@ -131,13 +131,26 @@ def validate_spec(raw: Mapping[str, Any], *, origin: str = "<values>") -> RunSpe
         return RunSpec.model_validate_json(json.dumps(raw))  # JSON mode: strict, yet lists become tuples
     except ValidationError as error:
         unique = _one_each([_problem(item, raw) for item in error.errors(include_url=False)])
-    raise SpecError(
-        f"Cannot use the spec {origin}",
-        found=f"{len(unique)} problem{'s' if len(unique) != 1 else ''}:\n"
-        + "\n".join(f"  {p['text']}" for p in unique),
+    raise spec_error(f"Cannot use the spec {origin}", unique)
+
+
+def spec_error(attempted: str, problems: Sequence[Mapping[str, Any]]) -> SpecError:
+    """The error that lists every problem."""
+    return SpecError(
+        attempted,
+        found=f"{len(problems)} problem{'s' if len(problems) != 1 else ''}:\n"
+        + "\n".join(f"  {item['text']}" for item in problems),
         remedy="Mend these keys; `manta schema` prints the whole format.",
-        details={"problems": unique},
+        details={"problems": [dict(item) for item in problems]},
     )
+
+
+def problem(path: str, value: Any, rule: str, *, nearest: str | None = None, among: Iterable[str] = ()) -> dict:
+    """One broken rule, in the form of those that validation finds. `among`: names of which the nearest is meant."""
+    if close := difflib.get_close_matches(str(value), list(among), n=1):
+        nearest = close[0]
+    text = f"{path}: {rule}, found {_short(value)}" + (f"; did you mean {nearest}?" if nearest else "")
+    return {"path": path, "value": _short(value), "rule": rule, "nearest": nearest, "text": text}
 
 
 def _one_each(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:

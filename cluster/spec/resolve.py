@@ -18,7 +18,7 @@ from cluster.spec.base import StrictSpec
 from cluster.spec.growth import updates_of_epochs
 from cluster.spec.load import override_spec
 from cluster.spec.run import RunSpec
-from cluster.spec.train import most_workers
+from cluster.spec.train import TrainSpec, most_workers
 from cluster.telemetry.view import counted
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
@@ -192,13 +192,7 @@ def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
     assert train.workers != "auto"
     workers = most_workers(train.workers)
     batch, micro = (int(size) for size in (train.batch_size_global, train.batch_size_per_worker) if size != "auto")
-    if batch < workers:
-        raise SpecError(
-            "Cannot divide the global batch",
-            found=f"train.batch_size_global is {batch} and train.workers is {workers}",
-            rule="each worker needs at least one sample of each update",
-            remedy="Raise train.batch_size_global or lower train.workers.",
-        )
+    check_division(train)
     share = math.ceil(batch / workers)
     micro = min(micro, share)
     updates = max(1, math.ceil(num_rows_train / batch))
@@ -210,6 +204,20 @@ def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
         updates_per_epoch=updates,
         updates_total=sum(updates_of_epochs(train, batch, num_rows_train)),
     )
+
+
+def check_division(train: TrainSpec) -> None:
+    """Raise SpecError for a global batch of fewer samples than workers, where both are known."""
+    if train.workers == "auto" or train.batch_size_global == "auto":
+        return
+    workers = most_workers(train.workers)
+    if train.batch_size_global < workers:
+        raise SpecError(
+            "Cannot divide the global batch",
+            found=f"train.batch_size_global is {train.batch_size_global} and train.workers is {workers}",
+            rule="each worker needs at least one sample of each update",
+            remedy="Raise train.batch_size_global or lower train.workers.",
+        )
 
 
 def _number_encoding(data: DataFacts) -> tuple[str, str]:

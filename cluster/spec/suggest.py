@@ -6,7 +6,8 @@
 
 Invariant: what is suggested is a valid path of the format; where nothing is near, nothing is suggested.
 
-Covered: sections and their unions. Not covered: keys inside free mappings (a search space's paths).
+Covered: sections and their unions; a search space's paths ask here too (search_rules.py). Not covered: keys inside
+other free mappings.
 """
 
 from __future__ import annotations

@@ -10,6 +10,13 @@ from cluster.spec.base import Auto, AutoPositiveInt, Fraction, PositiveFloat, St
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+CONFUSION_METRICS = ("macro_f1", "balanced_accuracy")
+"""Made from the confusion matrix, where `best.metric` names one of them."""
+EPOCH_METRICS = (
+    "validation.loss", "validation.accuracy", *(f"validation.{name}" for name in CONFUSION_METRICS),
+    "validation.rmse", "train.loss",
+)  # fmt: skip
+"""What an epoch may be judged by: accuracy and what follows it for classes, rmse for a quantity."""
 EPOCHS_MAX = 1_000_000  # each has its number of updates in a list; a larger figure is a slip of the pen
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, SplitSpec
+from cluster.spec.rules import by_hash_rule
 from trainers.data.hashing import seeded
 from trainers.data.read.raw import FREE
 
@@ -29,9 +30,9 @@ def split_counts(spec: SplitSpec, num_rows: int, *, given: Mapping[str, int] | N
     fixed = {name for name, rows in (given or {}).items() if rows}
     counts: dict[str, int] = {}
     for name in SPLITS[1:]:
-        counts[name] = 0 if name in fixed else _rows(name, getattr(spec, name), num_rows)
+        counts[name] = 0 if name in fixed else _rows(getattr(spec, name), num_rows)
     rest = num_rows - sum(counts.values())
-    train = rest if spec.train == "rest" or "train" in fixed else _rows("train", spec.train, num_rows)
+    train = rest if spec.train == "rest" or "train" in fixed else _rows(spec.train, num_rows)
     if rest < train or (train <= 0 and "train" not in fixed):
         raise DataError(
             ATTEMPTED,
@@ -84,11 +85,11 @@ def assign_splits(
 def _by_hash(spec: SplitSpec, keys: np.ndarray, given: Mapping[str, int]) -> np.ndarray:
     """Each row's place in [0, 1) by its own key; the shares cut it into splits, train last."""
     shares = [0.0 if given[name] else float(getattr(spec, name)) for name in SPLITS[1:]]
-    if any(share > 1 for share in shares) or spec.train != "rest":
+    if rule := by_hash_rule(spec, [name for name, rows in given.items() if rows]):
         raise DataError(
             ATTEMPTED,
-            found="data.split.by_hash is set and a share is a number of rows, or train is not auto",
-            rule="a row's split then follows from its own content, so only fractions can be met",
+            found="data.split.by_hash is set and a share is a number of rows, or train is not rest",
+            rule=rule,
             remedy="Write fractions, and leave data.split.train: rest.",
         )
     places = seeded(keys, spec.seed).astype(np.float64) / 2.0**64
@@ -112,15 +113,8 @@ def _by_time(counts: Mapping[str, int], times: np.ndarray, keys: np.ndarray) -> 
     return result
 
 
-def _rows(name: str, share: float | int, num_rows: int) -> int:
+def _rows(share: float | int, num_rows: int) -> int:
     """A share as a number of rows: an integer above 1 is a number, all else a fraction."""
-    if share < 0 or (isinstance(share, float) and share > 1 and not share.is_integer()):
-        raise DataError(
-            ATTEMPTED,
-            found=f"data.split.{name} is {share}",
-            rule="a share is a fraction between 0 and 1, or a whole number of rows",
-            remedy=f"Write data.split.{name}: 0.1 or data.split.{name}: 500.",
-        )
     return int(share) if share > 1 else round(share * num_rows)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from cluster.errors import MemoryShortError
+from cluster.spec.train import CONFUSION_METRICS
 from trainers.loop.agree import error_of, is_out_of_memory, raise_together
 from trainers.loop.exchange import sum_over_workers
 from trainers.loop.loader import SplitReader
@@ -30,8 +31,6 @@ from trainers.loop.sampler import part
 from trainers.loop.state import Job, State
 
 EVALUATION_ROWS = 256  # without gradients a row costs little: at least this many a forward
-CONFUSION_METRICS = ("macro_f1", "balanced_accuracy")
-"""Names after the split's that `train.best.metric` may ask for besides loss, accuracy and rmse."""
 
 
 def evaluate_split(job: Job, state: State, reader: SplitReader, name: str) -> dict[str, float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.search import SearchSpec
+from cluster.spec.search_rules import trial_epochs
 from trainers.search.schedulers import rungs_of
-from trainers.search.space import trial_epochs
 
 
 @dataclass(frozen=True)

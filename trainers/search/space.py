@@ -1,9 +1,9 @@
 """The search space: which dotted paths of the spec may vary, as Optuna distributions, and the point the user gave.
 
-Invariant: every point that a search can propose makes a valid spec, because the ends of each domain are tried on
-the spec before the search starts; all broken rules are reported at once.
+Invariant: every point that a search can propose makes a valid spec: cluster/spec/search_rules.py has tried the ends of
+each domain.
 
-Covered: checks, distributions, the current configuration as a point. Not covered: which point comes next (study.py).
+Covered: distributions, the current configuration as a point. Not covered: which point comes next (study.py).
 """
 
 from __future__ import annotations
@@ -18,39 +18,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from cluster.errors import SpecError
-from cluster.spec.load import override_spec
 from cluster.spec.run import RunSpec
-from cluster.spec.search import Choice, Domain, IntUniform, LogUniform, SearchSpec, Uniform
+from cluster.spec.search import Choice, Domain, LogUniform, SearchSpec, Uniform
 
-SEARCHED_SECTIONS = ("train", "model")  # the prepared data and the bundle format stay the same for all trials
-FIXED_PATHS = {
-    "train.epochs": "it is the fidelity of a search: set search.epochs",
-    "train.workers": "results do not depend on the number of workers",
-    "model.family": "its other keys differ from family to family: run one search a family",
-}
 JSON_MARK = "json:"
-PROBE_INSIDE = 0.3719  # a point inside a range that is no round number: finds float ranges over integer keys
-
-
-def check_search(spec: RunSpec) -> None:
-    """Check `search` against the rest of the spec. Raises one SpecError that lists every problem."""
-    if spec.search is None:
-        return
-    problems = [
-        *_space_problems(spec, spec.search),
-        *_start_problems(spec, spec.search),
-        *_rule_problems(spec, spec.search),
-    ]
-    if not problems:
-        return
-    raise SpecError(
-        "Cannot use the search",
-        found=f"{len(problems)} problem{'s' if len(problems) != 1 else ''}:\n"
-        + "\n".join(f"  {item['text']}" for item in problems),
-        remedy="Mend these keys; `manta schema` prints the whole format.",
-        details={"problems": problems},
-    )
 
 
 def distributions(search: SearchSpec) -> dict[str, BaseDistribution]:
@@ -86,11 +57,6 @@ def decode(value: Any) -> Any:
     return json.loads(value.removeprefix(JSON_MARK)) if marked else value
 
 
-def trial_epochs(spec: RunSpec, search: SearchSpec) -> int:
-    """Epochs of a trial that is never stopped."""
-    return spec.train.epochs if search.epochs == "auto" else search.epochs
-
-
 def _distribution(domain: Domain) -> BaseDistribution:
     if isinstance(domain, Choice):
         return CategoricalDistribution([encode(value) for value in domain.values])
@@ -99,85 +65,6 @@ def _distribution(domain: Domain) -> BaseDistribution:
     if isinstance(domain, Uniform):
         return FloatDistribution(domain.low, domain.high)
     return IntDistribution(domain.low, domain.high)
-
-
-def _space_problems(spec: RunSpec, search: SearchSpec) -> list[dict[str, Any]]:
-    found = []
-    for path, domain in search.space.items():
-        where = f"search.space.{path}"
-        section = path.split(".")[0]
-        if path in FIXED_PATHS:
-            found.append(_problem(where, path, FIXED_PATHS[path]))
-        elif section not in SEARCHED_SECTIONS:
-            rule = f"a search may change {' and '.join(f'{name}.*' for name in SEARCHED_SECTIONS)} only"
-            found.append(_problem(where, path, rule))
-        elif section == "model" and spec.model.family == "auto":
-            found.append(_problem(where, path, "name model.family to search its keys: `auto` has none"))
-        elif not isinstance(domain, Choice) and domain.low >= domain.high:
-            found.append(_problem(f"{where}.low", domain.low, f"must be below high ({domain.high})"))
-        else:
-            found += _value_problems(spec, path, domain)
-    return found
-
-
-def _value_problems(spec: RunSpec, path: str, domain: Domain) -> list[dict[str, Any]]:
-    """Problems of the extreme values of one domain, each rule once."""
-    found: dict[str, dict[str, Any]] = {}
-    for value in _extremes(domain):
-        try:
-            override_spec(spec, {path: value})
-        except SpecError as error:
-            for item in error.problems:
-                found.setdefault(item["rule"], {**item, "path": f"search.space.{path}"})
-    return [{**item, "text": f"search.space.{item['text']}"} for item in found.values()]
-
-
-def _start_problems(spec: RunSpec, search: SearchSpec) -> list[dict[str, Any]]:
-    found = []
-    for index, point in enumerate(search.start):
-        where = f"search.start.{index}"
-        unknown = [path for path in point if path not in search.space]
-        found += [_problem(f"{where}.{path}", point[path], "this path is not in search.space") for path in unknown]
-        if unknown:
-            continue
-        try:
-            override_spec(spec, point)
-        except SpecError as error:
-            found += [{**item, "text": f"{where}.{item['text']}"} for item in error.problems]
-    return found
-
-
-def _extremes(domain: Domain) -> list[Any]:
-    if isinstance(domain, Choice):
-        return list(domain.values)
-    if isinstance(domain, IntUniform):
-        return [domain.low, domain.high]
-    return [domain.low, domain.high, domain.low + PROBE_INSIDE * (domain.high - domain.low)]
-
-
-def _rule_problems(spec: RunSpec, search: SearchSpec) -> list[dict[str, Any]]:
-    found = []
-    if not search.metric.startswith("validation."):
-        rule = "trials are compared on the validation split: a name like validation.loss"
-        found.append(_problem("search.metric", search.metric, rule))
-    wanted = "min" if search.metric.endswith(("loss", "error", "mae", "mse", "rmse")) else "max"
-    if search.mode != wanted:
-        found.append(_problem("search.mode", search.mode, f"{search.metric} is better when it is {wanted}imal"))
-    epochs = trial_epochs(spec, search)
-    if search.scheduler != "none" and search.grace_epochs > epochs:
-        rule = f"must not be above the {epochs} epochs of a trial"
-        found.append(_problem("search.grace_epochs", search.grace_epochs, rule))
-    return found
-
-
-def _problem(path: str, value: Any, rule: str) -> dict[str, Any]:
-    return {
-        "path": path,
-        "value": str(value),
-        "rule": rule,
-        "nearest": None,
-        "text": f"{path}: {rule}, found {value!r}",
-    }
 
 
 def _value_at(raw: Any, path: str) -> Any:

@@ -16,7 +16,9 @@ from cluster.atomic import write_json
 from cluster.errors import RunError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.resolve import ResolvedRun
+from cluster.spec.rules import check_spec
 from cluster.spec.search import SearchSpec
+from cluster.spec.search_rules import trial_epochs
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EventSink, Message, TrialUpdated
 from cluster.telemetry.view import format_metric, format_value, short_name
@@ -25,7 +27,7 @@ from trainers.search.journal import Journal, Trial, TrialState, read_journal
 from trainers.search.preview import preview_search, trial_concurrency
 from trainers.search.repeat import FINALISTS, Finalist, Repeat, RepeatSearcher, judge, plan_repeats
 from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
-from trainers.search.space import check_search, distributions, trial_epochs
+from trainers.search.space import distributions
 from trainers.search.start import starting_points
 from trainers.search.study import Study, StudySettings
 from trainers.search.trial import TrialSetup
@@ -52,7 +54,7 @@ def run_search(context: StageContext) -> StageResult:
     search = resolved.spec.search
     if search is None:
         return StageResult(status="skipped", headline="no search asked")
-    check_search(resolved.spec)
+    check_spec(resolved.spec)
     journal = context.folder / JOURNAL
     study = open_study(resolved, search, journal, context.run)
     done = sum(trial.ended for trial in study.trials)

@@ -21,6 +21,7 @@ from typing import Any
 
 from cluster.errors import DivergedError, MantaError, MemoryShortError
 from cluster.spec.resolve import BatchPlan, ResolvedRun
+from cluster.spec.train import CONFUSION_METRICS
 from cluster.telemetry.events import EpochFinished, Record
 
 DEVICE_FREE_SHARE = 0.9  # of a GPU's memory: less means that the trial before is still going away
@@ -120,7 +121,6 @@ def fit_trial(
 ) -> None:
     """Train once with the spec's values replaced."""
     from trainers.loop import FitRequest, fit
-    from trainers.loop.evaluate import CONFUSION_METRICS
 
     fidelity: dict[str, Any] = {
         "train.epochs": setup.epochs,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+from cluster.spec.train import EPOCH_METRICS
 from cluster.telemetry.events import ListSink, TrainStep
 from tests.unit.loop_tests.rig import CLASSES, request_for, run_ranks, start, write_data
 from trainers.loop import FitRequest, fit
@@ -63,6 +64,7 @@ def test_uneven_shards_give_the_metrics_of_all_rows_not_a_mean_of_means(tmp_path
     expected = judged(prepared)
     for found in run_ranks(workers, _metrics, tmp_path / "ranks", str(prepared), workers):
         assert found == pytest.approx(expected, rel=1e-6)
+    assert set(expected) | {"validation.rmse", "train.loss"} == set(EPOCH_METRICS)  # what a spec may name
     parts = []
     for rows in np.array_split(np.arange(ROWS), workers):  # the common shortcut, which must fail here
         job, state = start(request(prepared, 1))

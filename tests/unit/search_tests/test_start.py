@@ -9,7 +9,7 @@ import pytest
 
 from cluster.spec.resolve import DataFacts, HostFacts, ResolvedRun, resolve
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
-from tests.unit.search_tests.test_space import SPACE, problems, spec_with
+from tests.unit.search_tests.test_space import SPACE, spec_with
 from trainers.search.journal import Trial
 from trainers.search.preview import preview_search
 from trainers.search.repeat import Repeat, judge, plan_repeats
@@ -47,14 +47,6 @@ def test_the_written_configuration_then_the_users_points() -> None:
 
 def test_no_more_points_than_trials() -> None:
     assert len(points(resolved_with(start=[{RATE: 0.01}, {RATE: 0.02}], trials=2))) == 2
-
-
-def test_a_start_point_outside_the_space_or_invalid_is_a_problem() -> None:
-    found = problems(spec_with(SPACE, start=[{"train.clip_norm": 1.0}, {RATE: -1.0}]))
-    assert [item["text"].split(":")[0] for item in found] == [
-        "search.start.0.train.clip_norm",
-        "search.start.1.train.optimizer.learning_rate",
-    ]
 
 
 def test_winners_of_other_runs_are_tried_when_asked_and_alike(tmp_path: Path) -> None:

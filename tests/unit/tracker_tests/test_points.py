@@ -110,6 +110,22 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it() -> None:
     check_extras(parse_spec(TEXT))
 
 
+@pytest.mark.parametrize(
+    ("section", "module", "extra"),
+    [
+        ("compress: {recipes: [prune], prune: {tracer: torch_pruning}}", "torch_pruning", "prune"),
+        ("export: {optimize: {onnxslim: true}}", "onnxslim", "optimize"),
+    ],
+)
+def test_what_a_late_stage_needs_is_told_at_the_start(
+    section: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    with pytest.raises(MissingDependencyError, match=rf"manta-ml\[{extra}\]"):
+        check_extras(parse_spec(f"{TEXT}{section}\n"))
+
+
 def test_a_folder_with_a_packages_name_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "no_such_package").mkdir()  # as wandb leaves ./wandb behind
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -14,31 +14,19 @@ import numpy as np
 
 from cluster.bundle.transforms import ArrayTransforms, Pixels, Standardize
 from cluster.errors import DataError
-from cluster.spec.data import CleanSpec, DataSpec, EncodeSpec
-from trainers.data.fit.balance import balance_rows, is_synthetic
+from cluster.spec.data import DataSpec
+from cluster.spec.rules import rules_of_tables
+from trainers.data.fit.balance import balance_rows
 from trainers.data.read.raw import RawData
 from trainers.data.shards import Split
 
 
 def check_rules(spec: DataSpec) -> None:
     """Raise DataError for rules that only a table has."""
-    split, encode = spec.split, spec.encode.model_copy(update={"number": "auto"})  # `auto` is decided for every source
-    used = {
-        "drop_columns": bool(spec.drop_columns),
-        "columns": bool(spec.columns),
-        "max_missing": spec.max_missing != 1.0,
-        "clean": spec.clean != CleanSpec(),
-        "encode": encode != EncodeSpec(),
-        "select": spec.select is not None,
-        "split.group": split.group is not None,
-        "split.time": split.time is not None,
-        "split.column": split.column is not None,
-        f"balance.method {spec.balance.method if spec.balance else ''}": is_synthetic(spec.balance),
-    }
-    if found := [name for name, is_used in used.items() if is_used]:
+    if found := rules_of_tables(spec):
         raise DataError(
             f"Cannot prepare the arrays of a {spec.source.kind} source",
-            found="the spec has " + ", ".join(f"data.{name}" for name in found),
+            found="the spec has " + ", ".join(found),
             rule="these are rules for tables, and arrays have no columns",
             remedy="Leave them out; data.balance takes class_weights, over, under and sampler here.",
         )

@@ -16,10 +16,9 @@ from cluster.bundle.transforms import Block, Output, Texts, Transforms, Values
 from cluster.bundle.transforms.steps import MissingIndicator, TargetEncode, apply_steps
 from cluster.errors import DataError
 from cluster.spec.data import BalanceSpec
+from cluster.spec.rules import SYNTHETIC
 from trainers.data.read.raw import Table
 from trainers.data.shards import Split
-
-SYNTHETIC = ("smote", "smotenc", "borderline_smote", "adasyn", "smote_under")
 
 
 def balance_training(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -30,6 +29,7 @@ from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.edge import run_command
 from cluster.telemetry.events import ListSink
+from cluster.temporary import scratch_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,15 +56,15 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
     from trainers.data.stages import check_data
 
     spec = load_checked(spec_path, overrides)
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="manta-explain-") as folder:
+    with ExitStack() as stack, scratch_folder("explain") as folder:
         name = run_name(None, spec, spec_path)
         context = StageContext(
             stage="check",
-            run=RunFolder(Path(folder) / name),
+            run=RunFolder(folder / name),
             spec=spec,
             resolved=None,
             host=host_facts(),
-            folder=Path(folder),
+            folder=folder,
             digest="",
             records={},
             events=ListSink(),
@@ -72,7 +72,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
         )
         found = check_data(context)
         assert found.resolved is not None
-        inputs = _inputs(context, found.resolved, Path(folder))
+        inputs = _inputs(context, found.resolved, folder)
     model = _model(found.resolved, inputs)
     resolved = found.resolved
     if spec.train.batch_size_per_worker == "auto":

@@ -19,27 +19,18 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from pathlib import Path
 
-from cluster.errors import RequestError
 from cluster.runtime.environment import CLUSTER_ENVIRONMENT, with_ray_environment
 from cluster.runtime.gpu_memory import GPU_MEMORY, node_resources
 from cluster.runtime.serve_place import haproxy_environment
+from cluster.temporary import shared_folder
 
 RESOURCES_VARIABLE = "RAY_OVERRIDE_RESOURCES"  # ray/_private/ray_constants.py: JSON, merged with --resources
 
 
 def node_environment(environment: dict[str, str]) -> dict[str, str]:
     """A copy of `environment` with what a node needs. Writes HAProxy's wrapper into a folder of this user."""
-    folder = Path(tempfile.gettempdir()) / f"manta-node-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise RequestError(
-            "Cannot prepare a node",
-            found=f"{folder} belongs to somebody else",
-            remedy="Remove it, or set TMPDIR to a folder of your own.",
-        )
+    folder = shared_folder("node")
     return with_ray_environment({**haproxy_environment(folder), **CLUSTER_ENVIRONMENT, **environment})
 
 

@@ -29,6 +29,8 @@ from typing import IO
 
 import psutil
 
+from cluster.temporary import inherited_locks
+
 MARKER_VARIABLE = "MANTA_PRIVATE_RAY"
 PARENT_POLL_S = 0.5  # a forked child of the driver could hold the pipe open: the parent's id tells too
 GRACE_S = 1.0  # Ray's workers end by themselves when their raylet is gone; measured 0.1 to 0.6 s
@@ -64,9 +66,11 @@ class Reaper:
         command += ["--logs", str(place.logs.resolve())] if place.logs else []
         command += [str(folder) for folder in place.folders]
         environment = {name: value for name, value in os.environ.items() if name != MARKER_VARIABLE}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
-        )
+        with inherited_locks(place.folders) as locks:  # a folder is nobody's only when driver and reaper have gone
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, env=environment,
+                pass_fds=locks,
+            )  # fmt: skip
 
     def finish(self) -> None:
         """Let it do its work and wait for it; on a crowded machine it may finish after the driver has gone."""

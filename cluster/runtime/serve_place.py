@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
+
+from cluster.temporary import PREFIX, scratch_folder
 
 SCRIPT = Path(__file__).with_name("haproxy.sh")
 PORT_VARIABLES = (
@@ -30,7 +31,7 @@ PORT_VARIABLES = (
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
 KILL_WAIT_S = 5.0
-PREFIX = "manta-ha-"
+PURPOSE = "ha"
 SOCKET_PATH_CHARACTERS_MAX = 97  # HAProxy's limit; the path is folder/<node id of 56 characters>/admin.sock
 
 
@@ -40,7 +41,11 @@ def private_serve_place() -> Iterator[Path]:
 
     Enter before `ray.init`, leave after `ray.shutdown`. A variable that the user has set wins.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_folder()))
+    with scratch_folder(PURPOSE, _short_folder()) as folder:
+        yield from _placed(folder)
+
+
+def _placed(folder: Path) -> Iterator[Path]:
     values = {name: value for name, value in place_environment(folder).items() if name not in os.environ}
     os.environ.update(values)
     try:
@@ -49,7 +54,6 @@ def private_serve_place() -> Iterator[Path]:
         for name in values:
             os.environ.pop(name, None)
         end_leftovers(folder)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def place_environment(folder: Path) -> dict[str, str]:
@@ -107,7 +111,7 @@ def end_leftovers(folder: Path) -> list[int]:
 def _short_folder() -> str:
     """The temporary folder, or /tmp where the socket's path would be too long for HAProxy."""
     folder = tempfile.gettempdir()
-    characters = len(folder) + 1 + len(PREFIX) + 8 + 1 + 56 + 1 + len("admin.sock")
+    characters = len(folder) + 1 + len(f"{PREFIX}{PURPOSE}-") + 8 + 1 + 56 + 1 + len("admin.sock")
     return folder if characters <= SOCKET_PATH_CHARACTERS_MAX else "/tmp"
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -31,8 +30,10 @@ from cluster.runtime.reaper import MARKER_VARIABLE, PrivatePlace, Reaper
 from cluster.runtime.serve_place import private_serve_place
 from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
 from cluster.runtime.token import MODE_VARIABLE, TOKEN_VARIABLE, find_token
+from cluster.temporary import SHARED_VARIABLE, scratch_folder, shared_base
 
 LOG = logging.getLogger(__name__)
+KERNELS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch/_inductor/runtime/cache_dir_utils.py; its default is in TMPDIR
 LOCAL_LOGICAL_CPUS_MIN = 8  # logical: a laptop's two cores must hold the drivers, workers and replicas of one run
 # A Unix socket's path holds 107 characters; Ray's part of it is
 # "/manta-abcdefgh/r/session_2026-11-24_08-42-17_587580_4194304/sockets/plasma_store" = 81
@@ -86,14 +87,13 @@ def _private(logs: Path | None) -> Iterator[RaySession]:
     """Start a Ray that nobody else can join, and end it with all that belongs to it."""
     store_bytes = object_store_bytes(shared_memory_free_bytes)
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="manta-", dir=_short_temporary_folder()))  # mode 0700
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = stack.enter_context(scratch_folder(base=_short_temporary_folder()))
         serve_folder = stack.enter_context(private_serve_place())
         place = PrivatePlace(
             secrets.token_hex(8), (folder, serve_folder), folder / "r", logs, os.getpid(), os.getsid(0)
         )
         stack.callback(Reaper(place).finish)
-        own = {MARKER_VARIABLE: place.marker}
+        own = {MARKER_VARIABLE: place.marker, **_temporary_environment(folder / "t")}
         if MODE_VARIABLE not in os.environ:
             own |= {MODE_VARIABLE: "token", TOKEN_VARIABLE: secrets.token_hex(32)}
         stack.enter_context(_environment(own))
@@ -116,6 +116,18 @@ def _start(stack: ExitStack, arguments: dict[str, Any]) -> None:
                 continue
             stack.push(attempt.pop_all())
             return
+
+
+def _temporary_environment(folder: Path) -> dict[str, str]:
+    """Temporary files of Ray's processes and of the driver's children end with the session, however they end.
+
+    Ray's dashboard, a forkserver, leaves a `pymp-…` folder in the temporary directory each time it is killed. Kernels
+    that torch compiles stay for the next run.
+    """
+    folder.mkdir(mode=0o700)
+    shared = shared_base()
+    kernels = os.environ.get(KERNELS_VARIABLE) or str(shared / f"torchinductor_{os.getuid()}")
+    return {"TMPDIR": str(folder), SHARED_VARIABLE: str(shared), KERNELS_VARIABLE: kernels}
 
 
 def _local_arguments(temporary_folder: Path, store_bytes: int) -> dict[str, Any]:

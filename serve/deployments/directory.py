@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from cluster.atomic import write_json
-from cluster.errors import RequestError
+from cluster.temporary import shared_folder
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,7 @@ class EndpointRecord:
 
 def folder() -> Path:
     """This user's folder, made with mode 0700."""
-    path = Path(tempfile.gettempdir()) / f"manta-endpoints-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISDIR(found.st_mode):
-        raise RequestError(
-            f"Cannot use {path}",
-            found="it belongs to another user or others may read it",
-            rule="it holds the tokens of this user's endpoints",
-            remedy="Remove it, or set TMPDIR to a folder of yours.",
-        )
-    return path
+    return shared_folder("endpoints")
 
 
 def remember(name: str, url: str, ray_address: str) -> None:

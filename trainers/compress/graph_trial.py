@@ -11,7 +11,6 @@ Covered: every recipe of `GraphRecipe`. Not covered: recipes that train (model_t
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from onnxruntime.quantization import CalibrationMethod
 from cluster.atomic import digest_json, write_json
 from cluster.errors import MantaError
 from cluster.spec.compress import CompressSpec
+from cluster.temporary import scratch_folder
 from trainers.compress.exclude import find_exclusion
 from trainers.compress.presets import StaticRecipe, preset_of
 from trainers.compress.proxies import Proxies, compare_outputs
@@ -85,8 +85,8 @@ def run_graph_trial(trial: GraphTrial, folder: Path) -> None:
     rows = rows_of(open_prepared(trial.prepared), calibration_rows=trial.spec.calibration_rows)
     outcome: dict[str, Any] = {"recipe": trial.recipe, "notes": {}}
     try:
-        with tempfile.TemporaryDirectory(prefix="manta-trial-") as scratch:
-            outcome["notes"] = _make(trial, rows, folder / MODEL, Path(scratch))
+        with scratch_folder("trial") as scratch:
+            outcome["notes"] = _make(trial, rows, folder / MODEL, scratch)
         proxies = _proxies(trial, rows, folder / MODEL)
         outcome["proxies"] = asdict(proxies)
         outcome["stopped"] = proxies.hopeless(trial.spec.proxy)

@@ -9,7 +9,6 @@ Not covered: SmoothQuant (its dependency is gone upstream), 4-bit weights, FP8.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from cluster.errors import ModelError
+from cluster.temporary import scratch_folder
 from trainers.compress.calibrate import quiet_quantizer, write_ranges
 from trainers.compress.presets import WEIGHTED, StaticRecipe
 
@@ -40,8 +40,8 @@ def quantize_int8_static(
     preset = recipe.preset
     if not ranges.exists():
         write_ranges(prepared, calibration, ranges, recipe)
-    with quiet_quantizer(), tempfile.TemporaryDirectory(prefix="manta-quantize-") as scratch:
-        out = Path(scratch) / "out.onnx"
+    with quiet_quantizer(), scratch_folder("quantize") as scratch:
+        out = scratch / "out.onnx"
         quantize_static(
             str(prepared),
             str(out),

@@ -13,8 +13,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
@@ -25,6 +23,7 @@ import fsspec
 from cluster.atomic import new_folder, sha256_file
 from cluster.errors import DataError, MissingDependencyError, ResourceError
 from cluster.pipeline.stage import StageContext
+from cluster.temporary import shared_folder
 
 LIST = "shards.json"
 DIGEST_DIGITS = 16
@@ -85,13 +84,8 @@ def publish_shards(folder: Path, store: str) -> str:
 
 def fetch_shards(store: str, digest: str, cache: Path | None = None) -> Path:
     """This node's verified copy of a set: the first caller fetches it. Raises DataError, ResourceError."""
-    cache = cache or Path(tempfile.gettempdir()) / f"manta-shards-{os.getuid()}"
+    cache = cache or shared_folder("shards")
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if cache.stat().st_uid != os.getuid():  # who owns the folder could put other shards there
-        raise ResourceError(
-            f"Cannot keep shards in {cache}", found="the folder belongs to another user",
-            remedy="Remove it, or set TMPDIR to a folder of this user.",
-        )  # fmt: skip
     target = cache / digest[:DIGEST_DIGITS]
     with (cache / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

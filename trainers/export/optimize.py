@@ -9,7 +9,6 @@ Covered: onnxslim (optional), ONNX Runtime's fusions for transformers with the c
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import onnx
 from cluster.atomic import write_bytes
 from cluster.errors import MissingDependencyError, ModelError
 from cluster.spec.export import OptimizeSpec
+from cluster.temporary import scratch_folder
 from trainers.export.graph_file import check_file, external_files
 from trainers.export.onnx import quiet_exporter
 
@@ -99,8 +99,8 @@ def _fuse(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
 
 def _replace(path: Path, model: onnx.ModelProto) -> None:
     """Put the model in the file's place once it passed the checks."""
-    with tempfile.TemporaryDirectory(prefix="manta-optimize-") as scratch:
-        candidate = Path(scratch) / path.name
+    with scratch_folder("optimize") as scratch:
+        candidate = scratch / path.name
         onnx.save(model, str(candidate))
         check_file(candidate)
         write_bytes(path, candidate.read_bytes())

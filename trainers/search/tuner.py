@@ -15,16 +15,14 @@ import of torch a trial; never with CUDA, where memory of one trial may stay beh
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.temporary import scratch_folder
 from trainers.search.journal import Trial
 from trainers.search.schedulers import TIME, VALUE
 from trainers.search.study import Study
@@ -110,9 +108,8 @@ class StudySearcher(Searcher):
 def run_tune(searcher: Searcher, scheduler: TrialScheduler, setup: TrialSetup, settings: TuneSettings) -> None:
     """Run trials until the budget is spent. Needs a Ray session; blocks. The searcher has the results."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    scratch = Path(tempfile.mkdtemp(prefix="manta-tune-"))
     resources: dict[str, float] = {"cpu": 1, "gpu": 1} if settings.use_gpu else {"cpu": 1}
-    try:
+    with scratch_folder("tune") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, setup=setup), resources),
             tune_config=tune.TuneConfig(
@@ -130,8 +127,6 @@ def run_tune(searcher: Searcher, scheduler: TrialScheduler, setup: TrialSetup, s
             ),
         )
         tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _metrics_of(result: dict[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from contextlib import ExitStack
@@ -45,7 +46,8 @@ def _holdings(pids: list[int]) -> dict[str, list]:
             ports |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
             maps = Path("/proc", str(pid), "maps").read_text(encoding="utf-8").split()
             shared |= {word for word in maps if word.startswith("/dev/shm/")}
-            folders |= {"/".join(f.path.split("/")[:3]) for f in process.open_files() if "/manta-" in f.path}
+            paths = [file.path for file in process.open_files()]
+            folders |= {match[0] for path in paths if (match := re.match(r".*?/manta-[^/]+", path))}
         except (psutil.NoSuchProcess, FileNotFoundError):
             continue
     return {"ports": sorted(ports), "shared": sorted(shared), "folders": sorted(folders)}

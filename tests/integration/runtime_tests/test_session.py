@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,7 @@ START_S = 90.0
 GONE_S = 30.0
 
 
-def start_driver(tmp_path: Path, mode: str) -> tuple[subprocess.Popen[str], dict]:
+def start_driver(tmp_path: Path, temporary: Path, mode: str) -> tuple[subprocess.Popen[str], dict]:
     home = tmp_path / "home"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
@@ -31,13 +32,20 @@ def start_driver(tmp_path: Path, mode: str) -> tuple[subprocess.Popen[str], dict
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**environment, "HOME": str(home)},
+        env={**environment, "HOME": str(home), "TMPDIR": str(temporary)},
         cwd=Path(__file__).parents[3],
     )
     assert driver.stdout is not None
     line = driver.stdout.readline()
     assert line, f"the driver ended with {driver.wait()} before it said anything"
     return driver, json.loads(line)
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A temporary directory whose path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
@@ -78,8 +86,8 @@ def listening(ports: list[int], folders: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("end", ["return", "interrupt", "kill"])
-def test_nothing_is_left_behind_however_the_driver_ends(tmp_path: Path, end: str) -> None:
-    driver, was = start_driver(tmp_path, "return" if end == "return" else "wait")
+def test_nothing_is_left_behind_however_the_driver_ends(tmp_path: Path, temporary: Path, end: str) -> None:
+    driver, was = start_driver(tmp_path, temporary, "return" if end == "return" else "wait")
     try:
         assert len(was["pids"]) >= 6
         assert was["ports"]
@@ -96,6 +104,7 @@ def test_nothing_is_left_behind_however_the_driver_ends(tmp_path: Path, end: str
         driver.stdout.close()
     assert within(GONE_S, lambda: not alive(was["pids"])), alive(was["pids"])
     assert within(GONE_S, lambda: not any(Path(folder).exists() for folder in was["folders"])), was["folders"]
+    assert within(GONE_S, lambda: not list(temporary.iterdir())), list(temporary.iterdir())
     assert not [path for path in was["shared"] if Path(path).exists()]
     assert not listening(was["ports"], was["folders"])
     assert (tmp_path / "ray-logs" / "raylet.out").stat().st_size > 0

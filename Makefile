@@ -7,9 +7,13 @@ WRK    ?= wrk
 # outside the repository: the peers' pins contradict ours
 BENCH_PEERS ?= $(HOME)/.cache/manta-bench/serving
 BENCH_TRAINING_PEERS ?= $(HOME)/.cache/manta-bench/training
+# `make test-core`: one environment for each pair of Python and torch
+CORE_ENVS ?= $(HOME)/.cache/manta-core
+CORE      ?= tests/unit
+TORCH     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format docs bench-data bench-serving bench-training bench-compress clean
+.PHONY: help install quickstart test test-slow test-core check format docs bench-data bench-serving bench-training bench-compress clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +41,17 @@ test: $(VENV)/.installed-dev ## Run the whole test suite
 
 test-slow: $(VENV)/.installed-dev ## Run the long faults and soaks
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-core: ## Unit tests on another Python or torch: PYTHON=python3.12 TORCH=2.11.0
+	@set -e; env="$(CORE_ENVS)/$$($(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')$(TORCH:%=-torch%)"; \
+	if [ ! -e "$$env/.installed" ] || [ pyproject.toml -nt "$$env/.installed" ] || [ constraints.txt -nt "$$env/.installed" ]; then \
+		[ -x "$$env/bin/python" ] || $(PYTHON) -m venv "$$env"; \
+		sed 's/^torch==.*/$(if $(TORCH),torch==$(TORCH),&)/' constraints.txt > "$$env/constraints.txt"; \
+		"$$env/bin/pip" install --quiet --constraint "$$env/constraints.txt" pip setuptools wheel; \
+		"$$env/bin/pip" install --quiet --constraint "$$env/constraints.txt" --editable '.[dev]'; \
+		touch "$$env/.installed"; \
+	fi; \
+	"$$env/bin/python" -m pytest $(CORE) $(ARGS)
 
 check: $(VENV)/.installed-dev ## Format, lint, types, import contracts, docs-fresh
 	$(BIN)/ruff format --check .

@@ -159,7 +159,8 @@ def _memory(resolved: ResolvedRun, inputs: tuple[TensorSpec, ...], model: nn.Mod
     from trainers.loop.memory import estimate_memory
     from trainers.models import count_parameters
 
-    estimate = estimate_memory(model, inputs, resolved.batch.batch_size_per_worker, resolved.spec.train)
+    micro_size, train = resolved.batch.batch_size_per_worker, resolved.spec.train
+    estimate = estimate_memory(model, inputs, micro_size, train, "cuda" if resolved.host.gpus else "cpu")
     return {**asdict(estimate), "total": estimate.total, "num_parameters": count_parameters(model)}
 
 

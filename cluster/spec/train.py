@@ -211,6 +211,10 @@ class TrainSpec(StrictSpec):
     """Images and convolution weights lie in memory with the channels last: faster where the kernels like it (GPUs)."""
     compile: bool = False
     """Training forwards and backwards by torch.compile: takes up to minutes at the first update, then runs faster."""
+    deterministic: bool = False
+    """The same bytes from run to run on a GPU too: cuDNN, cuBLAS and torch add up in a fixed order and nothing is
+    chosen by timing, which is slower. An operation that has no such form is an error that names it. A run on a CPU
+    repeats its bytes without it."""
     optimizer: OptimizerSpec = OptimizerSpec()
     find_learning_rate: bool = False
     """A range test when training starts: `optimizer.learning_rate` becomes the rate at which the loss falls fastest,

@@ -154,7 +154,9 @@ def _train_once(request: FitRequest, events: Path, folder: Path, board: StopBoar
                     use_gpu=uses_gpu(),
                     resources_per_worker=resources_per_worker(),
                 ),
-                torch_config=InterfaceTorchConfig(timeout_s=round(request.train.faults.collective_timeout_s)),
+                torch_config=InterfaceTorchConfig(
+                    timeout_s=round(request.train.faults.collective_timeout_s), train=request.train
+                ),
                 run_config=RunConfig(
                     name=storage.name,
                     storage_path=str(storage),

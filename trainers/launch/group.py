@@ -15,20 +15,26 @@ from typing import Any
 
 from ray.train.torch.config import TorchConfig, _TorchBackend
 
+from cluster.spec.train import TrainSpec
+from trainers.loop.deterministic import prepare_process
+
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class InterfaceBackend(_TorchBackend):
-    """Ray's own backend, after naming the interface on every worker."""
+    """Ray's own backend, after naming the interface and setting CUDA's variables on every worker."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(name_interface)
+        worker_group.execute(prepare_process, backend_config.train)  # before the process group starts CUDA
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
 class InterfaceTorchConfig(TorchConfig):
     """`TorchConfig` whose backend is the one above."""
+
+    train: TrainSpec = TrainSpec()
 
     @property
     def backend_cls(self) -> type[InterfaceBackend]:

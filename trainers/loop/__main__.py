@@ -28,6 +28,7 @@ from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import open_prepared
 from trainers.loop import FitRequest, FitResult, fit
+from trainers.loop.deterministic import prepare_process
 from trainers.loop.exchange import current_world
 from trainers.loop.outcome import write_outcome
 from trainers.loop.setup import default_device, set_up
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     profile = [f"train.profile_updates={options.profile}"] if options.profile else []
     request = request_of_run(RunFolder(options.run), [*options.set, *profile], options.out)
+    prepare_process(request.train)
     _join_group(request.train.faults.collective_timeout_s)
     try:
         if options.find:

@@ -4,7 +4,7 @@
     after each epoch:                              evaluate, compare with the best, checkpoint
 
 Invariant: a run that was interrupted at any moment and started again ends with the same bytes as one that was not
-(same machine type, same number of workers). All workers walk through this file in step.
+(same machine type, same number of workers; on a GPU with `train.deterministic`). All workers walk through this file in step.
 
 Covered: one process, or all processes of an initialized process group. Not covered: starting them (trainers/launch).
 """
@@ -20,6 +20,7 @@ import torch
 
 from cluster.errors import DivergedError, InterruptedRunError, WorkerLostError
 from cluster.telemetry.events import EpochFinished, EventSink
+from trainers.loop.deterministic import deterministic
 from trainers.loop.evaluate import evaluate_split
 from trainers.loop.exchange import average_buffers, sum_over_workers
 from trainers.loop.inspector import Inspector
@@ -29,7 +30,7 @@ from trainers.loop.plateau import improves
 from trainers.loop.profiler import profiled
 from trainers.loop.request import FitRequest, FitResult
 from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
-from trainers.loop.setup import set_up
+from trainers.loop.setup import default_device, set_up
 from trainers.loop.sizing import take_sizes
 from trainers.loop.state import Cursor, Job, State
 from trainers.loop.step import UpdateReport, advance, check_budget, settle
@@ -53,6 +54,18 @@ def fit(
     `interrupt` is asked before each update; once it is true on any worker, a checkpoint is written and all raise
     InterruptedRunError. Raises DivergedError, MemoryShortError, PeerFailedError, WorkerLostError, DiskFullError.
     """
+    device = device or default_device()
+    with deterministic(request.train, device):
+        return _fit(request, sink, on_epoch, device, interrupt)
+
+
+def _fit(
+    request: FitRequest,
+    sink: EventSink,
+    on_epoch: OnEpoch | None,
+    device: torch.device,
+    interrupt: Callable[[], bool] | None,
+) -> FitResult:
     job, state = set_up(request, sink, device)
     keeper = Keeper(job, state)
     keeper.resume()

@@ -2,19 +2,24 @@
 
     total = parameters + gradients + optimizer state + EMA + what autograd saves for one micro-batch + its gradients
 
-Activations are counted by autograd's own hooks on a forward with meta tensors (shapes without storage): each storage
-that backward will need once, whatever the layers are. A guess from layer types would miss what a user's model keeps.
+Activations are counted by autograd's own hooks on a forward with tensors that have a shape and no storage: each
+storage that backward will need once, whatever the layers are. A guess from layer types would miss what a user's model
+keeps. In fp32 on a CPU these are meta tensors. Autocast passes meta tensors by, and a GPU's kernels save other things
+than a CPU's (a dropout's mask takes a byte an element, fused attention no scores): there torch's fake tensors play the
+device, as far as this torch was built for it.
 
 Invariant: nothing is allocated and the caller's model is not touched; the result is a pure function of the model,
 the shapes, the micro-batch and the training options.
 
-Covered: any module that runs on meta tensors. Not covered: a framework's fixed costs (CUDA context, oneDNN and cuDNN
+Covered: any module that runs on meta or fake tensors. Not covered: a framework's fixed costs (CUDA context, oneDNN and cuDNN
 workspaces), which `details` name as such.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -22,6 +27,7 @@ from torch import nn
 
 from cluster.bundle.signature import NUMPY_OF, TensorSpec
 from cluster.spec.train import TrainSpec
+from trainers.loop.precision import AUTOCAST_DTYPE
 
 OPTIMIZER_TENSORS = {"adamw": 2, "sgd": 1}  # moments a parameter: exp_avg and exp_avg_sq; momentum_buffer
 
@@ -48,11 +54,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: nn.Module, inputs: tuple[TensorSpec, ...], micro_size: int, train: TrainSpec
+    model: nn.Module, inputs: tuple[TensorSpec, ...], micro_size: int, train: TrainSpec, device_type: str = "cpu"
 ) -> MemoryEstimate:
-    """For micro-batches of `micro_size` rows. Raises what the model's forward raises on meta tensors."""
+    """For micro-batches of `micro_size` rows on `cpu` or `cuda`. Raises what the model's forward raises on meta or
+    fake tensors."""
     trainable = sum(tensor_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    saved, largest = measure_activations(model, inputs, micro_size, train.precision)
+    saved, largest = measure_activations(model, inputs, micro_size, train.precision, device_type)
     moments = OPTIMIZER_TENSORS[train.optimizer.name]
     if train.optimizer.name == "sgd" and train.optimizer.momentum == 0:
         moments = 0
@@ -69,13 +76,18 @@ def estimate_memory(
 
 
 def measure_activations(
-    model: nn.Module, inputs: tuple[TensorSpec, ...], micro_size: int, precision: str
+    model: nn.Module, inputs: tuple[TensorSpec, ...], micro_size: int, precision: str, device_type: str = "cpu"
 ) -> tuple[int, int]:
     """(bytes that autograd saves in one forward, bytes of the largest single one), parameters not counted."""
     twin = copy.deepcopy(model).to("meta").train()
-    own = {_storage(tensor) for tensor in (*twin.parameters(), *twin.buffers())}
-    rows = tuple(_meta_input(tensor, micro_size) for tensor in inputs)
-    own |= {_storage(tensor) for tensor in rows}
+    with _stage(precision, device_type) as empty:
+        twin._apply(empty)
+        rows = tuple(empty(_meta_input(tensor, micro_size)) for tensor in inputs)
+        return _saved_by_forward(twin, rows)
+
+
+def _saved_by_forward(twin: nn.Module, rows: tuple[torch.Tensor, ...]) -> tuple[int, int]:
+    own = {_storage(tensor) for tensor in (*twin.parameters(), *twin.buffers(), *rows)}
     seen: dict[int, int] = {}
     held: list[torch.Tensor] = []  # keeps storages alive, so that their addresses are not used again
 
@@ -86,14 +98,44 @@ def measure_activations(
             held.append(tensor)
         return tensor
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"),
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = twin(*rows)
         torch.log_softmax(outputs.float(), dim=-1).sum()
     return sum(seen.values()), max(seen.values(), default=0)
+
+
+@contextmanager
+def _stage(precision: str, device_type: str) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Where a forward without storage runs; yields what makes a tensor of it like a meta tensor."""
+    if precision == "fp32" and device_type == "cpu":
+        yield lambda tensor: tensor
+        return
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    built = device_type != "cuda" or torch.backends.cuda.is_built()
+    device = torch.device(device_type if built else "cpu")
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    with FakeTensorMode(), _autocast_without_a_device(precision, device.type):
+        yield empty
+
+
+@contextmanager
+def _autocast_without_a_device(precision: str, device_type: str) -> Iterator[None]:
+    """`torch.autocast` turns itself off for CUDA on a machine without a GPU; this is what it does where there is one."""
+    before = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+    torch.set_autocast_enabled(device_type, precision != "fp32")
+    torch.set_autocast_dtype(device_type, AUTOCAST_DTYPE.get(precision, before[1]))
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled(device_type, before[0])
+        torch.set_autocast_dtype(device_type, before[1])
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:

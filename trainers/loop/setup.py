@@ -36,6 +36,8 @@ def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) ->
     """Build everything. Collective under a process group."""
     world = current_world()
     device = device or default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and random states are those of the current device
     data = open_prepared(request.prepared)
     _check_augmentation(request, data)
     train, validation = data.splits["train"], data.splits["validation"]

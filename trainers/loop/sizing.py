@@ -3,8 +3,8 @@
     micro-batch     doubles until it does not fit or reaches the worker's share of the global batch, then bisects
                     between the last that fits and the first that does not; of those that fit, the smallest within
                     KNEE of the best speed is taken (larger ones would only cost memory). A run on a CPU takes the
-                    largest up to MICRO_BATCH_CPU_MAX instead: timings differ from run to run, and the same spec is to
-                    give the same bytes
+                    largest up to MICRO_BATCH_CPU_MAX instead, and `train.deterministic` the largest: timings differ
+                    from run to run, and the same spec is to give the same bytes
     learning rate   rises exponentially from window to window; the steepest fall of the smoothed loss is suggested
 
 Invariant: all workers try the same sizes in the same order and the smallest worker decides; weights, buffers,
@@ -127,7 +127,8 @@ def size_micro_batch(job: Job, state: State) -> SizeReport:
     on_cpu = job.device.type == "cpu"
     budget = sizing.budget_bytes or (available_bytes(job) if on_cpu else None)
     limit = MICRO_BATCH_CPU_MAX if on_cpu else None
-    return probe_micro_batch(job, state, budget_bytes=budget, cache=sizing.cache, limit=limit, timed=not on_cpu)
+    timed = not (on_cpu or job.request.train.deterministic)
+    return probe_micro_batch(job, state, budget_bytes=budget, cache=sizing.cache, limit=limit, timed=timed)
 
 
 def take_sizes(job: Job, state: State) -> None:

@@ -18,6 +18,7 @@ windows (loop.py).
 from __future__ import annotations
 
 import math
+import traceback
 from dataclasses import dataclass
 
 import torch
@@ -235,6 +236,8 @@ def _settle_failure(job: Job, state: State, error: Exception | None) -> None:
     """All workers come here together. Halves the micro-batch if all failures were of memory, else raises."""
     attempted = f"Cannot make update {state.cursor.update}"
     raise_together(attempted, error, job.world, job.device)
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)  # they hold the failed attempt's activations
     if state.micro_size == 1:
         raise MemoryShortError(
             attempted,

@@ -84,8 +84,11 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
     """Tune's function. `config["values"]` are dotted paths, `config["seed"]` may replace the run's seed."""
     from ray import tune
 
+    from trainers.loop.deterministic import prepare_process
+
     reporter = Reporter(tune.report, setup.metric)
     try:
+        prepare_process(setup.resolved.spec.train)
         wait_for_device()
         fit_trial(config["values"], config.get("seed"), setup, reporter.on_epoch)
     except Exception as error:  # noqa: BLE001 - the worker's seam: an error is an outcome of the trial

@@ -17,6 +17,7 @@ from cluster.spec.train import TrainSpec
 from trainers.loop.exchange import GradientExchange
 from trainers.loop.memory import estimate_memory, tensor_bytes
 from trainers.loop.optim import build_optimizer, set_learning_rate
+from trainers.loop.precision import autocast
 from trainers.loop.sampler import World
 from trainers.models import build_model
 
@@ -40,7 +41,9 @@ def measured_peak(model: nn.Module, tensor: TensorSpec, rows: int, train: TrainS
         set_learning_rate(optimizer, 1e-3)
         for _ in range(2):
             exchange.clear()
-            F.cross_entropy(model(inputs), targets, reduction="sum").backward()
+            with autocast(train.precision, inputs.device):
+                loss = F.cross_entropy(model(inputs), targets, reduction="sum")
+            loss.backward()
             optimizer.step()
     events: list[Any] = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
     held = peak = 0
@@ -62,3 +65,32 @@ def test_estimate_is_within_15_percent_of_the_measured_peak(
     estimate = estimate_memory(model, (tensor,), rows, train).total
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True)), "the model is not touched"
     assert estimate == pytest.approx(measured_peak(model, tensor, rows, train), rel=0.15)
+
+
+@pytest.mark.parametrize(("spec", "tensor", "less"), [(*CASES[1], True), (*CASES[2], False)], ids=["cnn", "mlp"])
+def test_autocast_saves_what_it_has_cast(spec: Any, tensor: TensorSpec, less: bool) -> None:
+    """bf16 halves activations and keeps a cast copy of each weight, which for an MLP is more than it saves; meta
+    tensors would not have been cast at all."""
+    sizes = {}
+    for precision in ("fp32", "bf16"):
+        train = TrainSpec.model_validate_json(json.dumps({"precision": precision}))
+        model = build_model(spec, (tensor,), 10).train()
+        estimate = estimate_memory(model, (tensor,), 128, train)
+        sizes[precision] = estimate.activations
+        if precision == "bf16":
+            assert estimate.total == pytest.approx(measured_peak(model, tensor, 128, train), rel=0.15)
+    assert (sizes["bf16"] < 0.75 * sizes["fp32"]) == less
+    assert sizes["bf16"] != sizes["fp32"]
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch was built without CUDA")
+def test_a_gpus_forward_is_counted_without_a_gpu() -> None:
+    """Linear - ReLU - Dropout - Linear in bf16, by hand: a mask of one byte an element, cast copies of the weights."""
+    rows, width = 64, 256
+    net = nn.Sequential(nn.Linear(100, width), nn.ReLU(), nn.Dropout(0.5), nn.Linear(width, 10))
+    train = TrainSpec.model_validate_json(json.dumps({"precision": "bf16"}))
+    found = estimate_memory(net, (TABLE,), rows, train, "cuda").activations
+    cast_rows, hidden, mask, dropped = 2 * rows * 100, 2 * rows * width, rows * width, 2 * rows * width
+    last_weight, log_probabilities = 2 * width * 10, 4 * rows * 10
+    assert found == cast_rows + hidden + mask + dropped + last_weight + log_probabilities
+    assert not torch.is_autocast_enabled("cuda")

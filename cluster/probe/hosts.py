@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cluster.probe.gpus import GpuSource, NvmlSource
 from cluster.probe.probe import HostReading
 
@@ -64,12 +62,16 @@ def cpu_cores(cgroup: Path = CGROUP) -> int:
 def memory_total_bytes(cgroup: Path = CGROUP) -> int:
     """The host's memory, bounded by the container's limit."""
     limit = _memory_limit(cgroup)
+    import psutil
+
     total = psutil.virtual_memory().total
     return min(total, limit) if limit else total
 
 
 def memory_available_bytes(cgroup: Path = CGROUP) -> int:
     """What can be had without swapping: the host's, bounded by what the container has left."""
+    import psutil
+
     available = psutil.virtual_memory().available
     limit, used = _memory_limit(cgroup), _memory_used(cgroup)
     return min(available, max(0, limit - used)) if limit and used is not None else available
@@ -112,6 +114,6 @@ def _try(name: str, read: Callable[[], Any], reasons: dict[str, str]) -> Any:
     """The value, or None with the reason noted."""
     try:
         return read()
-    except (OSError, psutil.Error, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reasons[name] = f"{type(error).__name__}: {error}"
         return None

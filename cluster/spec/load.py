@@ -16,16 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.errors import SpecError
 from cluster.spec.run import RunSpec
 from cluster.spec.suggest import models_of, nearest_key
+from cluster.spec.yaml_text import plain_values, typename
 
 MAX_SPEC_BYTES = 1 << 20  # a spec is written by a person: a megabyte is a wrong file
-MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -72,13 +71,13 @@ def parse_yaml(text: str, *, origin: str) -> dict[str, Any]:
     """YAML text -> plain dict. Raises SpecError for bad YAML, duplicate keys and other top levels than a mapping."""
     attempted = f"Cannot read the spec {origin}"
     try:
-        raw = _plain_values(text)
+        raw = plain_values(text)
     except ValueError as error:
         raise SpecError(attempted, found=f"it is not valid YAML: {error}", remedy="Mend that line.") from None
     if not isinstance(raw, dict):
         raise SpecError(
             attempted,
-            found=f"the top level is {_typename(raw)}",
+            found=f"the top level is {typename(raw)}",
             rule="a spec is a mapping with `version: 1` and a `data` section",
             remedy="Start from configs/quickstart.yaml.",
         )
@@ -98,7 +97,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
                 remedy="Write it like --set train.optimizer.learning_rate=3e-3.",
             )
         try:
-            set_path(result, keys, _plain_values(value))
+            set_path(result, keys, plain_values(value))
         except ValueError as error:
             raise SpecError(
                 f"Cannot apply --set {item!r}",
@@ -251,60 +250,8 @@ def _short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _typename(value: Any) -> str:
-    names = {list: "a list", str: "a text", int: "a number", float: "a number", type(None): "empty"}
-    return names.get(type(value), type(value).__name__)
-
-
 def _siblings(path: Path) -> list[str]:
     try:
         return [item.name for item in path.parent.iterdir()]
     except OSError:
         return []
-
-
-def _plain_values(text: str) -> Any:
-    """The values of a YAML text; no objects are built. Raises ValueError that says where and why it is not YAML."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        context = f" ({error.context})" if error.context else ""
-        raise ValueError(f"{where}{error.problem}{context}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except LookupError as error:  # `!!bool maybe`: PyYAML looks the word up
-        raise ValueError(f"a tag does not fit its value: {error}") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats (`3e-3` is a number); duplicate keys and keys that are no texts are refused."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    own: list[Any] = []
-    for key_node, _ in node.value:
-        if key_node.tag == MERGE_TAG:
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str | int | float | None):
-            problem = f"a key must be a text, found {_typename(key)}"
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        if key in own:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
-        own.append(key)
-    loader.flatten_mapping(node)  # `<<: *other`: the other's keys come first, so that own ones replace them
-    return {
-        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value
-    }
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.train.torch.config import TorchConfig, _TorchBackend
@@ -34,7 +34,7 @@ class InterfaceBackend(_TorchBackend):
 class InterfaceTorchConfig(TorchConfig):
     """`TorchConfig` whose backend is the one above."""
 
-    train: TrainSpec = TrainSpec()
+    train: TrainSpec = field(default_factory=TrainSpec)
 
     @property
     def backend_cls(self) -> type[InterfaceBackend]:

@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from cluster.atomic import PARTIAL, disk_errors, hash_tree, replace_folder, sync_tree, write_json
 from cluster.errors import CheckpointError
@@ -122,6 +120,8 @@ class CheckpointFolder:
                 rule="every file hashes to what the manifest says",
                 remedy="Remove that folder; the run goes on from the one before it.",
             )
+        from safetensors.torch import load_file
+
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
         return Snapshot(tensors, decode_floats(json.loads((folder / STATE).read_text(encoding="utf-8"))))
 
@@ -213,6 +213,9 @@ def decode_floats(value: Any) -> Any:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """safetensors refuses shared storage and gaps: what is saved is a plain copy of each. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # its way to say "no space left": "… I/O error: … (os error 28)"

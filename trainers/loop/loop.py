@@ -4,7 +4,8 @@
     after each epoch:                              evaluate, compare with the best, checkpoint
 
 Invariant: a run that was interrupted at any moment and started again ends with the same bytes as one that was not
-(same machine type, same number of workers; on a GPU with `train.deterministic`). All workers walk through this file in step.
+(same machine type, same number of workers; on a GPU with `train.deterministic`). All workers walk through this file in
+step.
 
 Covered: one process, or all processes of an initialized process group. Not covered: starting them (trainers/launch).
 """

@@ -11,8 +11,8 @@ device, as far as this torch was built for it.
 Invariant: nothing is allocated and the caller's model is not touched; the result is a pure function of the model,
 the shapes, the micro-batch and the training options.
 
-Covered: any module that runs on meta or fake tensors. Not covered: a framework's fixed costs (CUDA context, oneDNN and cuDNN
-workspaces), which `details` name as such.
+Covered: any module that runs on meta or fake tensors. Not covered: a framework's fixed costs (CUDA context, oneDNN
+and cuDNN workspaces), which `details` name as such.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _stage(precision: str, device_type: str) -> Iterator[Callable[[torch.Tensor]
 
 @contextmanager
 def _autocast_without_a_device(precision: str, device_type: str) -> Iterator[None]:
-    """`torch.autocast` turns itself off for CUDA on a machine without a GPU; this is what it does where there is one."""
+    """What `torch.autocast` does; for CUDA it turns itself off on a machine without a GPU."""
     before = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
     torch.set_autocast_enabled(device_type, precision != "fp32")
     torch.set_autocast_dtype(device_type, AUTOCAST_DTYPE.get(precision, before[1]))

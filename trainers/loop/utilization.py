@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -111,6 +110,8 @@ def memory_bytes(device: torch.device) -> int:
     """Of a GPU the most that tensors have held; of a CPU what the process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
@@ -98,15 +99,15 @@ def test_attempt_replaced_in_the_middle_of_a_write_neither_ends_it_nor_harms_the
 ) -> None:
     """Both are at the same position: a shared temporary name would let the old one remove the new one's files."""
     old, new = folder_at(tmp_path), CheckpointFolder(tmp_path, CheckpointSpec(), BestSpec())
-    plain = checkpoint_module.save_file
+    plain = safetensors.torch.save_file
 
     def replaced_meanwhile(tensors: dict, path: Path) -> None:
-        monkeypatch.setattr(checkpoint_module, "save_file", plain)
+        monkeypatch.setattr(safetensors.torch, "save_file", plain)
         plain(tensors, path)
         new.take_over()
         new.write("e00000-w00000001", tiny(2.0), None)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", replaced_meanwhile)
+    monkeypatch.setattr(safetensors.torch, "save_file", replaced_meanwhile)
     with pytest.raises(CheckpointError, match="taken over"):
         old.write("e00000-w00000001", tiny(1.0), None)
     assert new.newest_valid() == ("e00000-w00000001", [])
@@ -177,7 +178,7 @@ def test_disk_full_stops_clearly_and_the_last_good_checkpoint_stays(
     def full(*arguments: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("trainers.loop.checkpoint.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(DiskFullError):
         folder.write("e00000-w00000002", tiny(), None)
     assert folder.newest_valid() == ("e00000-w00000001", [])

@@ -103,7 +103,7 @@ def test_an_operation_without_a_deterministic_form_is_named(tmp_path: Path) -> N
 
 
 def test_another_error_passes_unchanged() -> None:
-    with pytest.raises(RuntimeError, match="^something else$"), deterministic(ON, CPU):
+    with pytest.raises(RuntimeError, match="something else"), deterministic(ON, CPU):
         raise RuntimeError("something else")
 
 

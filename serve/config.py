@@ -55,6 +55,8 @@ class EndpointConfig(StrictSpec):
     queue: QueueSpec = QueueSpec()
     access_log: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the requests that are logged."""
+    allow_non_finite: bool = False
+    """Whether NaN and infinity in inputs reach the model."""
     replicas: ReplicaSpec = ReplicaSpec()
     token_file: str | None = None
     admin_token_file: str | None = None
@@ -116,6 +118,7 @@ class EndpointConfig(StrictSpec):
             "batching": spec.batching,
             "queue": spec.queue,
             "access_log": spec.access_log,
+            "allow_non_finite": spec.allow_non_finite,
             "replicas": spec.replicas,
             "device": spec.device,
             "tensorrt": spec.tensorrt if spec.engine == "tensorrt" else None,

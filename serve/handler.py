@@ -181,16 +181,22 @@ class Handler:
         """A small JSON object of an administrative request; empty for an empty body."""
         if not body:
             return {}
-        if len(body) > self.limits.body_bytes:
-            raise too_large(f"the body has {len(body)} bytes", f"at most {self.limits.body_bytes}")
-        try:
-            raw = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise bad_request(f"the body is not JSON: {str(error)[:200]}") from None
-        check_depth(raw, self.limits.json_depth)
+        raw = read_json(body, self.limits)
         if not isinstance(raw, dict):
             raise bad_request("the body is not a JSON object")
         return raw
+
+
+def read_json(body: bytes, limits: Limits) -> Any:
+    """A body as JSON of bounded size and depth. Raises ProtocolError 400, 413."""
+    if len(body) > limits.body_bytes:
+        raise too_large(f"the body has {len(body)} bytes", f"at most {limits.body_bytes}")
+    try:
+        raw = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"the body is not JSON: {str(error)[:200]}") from None
+    check_depth(raw, limits.json_depth)
+    return raw
 
 
 def check_scheduling(request: InferRequest) -> None:

@@ -6,7 +6,7 @@ and every request that was accepted has its outcome.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,13 @@ class ServedModel:
         self.statistics.memory_bytes = {config.device: self.engine.footprint_bytes()}
         self.limits = limits
         self.transforms = _transforms(self.bundle)
+        self._floats = tuple(t.name for t in self.signature.inputs if t.dtype.kind == "f")
+        self.follow(config)
         self.batcher = Batcher(self.engine.run, self.signature, policy, limits, self.statistics)
+
+    def follow(self, config: EndpointConfig) -> None:
+        """Take over what a new configuration may change without loading the version anew."""
+        self.allow_non_finite = config.allow_non_finite
 
     @property
     def engine_failure(self) -> str:
@@ -67,6 +73,8 @@ class ServedModel:
         rows = len(next(iter(request.inputs.values())))
         if rows == 0:
             raise bad_request("the inputs have no rows", rule="at least one row")
+        if not self.allow_non_finite:
+            self._check_finite(request.inputs)
         if self.engine.preferred_rows and rows > self.batcher.policy.max_rows:
             raise bad_request(
                 f"the inputs have {rows} rows", rule=f"this engine is built for at most {self.batcher.policy.max_rows}"
@@ -75,6 +83,19 @@ class ServedModel:
         for output in request.outputs:
             if output.name not in known:
                 raise bad_request(f"output {output.name[:80]!r} is unknown", rule=f"one of {', '.join(sorted(known))}")
+
+    def _check_finite(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Raise ProtocolError for NaN and infinity: what a graph makes of them is no answer, and an integer graph's
+        looks like one."""
+        for name in self._floats:
+            finite = np.isfinite(inputs[name])
+            if not finite.all():
+                row = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
+                raise bad_request(
+                    f"input {name!r} holds NaN or infinity in row {row}",
+                    rule="inputs are finite numbers",
+                    remedy="Send finite numbers; serve.allow_non_finite: true lets others reach the model.",
+                )
 
     async def retire(self) -> None:
         """Answer what was accepted, then free the engine."""

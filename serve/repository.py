@@ -106,6 +106,8 @@ class Repository:
                         raise
             self.config, self._attempted = config, None
             self.access, self.access_log = access, config.access_log
+            for model in self.models.values():
+                model.follow(config)
             self._switch(config.default_version)
             keep = {version.version for version in config.loaded}
             for name in [name for name in self.models if name not in keep]:

@@ -107,6 +107,9 @@ class ServeSpec(StrictSpec):
     """
     access_log: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the requests that are logged, one JSON line each, without payloads: 0 none, 1 all."""
+    allow_non_finite: bool = False
+    """Let NaN and infinity in inputs reach the model. false answers 400: a quantized graph makes a confident answer of
+    them."""
     engine: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
     """What runs the graph; `tensorrt` needs `device: cuda`."""
     tensorrt: TensorRtSpec = TensorRtSpec()

@@ -1,7 +1,8 @@
 """The human side: /docs, /predict with raw rows or image files, /stats, on FastAPI. Slower and friendlier than /v2.
 
 Rows and images go through the bundle's transforms and come back as labels with probabilities, or values. Invariant:
-every error is `{"error": …}` like those of the protocol, FastAPI's own validation included.
+every error is `{"error": …}` like those of the protocol, and a wrong body is 400 there as here. A body is read as JSON
+(RFC 8259: no NaN) whatever its content type says, so that `curl -d` works.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from cluster.bundle.transforms import Transforms
 from cluster.errors import MantaError
 from serve.doors.images import FORMATS, image_pixels, image_rows
 from serve.doors.uploads import uploaded_files
-from serve.handler import Answer, Handler, error_answer
+from serve.handler import Answer, Handler, error_answer, read_json
+from serve.limits import Limits
 from serve.model import ServedModel
 from serve.observe.monitor import add_monitor
 from serve.problems import bad_request
 from serve.protocol.codec import InferRequest
+from serve.protocol.tensors import array_of_json, nested_shape
 
 DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/doors/images.py)
 _FILE = {"type": "string", "format": "binary"}
@@ -40,11 +43,20 @@ IMAGE_BODY: dict[str, Any] = {
 }
 
 
+class WrongAnswer(BaseModel):
+    """Every error."""
+
+    error: str
+
+
+WRONG: dict[int | str, dict[str, Any]] = {"4XX": {"model": WrongAnswer, "description": "what is wrong"}}
+
+
 class PredictRequest(BaseModel):
     """Raw rows: objects by column name where the model was trained on a table, else arrays of one row's shape (or
     `{input name: array}`), as they were before training's standardizing."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     rows: list[Any] = Field(min_length=1, description="one entry a row")
     version: str = Field(default="", description="a version; the endpoint's default when empty")
 
@@ -78,14 +90,17 @@ def build_human_side(handler: Handler) -> FastAPI:
         base = f"/v2/models/{name}"
         return {"endpoint": name, "infer": f"{base}/infer", "metadata": base, "predict": "/predict", "docs": "/docs"}
 
-    @app.post("/predict", summary="Raw rows in, labels or values out")
-    async def predict(request: PredictRequest) -> PredictResponse:
-        model = handler.repository.find(name, request.version)
-        return PredictResponse(**await predicted(model, await asyncio.to_thread(rows_to_inputs, model, request.rows)))
+    @app.post("/predict", summary="Raw rows in, labels or values out", openapi_extra=_rows_body(), responses=WRONG)
+    async def predict(request: Request) -> PredictResponse:
+        asked = read_request(await request.body(), handler.limits)
+        model = handler.repository.find(name, asked.version)
+        return PredictResponse(**await predicted(model, await asyncio.to_thread(rows_to_inputs, model, asked.rows)))
 
     decoders = asyncio.Semaphore(DECODERS)
 
-    @app.post("/predict/image", summary="Image files in, labels or values out", openapi_extra=IMAGE_BODY)
+    @app.post(
+        "/predict/image", summary="Image files in, labels or values out", openapi_extra=IMAGE_BODY, responses=WRONG
+    )
     async def predict_image(request: Request, version: str = "") -> ImageResponse:
         model = handler.repository.find(name, version)
         image_pixels(model.transforms)  # a model that takes no images is told before the body is read
@@ -97,6 +112,17 @@ def build_human_side(handler: Handler) -> FastAPI:
     add_monitor(app, handler.repository)
     _shape_errors(app)
     return app
+
+
+def read_request(body: bytes, limits: Limits) -> PredictRequest:
+    """The body of /predict. Raises ProtocolError 400."""
+    raw = read_json(body, limits)
+    try:
+        return PredictRequest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise bad_request(f"{where}: {first['msg']}", rule='the body is {"rows": [one entry a row]}') from None
 
 
 async def predicted(model: ServedModel, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -118,13 +144,10 @@ def rows_to_inputs(model: ServedModel, rows: list[Any]) -> dict[str, np.ndarray]
     if len(model.signature.inputs) != 1:
         raise bad_request("the model has several inputs and no transforms", rule="send tensors to /v2 instead")
     tensor = model.signature.inputs[0]
-    try:
-        array = np.asarray(rows, dtype=tensor.dtype)
-    except (ValueError, TypeError, OverflowError):
-        raise bad_request(
-            f"a row is not an array of {tensor.datatype}", rule=f"of shape {list(tensor.shape[1:])}"
-        ) from None
-    return {tensor.name: array}
+    datatype = "FP32" if tensor.datatype == "FP16" else tensor.datatype  # which has no form of its own in JSON
+    array = array_of_json(rows, datatype, nested_shape(rows), tensor.name)
+    with np.errstate(over="ignore"):
+        return {tensor.name: array.astype(tensor.dtype, copy=False)}
 
 
 def readable(output: np.ndarray, task: str, classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -150,7 +173,7 @@ def _shape_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:])) or "the body"
-        return _response(error_answer(bad_request(f"{where}: {first['msg']}", status=422)))
+        return _response(error_answer(bad_request(f"{where}: {first['msg']}")))
 
     @app.exception_handler(HTTPException)
     async def routed(_: Request, error: HTTPException) -> Response:
@@ -159,6 +182,11 @@ def _shape_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": f"internal error: {type(error).__name__}"}, 500)
+
+
+def _rows_body() -> dict[str, Any]:
+    schema = PredictRequest.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _response(answer: Answer) -> Response:

@@ -283,7 +283,7 @@ def _array_of_contents(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:
         if len(values) != int(np.prod(shape, dtype=np.int64)):
             raise bad_request(f"input {tensor.name!r} has {len(values)} values", rule=f"its shape is {list(shape)}")
         return found.reshape(shape)
-    return array_of_json(values, tensor.datatype, shape, tensor.name)
+    return array_of_json(values, tensor.datatype, shape, tensor.name, flags=False)
 
 
 def _outputs(entries: Iterable[Any]) -> tuple[RequestedOutput, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle.signature import NUMPY_OF
+from cluster.bundle.transforms.arrays import holds_flags
 from serve.problems import bad_request, too_large
 
 DIMENSIONS_MAX = 32  # numpy 2 allows 64; no model has as many
@@ -33,8 +34,11 @@ def check_shape(raw: Any, name: str, elements_max: int) -> tuple[int, ...]:
     return tuple(raw)
 
 
-def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """A JSON list, nested like the shape or flat in row-major order, as an array."""
+def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str, *, flags: bool = True) -> np.ndarray:
+    """A JSON list, nested like the shape or flat in row-major order, as an array.
+
+    `flags`: whether `data` may hold true or false at all, which numpy takes for 1 and 0 beside numbers.
+    """
     if not isinstance(data, list):
         raise bad_request(f"input {name!r} has no 'data'", rule="'data' must be a list, or binary_data_size given")
     if datatype == "BYTES":
@@ -52,8 +56,23 @@ def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str) -
         found = found.astype(dtype) if found.dtype.kind in "fiub" else found
     elif found.dtype.kind not in KINDS_OF[dtype.kind]:
         raise bad_request(f"input {name!r} is {datatype} and its 'data' holds other values")
+    elif flags and dtype.kind != "b" and holds_flags(data):
+        raise bad_request(f"input {name!r} is {datatype} and its 'data' holds true or false", rule="numbers alone")
     _check_range(found, dtype, datatype, name)
-    return _reshape(found, shape, name).astype(dtype, copy=False)
+    found = _reshape(found, shape, name)
+    if found.dtype == np.float64 and dtype == np.float32:
+        with np.errstate(over="ignore"):  # what is too large becomes infinity, which is refused as such
+            return found.astype(dtype)
+    return found.astype(dtype, copy=False)
+
+
+def nested_shape(data: Any) -> tuple[int, ...]:
+    """The shape that nested lists have along their first elements."""
+    shape: list[int] = []
+    while isinstance(data, list) and len(shape) < DIMENSIONS_MAX:
+        shape.append(len(data))
+        data = data[0] if data else None
+    return tuple(shape)
 
 
 def array_of_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:

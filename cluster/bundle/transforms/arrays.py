@@ -21,7 +21,21 @@ from cluster.errors import DataError
 from cluster.spec.base import StrictSpec
 
 Size = Annotated[int, Field(gt=0)]
+NESTING_MAX = 64  # numpy 2 has no array of more axes
 PIXEL_MAX = 255.0  # of an 8-bit image
+
+
+def holds_flags(data: Any) -> bool:
+    """Whether nested lists hold true or false, which numpy takes for 1 and 0 beside numbers. Walks without recursion."""
+    level = data if isinstance(data, list | tuple) else (data,)
+    for _ in range(NESTING_MAX):
+        kinds = set(map(type, level))
+        if bool in kinds or np.bool_ in kinds:
+            return True
+        if kinds.isdisjoint((list, tuple)):
+            return False
+        level = [child for each in level if isinstance(each, list | tuple) for child in each]
+    return False
 
 
 class Standardize(StrictSpec):
@@ -128,6 +142,8 @@ class ArrayTransforms(StrictSpec):
         """One raw row as (*item_shape) float32. A leading axis of one channel may be left out."""
         if isinstance(row, Mapping):
             row = self._named(number, row)
+        if holds_flags(row):
+            raise self._unfit(f"row {number} holds true or false, which are no numbers")
         try:
             with np.errstate(over="ignore"):
                 values = np.asarray(row, dtype=np.float32)

@@ -26,7 +26,7 @@ def test_every_error_is_a_json_object_through_the_proxy(endpoint: EndpointClient
         ("GET", "/v2/models/other", 404),
         ("DELETE", "/v2/models/digits/infer", 405),
         ("POST", "/v2/models/digits/infer", 400),
-        ("POST", "/predict", 422),
+        ("POST", "/predict", 400),
         ("GET", "/nothing", 404),
     ):
         response = httpx.request(method, f"{endpoint.url}{path}", content=b"{", trust_env=False)

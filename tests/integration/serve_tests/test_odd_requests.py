@@ -108,9 +108,10 @@ CASES: dict[str, tuple[str, tuple[str, ...], bytes, set[int]]] = {
     "a header without a colon": ("GET /v2", ("nonsense",), b"", {400}),
     "a websocket": ("GET /v2x", ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
                                  "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), b"", {400, 403, 404}),
-    "raw rows that are no JSON": ("POST /predict", ("Content-Length: 1",), b"{", {422}),
+    "raw rows that are no JSON": ("POST /predict", ("Content-Length: 1",), b"{", {400}),
+    "raw rows with NaN": ("POST /predict", ("Content-Length: 16",), b'{"rows": [[NaN]]', {400}),
     "raw rows past the limit": ("POST /predict", ("Content-Length: 99999999",), b" " * 50_000, {413}),
-    "a deep list of raw rows": ("POST /predict", ("Content-Length: 100000",), b"[" * 100_000, {400, 422}),
+    "a deep list of raw rows": ("POST /predict", ("Content-Length: 100000",), b"[" * 100_000, {400}),
 }  # fmt: skip
 
 

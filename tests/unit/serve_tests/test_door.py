@@ -13,8 +13,12 @@ import httpx
 import numpy as np
 import pytest
 
+from cluster.errors import ProtocolError
 from cluster.spec.serve import BatchingSpec
+from serve.doors.rpc import Rpc
 from serve.limits import Limits
+from serve.problems import grpc_code_of
+from serve.proto import inference_pb2
 from tests.unit.serve_tests.conftest import Place
 
 INFER = "/v2/models/m/infer"
@@ -252,10 +256,107 @@ def test_classification_gives_the_best_labels(in_place: InPlace) -> None:
 
 
 def test_raw_rows_that_do_not_fit_are_told(in_place: InPlace) -> None:
-    for rows, words in (([], "rows"), ([["a", 1, 2]], "FP32"), ([[1, 2]], "shape")):
+    for rows, words in (([], "rows"), ([["a", 1, 2]], "FP32"), ([[1, 2]], "shape"), ([[True, 2, 3]], "true or false"),
+                        ([[1e39, 2, 3]], "NaN or infinity"), ([[None, 2, 3]], "other values")):  # fmt: skip
         response = ask(in_place, "POST", "/predict", json.dumps({"rows": rows}).encode(), human=True)
-        assert response.status_code in (400, 422)
-        assert words in response.json()["error"]
+        assert (response.status_code, words in response.json()["error"]) == (400, True), response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"rows": 3}', b'{"rows": [[1, 2, NaN]]}', b'{"rows": [[1, 2, 3]], "more": 1}',
+     b'{"rows": [[1, 2, 3]], "version": 1}', b'{"rows": [[1, 2, 3]], "rows": [' + b"[" * 200 + b"]" * 200 + b"]}",
+     b'{"rows": [[1, 2, 1e999]]}', b"\xff\xfe", b'{"rows": [[1, 2, 3]]} x'],
+)  # fmt: skip
+def test_a_wrong_body_of_raw_rows_is_a_400_in_json(in_place: InPlace, body: bytes) -> None:
+    response = ask(in_place, "POST", "/predict", body, human=True)
+    assert (response.status_code, list(response.json())) == (400, ["error"]), response.text
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain"])
+def test_raw_rows_are_json_whatever_their_content_type_says(in_place: InPlace, kind: str) -> None:
+    """`curl -d` says that it sends a form."""
+    response = ask(in_place, "POST", "/predict", b'{"rows": [[1, 2, 3]]}', headers={"content-type": kind}, human=True)
+    assert response.status_code == 200, response.text
+
+
+def test_the_api_page_describes_the_body_and_no_422(in_place: InPlace) -> None:
+    found = ask(in_place, "GET", "/openapi.json", human=True).json()["paths"]["/predict"]["post"]
+    assert "rows" in found["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert sorted(found["responses"]) == ["200", "4XX"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [([1, 2, 3], 200), ([True, 2, 3], 400), ([[1.0, 2.0, False]], 400), ([True, True, True], 400), ([1, 2, 1e39], 400)],
+)
+def test_true_is_not_1_and_a_number_past_fp32_is_refused_in_protocol_json(
+    in_place: InPlace, data: Any, status: int
+) -> None:
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": data}]}).encode()
+    assert ask(in_place, "POST", INFER, body).status_code == status
+
+
+BAD = (np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_non_finite_binary_input_is_its_senders_400_and_never_reaches_the_engine(
+    in_place: InPlace, bad: float
+) -> None:
+    async def test(place: Place) -> None:
+        async with client(place) as http:
+            whole, raw = binary([[1, 2, 3], [4, bad, 6]]), np.array([1, bad, 3], np.float32).tobytes()
+            for body, length in (whole, (raw, "0")):
+                response = await http.post(INFER, content=body, headers={"inference-header-content-length": length})
+                assert response.status_code == 400
+                assert "input 'x' holds NaN or infinity in row" in response.json()["error"]
+            assert place.engine.calls == []
+            assert place.model.statistics.outcomes == {"bad_request": 2}
+            assert (await http.post(INFER, content=GOOD)).status_code == 200
+
+    in_place(test)
+
+
+def test_a_switch_lets_non_finite_inputs_pass_and_the_engines_own_are_a_500(in_place: InPlace) -> None:
+    async def test(place: Place) -> None:
+        assert place.repository.config is not None
+        place.model.follow(place.repository.config.with_values({"allow_non_finite": True}))
+        async with client(place) as http:
+            body, length = binary([[1, 2, np.nan]])
+            headers = {"inference-header-content-length": length}
+            assert place.engine.calls == []
+            response = await http.post(INFER, content=body, headers=headers)
+            assert (place.engine.calls, response.status_code) == ([1], 500)
+            assert "Cannot use the model's answer: output 'logits' holds NaN" in response.json()["error"]
+            place.engine.fault = lambda inputs: {"logits": np.zeros((len(inputs["x"]), 2), np.float32)}
+            assert (await http.post(INFER, content=body, headers=headers)).status_code == 200
+
+    in_place(test)
+
+
+@pytest.mark.parametrize("form", ["raw", "contents"])
+def test_a_non_finite_input_over_grpc_is_invalid(in_place: InPlace, form: str) -> None:
+    async def test(place: Place) -> None:
+        request = inference_pb2.ModelInferRequest(model_name="m")
+        tensor = request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+        if form == "raw":
+            request.raw_input_contents.append(np.array([1, np.nan, 3], np.float32).tobytes())
+        else:
+            tensor.contents.fp32_contents.extend([1, np.inf, 3])
+        with pytest.raises(ProtocolError, match="NaN or infinity") as caught:
+            await Rpc(place.handler).ModelInfer(request)
+        assert (grpc_code_of(caught.value), place.engine.calls) == ("INVALID_ARGUMENT", [])
+
+    in_place(test)
+
+
+def binary(rows: list[list[float]]) -> tuple[bytes, str]:
+    """A request of binary FP32 rows, and the length of its JSON."""
+    array = np.array(rows, np.float32)
+    tensor = {"name": "x", "shape": array.shape, "datatype": "FP32", "parameters": {"binary_data_size": array.nbytes}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return head + array.tobytes(), str(len(head))
 
 
 def test_the_log_holds_no_payload(in_place: InPlace, caplog: pytest.LogCaptureFixture) -> None:

@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             admin_token_file=options.admin_token_file,
             access_log=options.access_log,
             allow_non_finite=options.allow_non_finite,
+            unseen=options.unseen,
             queue=QueueSpec(max_rows=options.queue_rows, max_wait_ms=options.queue_wait_ms),
         )
         run_endpoint(config, listener, options.grpc_port)
@@ -57,6 +58,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call; 0 lets the engine choose")
     parser.add_argument("--access-log", type=float, default=0.0, help="share of the requests to log, 0 to 1")
     parser.add_argument("--allow-non-finite", action="store_true", help="let NaN and infinity reach the model")
+    parser.add_argument(
+        "--unseen",
+        choices=("answer", "refuse"),
+        default="answer",
+        help="raw rows with values that training had not",
+    )
     parser.add_argument("--queue-rows", type=int, default=QueueSpec().max_rows, help="rows that may wait")
     parser.add_argument("--queue-wait-ms", type=float, default=QueueSpec().max_wait_ms, help="longest expected wait")
     parser.add_argument("--max-rows", type=auto_or(int), default=64, help="rows of one engine call, or auto")

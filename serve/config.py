@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -57,6 +57,8 @@ class EndpointConfig(StrictSpec):
     """Share of the requests that are logged."""
     allow_non_finite: bool = False
     """Whether NaN and infinity in inputs reach the model."""
+    unseen: Literal["answer", "refuse"] = "answer"
+    """What becomes of raw rows with values that training did not have."""
     replicas: ReplicaSpec = ReplicaSpec()
     token_file: str | None = None
     admin_token_file: str | None = None
@@ -119,6 +121,7 @@ class EndpointConfig(StrictSpec):
             "queue": spec.queue,
             "access_log": spec.access_log,
             "allow_non_finite": spec.allow_non_finite,
+            "unseen": spec.unseen,
             "replicas": spec.replicas,
             "device": spec.device,
             "tensorrt": spec.tensorrt if spec.engine == "tensorrt" else None,

@@ -48,6 +48,7 @@ class ServedModel:
     def follow(self, config: EndpointConfig) -> None:
         """Take over what a new configuration may change without loading the version anew."""
         self.allow_non_finite = config.allow_non_finite
+        self.refuse_unseen = config.unseen == "refuse"
 
     @property
     def engine_failure(self) -> str:

@@ -12,7 +12,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,8 @@ class ModelStatistics:
         self.execution_count = 0
         self.last_inference_ms = 0
         self.outcomes: Counter[str] = Counter()
+        self.unseen: Counter[str] = Counter()
+        """Column -> values of raw rows that training did not have."""
         self.memory_bytes: dict[str, int | None] = {}
         """device -> what the engine says that it holds there."""
         self.histograms = {phase: Histogram() for phase in ("queue", "compute", "total")}
@@ -117,6 +119,11 @@ class ModelStatistics:
         """One request was not run: `queue_full`, `deadline`, `canceled`, `bad_request`."""
         with self._lock:
             self.outcomes[reason] += 1
+
+    def met_unseen(self, counts: Mapping[str, int]) -> None:
+        """Raw rows had values that training did not have, so many a column."""
+        with self._lock:
+            self.unseen.update(counts)
 
     @property
     def engine_ns(self) -> int:

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.atomic import write_json
 from cluster.bundle.files import Bundle, open_bundle
 from cluster.bundle.signature import DATATYPE_OF
+from cluster.bundle.transforms import ArrayTransforms, load_transforms
 from cluster.store.run_folder import RunFolder, StageRecord
 
 REQUEST_FILE = "request.json"
+DIGITS = 6  # float32 has seven, and standardizing there and back costs one
 
 
 def summarize(
@@ -56,13 +60,27 @@ def _bundle_figures(run: RunFolder, bundle: Bundle) -> dict[str, Any]:
 def _endpoint(run: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
     url, name = facts["url"], facts["name"]
     request = run.path / REQUEST_FILE
-    write_json(request, infer_request(open_bundle(run.bundle)))
+    bundle = open_bundle(run.bundle)
+    raw = predict_request(bundle)
+    write_json(request, raw or infer_request(bundle))
+    path = "predict" if raw else f"v2/models/{name}/infer"
     relative = shlex.quote(_relative(request))
     return {
         **facts,
         "serve": f"manta deploy {shlex.quote(_relative(run.bundle))} --name {name}",
-        "curl": f"curl -s {url}/v2/models/{name}/infer -d @{relative}",
+        "curl": f"curl -s {url}/{path} -d @{relative}",
     }
+
+
+def predict_request(bundle: Bundle) -> dict[str, Any] | None:
+    """One raw row, as a person has it, for /predict; None for a bundle that keeps none (its model takes tensors)."""
+    raw = bundle.transforms()
+    transforms = load_transforms(raw) if raw is not None else None
+    if isinstance(transforms, ArrayTransforms):
+        row = transforms.undo({transforms.name: bundle.sample()[f"inputs/{transforms.name}"][:1]})[transforms.name][0]
+        rounded = [float(f"{value:.{DIGITS}g}") for value in row.ravel().tolist()]
+        return {"rows": [np.reshape(rounded, row.shape).tolist()]}
+    return {"rows": [transforms.example]} if transforms is not None and transforms.example else None
 
 
 def infer_request(bundle: Bundle) -> dict[str, Any]:

@@ -110,6 +110,9 @@ class ServeSpec(StrictSpec):
     allow_non_finite: bool = False
     """Let NaN and infinity in inputs reach the model. false answers 400: a quantized graph makes a confident answer of
     them."""
+    unseen: Literal["answer", "refuse"] = "answer"
+    """Raw rows with a category that training did not have, or a number far outside its range: answer and name them, or
+    refuse with 400."""
     engine: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
     """What runs the graph; `tensorrt` needs `device: cuda`."""
     tensorrt: TensorRtSpec = TensorRtSpec()

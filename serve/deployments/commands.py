@@ -116,6 +116,8 @@ def predict(options: argparse.Namespace) -> int:
             raise
     for note in answer.get("notes", ()):
         _say(f"Note: {note}.")
+    for column, values in answer.get("unseen", {}).items():
+        _say(f"Note: training did not have {', '.join(map(repr, values))} in column '{column}'.")
     if options.json:
         print_json({"ok": True, **answer})
         return 0

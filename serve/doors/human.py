@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from cluster.bundle.transforms import Transforms
 from cluster.errors import MantaError
 from serve.doors.images import FORMATS, image_pixels, image_rows
+from serve.doors.raw_rows import rows_to_inputs
 from serve.doors.uploads import uploaded_files
 from serve.handler import Answer, Handler, error_answer, read_json
 from serve.limits import Limits
@@ -27,7 +27,6 @@ from serve.model import ServedModel
 from serve.observe.monitor import add_monitor
 from serve.problems import bad_request
 from serve.protocol.codec import InferRequest
-from serve.protocol.tensors import array_of_json, nested_shape
 
 DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/doors/images.py)
 _FILE = {"type": "string", "format": "binary"}
@@ -69,6 +68,16 @@ class PredictResponse(BaseModel):
     predictions: list[dict[str, Any]]
 
 
+class RowsResponse(PredictResponse):
+    """Predictions in the order of the rows."""
+
+    unseen: dict[str, list[Any]] = Field(
+        default={},
+        description="column -> values that training did not have: unknown categories, numbers far outside its range; "
+        "absent where there are none. A prediction names the columns of its own row",
+    )
+
+
 class ImageResponse(PredictResponse):
     """Predictions in the order of the files."""
 
@@ -90,28 +99,48 @@ def build_human_side(handler: Handler) -> FastAPI:
         base = f"/v2/models/{name}"
         return {"endpoint": name, "infer": f"{base}/infer", "metadata": base, "predict": "/predict", "docs": "/docs"}
 
-    @app.post("/predict", summary="Raw rows in, labels or values out", openapi_extra=_rows_body(), responses=WRONG)
-    async def predict(request: Request) -> PredictResponse:
-        asked = read_request(await request.body(), handler.limits)
-        model = handler.repository.find(name, asked.version)
-        return PredictResponse(**await predicted(model, await asyncio.to_thread(rows_to_inputs, model, asked.rows)))
+    _add_rows(app, handler)
+    _add_images(app, handler)
+    add_monitor(app, handler.repository)
+    _shape_errors(app)
+    return app
 
+
+def _add_rows(app: FastAPI, handler: Handler) -> None:
+    @app.post(
+        "/predict",
+        summary="Raw rows in, labels or values out",
+        openapi_extra=_rows_body(),
+        responses=WRONG,
+        response_model_exclude_unset=True,
+    )
+    async def predict(request: Request) -> RowsResponse:
+        asked = read_request(await request.body(), handler.limits)
+        model = handler.repository.find(handler.repository.name, asked.version)
+        try:
+            read = await asyncio.to_thread(rows_to_inputs, model, asked.rows)
+        except MantaError:
+            model.statistics.refused("bad_request")
+            raise
+        answer = await predicted(model, read.inputs)
+        for row, columns in read.columns.items():
+            answer["predictions"][row]["unseen"] = columns
+        return RowsResponse(**answer, unseen=read.unseen) if read.unseen else RowsResponse(**answer)
+
+
+def _add_images(app: FastAPI, handler: Handler) -> None:
     decoders = asyncio.Semaphore(DECODERS)
 
     @app.post(
         "/predict/image", summary="Image files in, labels or values out", openapi_extra=IMAGE_BODY, responses=WRONG
     )
     async def predict_image(request: Request, version: str = "") -> ImageResponse:
-        model = handler.repository.find(name, version)
+        model = handler.repository.find(handler.repository.name, version)
         image_pixels(model.transforms)  # a model that takes no images is told before the body is read
         files = await uploaded_files(request, handler.limits)
         async with decoders:
             inputs, notes = await asyncio.to_thread(image_rows, files, model.transforms)
         return ImageResponse(**await predicted(model, inputs), notes=notes)
-
-    add_monitor(app, handler.repository)
-    _shape_errors(app)
-    return app
 
 
 def read_request(body: bytes, limits: Limits) -> PredictRequest:
@@ -131,23 +160,6 @@ async def predicted(model: ServedModel, inputs: dict[str, np.ndarray]) -> dict[s
     output = next(iter(answer.outputs.values()))
     found = readable(output, model.manifest.task, model.manifest.classes)
     return {"model": model.name, "version": model.version, "predictions": found}
-
-
-def rows_to_inputs(model: ServedModel, rows: list[Any]) -> dict[str, np.ndarray]:
-    """Raw rows as the model's input arrays. Raises ProtocolError, DataError."""
-    transforms = model.transforms
-    if transforms is not None:
-        if isinstance(transforms, Transforms) and not all(isinstance(row, dict) for row in rows):
-            raise bad_request("a row is not an object", rule="rows are objects: column name -> value")
-        inputs: dict[str, np.ndarray] = transforms.apply_rows(rows)
-        return inputs
-    if len(model.signature.inputs) != 1:
-        raise bad_request("the model has several inputs and no transforms", rule="send tensors to /v2 instead")
-    tensor = model.signature.inputs[0]
-    datatype = "FP32" if tensor.datatype == "FP16" else tensor.datatype  # which has no form of its own in JSON
-    array = array_of_json(rows, datatype, nested_shape(rows), tensor.name)
-    with np.errstate(over="ignore"):
-        return {tensor.name: array.astype(tensor.dtype, copy=False)}
 
 
 def readable(output: np.ndarray, task: str, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ all (`merge`): Prometheus sums over `replica`. A GPU that several replicas share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.probe.gpus import GpuSource, NvmlSource
+from serve.model import ServedModel
 from serve.repository import Repository
 
 LABELS = ("model", "version", "replica")
@@ -57,6 +58,7 @@ class EndpointMetrics:
             queued.add_metric(labels, model.batcher.queued_rows)
             oldest.add_metric(labels, model.batcher.oldest_wait_s)
         yield from (requests, rows, calls, batches, queued, oldest)
+        yield self._unseen_family(models)
         for phase in ("queue", "compute", "total"):
             family = HistogramMetricFamily(f"manta_serve_{phase}_seconds", f"{phase} time of a request", labels=LABELS)
             for model in models:
@@ -69,6 +71,14 @@ class EndpointMetrics:
         up.add_metric((self._repository.name, replica), 1)
         yield up
         yield from self._gpu_families()
+
+    def _unseen_family(self, models: Iterable[ServedModel]) -> Any:
+        what = "values of raw rows that training did not have"
+        family = CounterMetricFamily("manta_serve_unseen_values", what, labels=(*LABELS, "column"))
+        for model in models:
+            for column, count in sorted(model.statistics.unseen.items()):
+                family.add_metric((model.name, model.version, self._repository.peers.replica, column), count)
+        return family
 
     def _gpu_families(self) -> Iterator[Any]:
         reading = self._gpus.read()

@@ -57,6 +57,7 @@ def entry(statistics: ModelStatistics) -> dict[str, Any]:
         "rows": statistics.inference_count,
         "calls": statistics.execution_count,
         "outcomes": dict(statistics.outcomes),
+        "unseen": dict(statistics.unseen),
         "samples": statistics.samples(),
         "process": process_usage(),
     }
@@ -69,8 +70,10 @@ def joined(by_replica: dict[str, list[dict[str, Any]]], missing: list[str]) -> l
     for version in versions:
         parts = {name: e for name, entries in by_replica.items() for e in entries if e["version"] == version}
         outcomes: Counter[str] = Counter()
+        unseen: Counter[str] = Counter()
         for part in parts.values():
             outcomes.update(part["outcomes"])
+            unseen.update(part.get("unseen", {}))
         rows, calls = (sum(part[key] for part in parts.values()) for key in ("rows", "calls"))
         found.append(
             {
@@ -78,6 +81,7 @@ def joined(by_replica: dict[str, list[dict[str, Any]]], missing: list[str]) -> l
                 "version": version,
                 "rows_per_call": round(rows / max(calls, 1), 3),
                 "outcomes": dict(outcomes),
+                "unseen": dict(unseen),
                 **window_of([sample for part in parts.values() for sample in part["samples"]]),
                 "process": _sum(part["process"] for part in parts.values()),
                 "replicas": {

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 from cluster.bundle.signature import DATATYPE_OF, Datatype, TensorSpec
 from cluster.bundle.transforms.arrays import ArrayTransforms, Pixels, Standardize
 from cluster.bundle.transforms.columns import Column, Texts, Values
+from cluster.bundle.transforms.seen import SeenColumn, SeenNumbers
 from cluster.bundle.transforms.steps import Step, apply_steps
 from cluster.errors import BundleError, DataError
 from cluster.spec.base import StrictSpec
@@ -76,6 +77,10 @@ class Transforms(StrictSpec):
     ignored: tuple[str, ...] = ()
     """Columns that a row may carry and nothing uses: the target, dropped and constant ones."""
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)]
+    seen: dict[str, SeenColumn] = {}
+    """Column -> what training saw of it; a column that is not here is never said to be unseen."""
+    example: dict[str, Any] = {}
+    """A raw row of training as a client would send it; empty where none was kept."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form for transforms.json."""
@@ -93,8 +98,38 @@ class Transforms(StrictSpec):
 
         Raises DataError for columns that training did not know, or that a row lacks, and for values of another kind.
         """
+        return self.apply(self.read_rows(rows))
+
+    def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
+        """Raw rows -> values by column, as `apply` takes them. Raises DataError."""
         self.check_schema(rows)
-        return self.apply({column.name: column.from_rows([r[column.name] for r in rows]) for column in self.columns})
+        return {column.name: self._read(column, [row[column.name] for row in rows]) for column in self.columns}
+
+    def unseen(self, values: Mapping[str, Values]) -> dict[str, np.ndarray]:
+        """Column -> (N,) bool, for columns with a category that training did not have or a number far outside its
+        range (seen.py)."""
+        found = {name: seen.strange(values[name]) for name, seen in self.seen.items() if name in values}
+        return {name: strange for name, strange in found.items() if strange.any()}
+
+    def is_date(self, name: str) -> bool:
+        """Whether a raw column holds dates."""
+        return any(column.name == name and column.kind == "date" for column in self.columns)
+
+    def _read(self, column: Column, raw: list[Any]) -> Values:
+        if column.kind != "text" and not self._takes_flags(column.name):
+            row = next((row for row, value in enumerate(raw) if isinstance(value, bool | np.bool_)), None)
+            if row is not None:
+                raise DataError(
+                    f"Cannot read column '{column.name}'",
+                    found=f"row {row} has {str(raw[row]).lower()}",
+                    rule="true and false are no numbers, unless a column of training holds nothing but 0 and 1",
+                    remedy="Send a number, or null for a missing value.",
+                )
+        return column.from_rows(raw)
+
+    def _takes_flags(self, name: str) -> bool:
+        seen = self.seen.get(name)
+        return isinstance(seen, SeenNumbers) and seen.takes_flags
 
     def apply(self, values: Mapping[str, Values]) -> dict[str, np.ndarray]:
         """Values by column, already read by the columns' rules, -> tensors."""

@@ -26,7 +26,7 @@ PIXEL_MAX = 255.0  # of an 8-bit image
 
 
 def holds_flags(data: Any) -> bool:
-    """Whether nested lists hold true or false, which numpy takes for 1 and 0 beside numbers. Walks without recursion."""
+    """Whether nested lists hold true or false, which numpy takes for 1 and 0 beside numbers. No recursion."""
     level = data if isinstance(data, list | tuple) else (data,)
     for _ in range(NESTING_MAX):
         kinds = set(map(type, level))

@@ -77,7 +77,11 @@ def test_the_printed_curl_body_is_accepted(quickstart: KeptRun) -> None:
     assert match
     answer = httpx.post(match[1], content=(quickstart.cwd / match[2]).read_bytes())
     assert answer.status_code == 200, answer.text
-    assert answer.json()["outputs"]
+    assert answer.json()["predictions"][0]["label"] in map(str, range(10))
+    assert match[1].endswith("/predict")
+    (row,) = json.loads((quickstart.cwd / match[2]).read_text())["rows"]
+    assert np.array(row).shape == (1, 8, 8)
+    assert set(np.array(row).ravel().tolist()) <= set(range(17)), "the pixels of the source, 0 to 16"
 
 
 def test_the_endpoint_was_checked_with_test_rows(quickstart: KeptRun) -> None:

@@ -60,4 +60,4 @@ def test_bash_blocks_run_in_order(tmp_path: Path) -> None:
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert '"outputs"' in done.stdout, "curl got no answer"
+    assert '"predictions"' in done.stdout, "curl got no answer"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,17 @@ import onnx
 import onnxruntime
 import pytest
 
-from cluster.bundle import BundleManifest, TensorSignature, TensorSpec, Variant, finish_bundle, write_bundle
+from cluster.bundle import (
+    BundleManifest,
+    TensorSignature,
+    TensorSpec,
+    Variant,
+    finish_bundle,
+    open_bundle,
+    write_bundle,
+)
 from cluster.bundle.files import TRANSFORMS
+from cluster.pipeline.summary import predict_request
 from cluster.spec.data import DataSpec
 from tests.bundles import linear_graph
 from tests.contract.protocol_tests.conftest import server_process
@@ -183,6 +193,63 @@ def test_a_wrong_schema_is_a_json_400_that_names_the_columns(
     assert (answer.status_code, list(answer.json())) == (400, ["error"]), answer.text
     assert [word for word in words if word not in answer.json()["error"]] == [], answer.text
     assert people.ask(people.rows[:1]).status_code == 200
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_true_is_no_number(people: People, value: bool) -> None:
+    answer = people.ask([{**people.rows[0], "age": value}])
+    assert (answer.status_code, f"row 0 has {str(value).lower()}" in answer.json()["error"]) == (400, True)
+
+
+def test_what_training_did_not_have_is_named_by_column_and_row_and_counted(people: People) -> None:
+    known = {"age": 40, "income": 1500.0, "job": "clerk", "member": "yes"}
+    before = unseen_counts(people)
+    plain = people.ask([known, {**known, "age": None, "job": None}]).json()
+    assert "unseen" not in plain
+    assert not any("unseen" in each for each in plain["predictions"])
+    rows = [known, {**known, "job": "astronaut"}, {**known, "job": "Q", "age": "1000"}, {**known, "job": "Q"}]
+    answer = people.ask(rows)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["unseen"] == {"age": ["1000"], "job": ["astronaut", "Q"]}
+    assert [each.get("unseen", []) for each in answer.json()["predictions"]] == [[], ["job"], ["age", "job"], ["job"]]
+    after = unseen_counts(people)
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert {name: count for name, count in grown.items() if count} == {"age": 1, "job": 3}
+    stats = httpx.get(f"{people.url}/stats", timeout=30, trust_env=False).json()
+    assert stats[0]["unseen"] == after
+
+
+def unseen_counts(people: People) -> dict[str, int]:
+    text = httpx.get(f"{people.url}/metrics", timeout=30, trust_env=False).text
+    found = re.findall(r'^manta_serve_unseen_values_total\{column="(\w+)".*\} (\S+)$', text, re.MULTILINE)
+    return {column: int(float(count)) for column, count in found}
+
+
+def test_a_number_past_fp32_is_refused_by_its_columns_name(people: People) -> None:
+    answer = people.ask([people.rows[0], {**people.rows[0], "income": 1e300}])
+    assert (answer.status_code, "row 1 makes no finite number of 'income'" in answer.json()["error"]) == (400, True)
+
+
+def test_the_row_that_a_run_prints_is_a_training_row_that_predict_takes(people: People) -> None:
+    request = predict_request(open_bundle(people.bundle))
+    assert request is not None
+    (row,) = request["rows"]
+    assert list(row) == list(HEADER[:-1])
+    assert None not in row.values(), "the first rows have some without a hole"
+    answer = people.ask(request["rows"])
+    assert (answer.status_code, "unseen" in answer.json()) == (200, False)
+
+
+def test_refuse_answers_what_training_did_not_have_with_400(people: People) -> None:
+    strange = {"age": -500, "income": 1.0, "job": "Q", "member": "yes"}
+    with server_process(people.bundle, "--unseen", "refuse") as address:
+        url = f"http://{address}/predict"
+        answer = httpx.post(url, json={"rows": [strange]}, timeout=30, trust_env=False)
+        assert answer.status_code == 400
+        for words in ("column 'age' has -500 in row 0, far outside training's 18 to 79", "column 'job' has 'Q'",
+                      "serve.unseen is refuse"):  # fmt: skip
+            assert words in answer.json()["error"], answer.text
+        assert httpx.post(url, json={"rows": [strange | {"age": 30, "job": "clerk"}]}, trust_env=False).is_success
 
 
 def test_rows_without_column_names_are_refused(people: People) -> None:

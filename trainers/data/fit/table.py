@@ -20,6 +20,7 @@ from cluster.bundle.transforms.steps import TargetEncode
 from cluster.spec.data import DataSpec
 from trainers.data.fit.categories import category_block, fit_target_encoding
 from trainers.data.fit.numbers import number_blocks
+from trainers.data.fit.seen import example_row, seen_columns
 from trainers.data.read.raw import RawData, Table
 from trainers.data.shards import Split
 
@@ -96,7 +97,10 @@ def fit_transforms(
     if blocks:
         features = Output(name="features", blocks=tuple(blocks))
         outputs.insert(0, features)
-    transforms = Transforms(columns=table.columns, ignored=table.ignored, outputs=tuple(outputs))
+    transforms = Transforms(
+        columns=table.columns, ignored=table.ignored, outputs=tuple(outputs),
+        seen=seen_columns(table.roles, values), example=example_row(table.columns, values),
+    )  # fmt: skip
     if blocks and spec.select is not None:
         from trainers.data.fit.select import select_features
 

@@ -78,7 +78,7 @@ class Part:
             rows, numbers = rows.filter(pa.array(keep)), numbers[keep]
         if not len(numbers):
             return
-        joined = _joined(self.sample, rows)
+        joined = join_rows(self.sample, rows)
         numbers = np.concatenate([self.numbers, numbers])
         if len(numbers) > SAMPLE_ROWS:
             kept = np.sort(np.argpartition(place(numbers), SAMPLE_ROWS)[:SAMPLE_ROWS])
@@ -91,7 +91,8 @@ def place(numbers: np.ndarray) -> np.ndarray:
     return seeded(numbers, 1)
 
 
-def _joined(a: pa.Table, b: pa.Table) -> pa.Table:
+def join_rows(a: pa.Table, b: pa.Table) -> pa.Table:
+    """Rows one below the other; what a part lacks is missing. Raises DataError where types do not fit."""
     if not a.num_columns:
         return b
     try:

@@ -26,6 +26,7 @@ from cluster.bundle.transforms.steps import Clip, Impute, MissingIndicator, OneH
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
 from trainers.data import targets as target_rules
+from trainers.data.fit.seen import example_row
 from trainers.data.fit.table import fit_transforms, take_rows
 from trainers.data.read.batches import Piece, find_pieces, whole_bytes
 from trainers.data.read.columns import make_column, read_values
@@ -175,9 +176,11 @@ def fit(scanned: Scanned) -> tuple[Transforms, dict[str, Any]]:
     if scanned.task == "regression":
         targets = targets.astype(np.float32)
     transforms, facts = fit_transforms(layout.spec, table, every, targets, scanned.classes)
+    head = {rule.name: read_values(rule, whole.head.column(rule.name)) for rule in layout.columns}
+    transforms = transforms.model_copy(update={"example": example_row(layout.columns, head)})
     if sample.num_rows < scanned.rows["train"]:
         outputs = tuple(_exact(layout.spec, output, layout.roles, whole) for output in transforms.outputs)
-        transforms = transforms.model_copy(update={"outputs": outputs})
+        transforms = transforms.model_copy(update={"outputs": outputs, "seen": whole.seen(layout.roles)})
         facts["num_features"] = {output.name: len(output.features) for output in outputs}
         facts["sampled_rows"] = sample.num_rows
     return transforms, facts

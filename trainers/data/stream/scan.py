@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.bundle.transforms import Column, Texts, Values
+from cluster.bundle.transforms.seen import SeenColumn, seen_numbers, seen_words
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
+from trainers.data.fit.seen import EXAMPLE_ROWS
 from trainers.data.hashing import column_keys, table_keys
-from trainers.data.quality.part import FILE_ROWS_BITS, Part
+from trainers.data.quality.part import FILE_ROWS_BITS, Part, join_rows
 from trainers.data.read.batches import Piece, read_piece
 from trainers.data.read.columns import make_column, read_values, to_texts
 from trainers.data.read.infer import infer_role
@@ -132,6 +134,8 @@ class Statistics:
     numbers: dict[str, Moments] = field(default_factory=dict)
     words: dict[str, Counter[str | None]] = field(default_factory=dict)
     sample: Part = field(default_factory=Part)
+    head: pa.Table = field(default_factory=lambda: pa.table({}))
+    """The first `EXAMPLE_ROWS` training rows."""
 
     def merge(self, other: Statistics) -> None:
         self.splits = [a + b for a, b in zip(self.splits, other.splits, strict=True)]
@@ -141,6 +145,23 @@ class Statistics:
         for name, words in other.words.items():
             self.words.setdefault(name, Counter()).update(words)
         self.sample.draw(other.sample.sample, other.sample.numbers)
+        self.begin(other.head)
+
+    def begin(self, rows: pa.Table) -> None:
+        """Training rows that follow those of before."""
+        wanted = min(EXAMPLE_ROWS - self.head.num_rows, rows.num_rows)
+        if wanted > 0:
+            self.head = join_rows(self.head, rows.slice(0, wanted)).combine_chunks()
+
+    def seen(self, roles: dict[str, Role]) -> dict[str, SeenColumn]:
+        """As fit/seen.py, of all training rows."""
+        found: dict[str, SeenColumn | None] = {}
+        for name, role in roles.items():
+            if role in ("number", "date"):
+                found[name] = seen_numbers(self.numbers[name].low, self.numbers[name].high)
+            elif role == "category":
+                found[name] = seen_words(word for word in self.words[name] if word is not None)
+        return {name: seen for name, seen in found.items() if seen is not None}
 
 
 def scan_columns(piece: Piece, spec: DataSpec) -> Columns:
@@ -174,7 +195,9 @@ def scan_rows(piece: Piece, layout: Layout) -> Statistics:
                 found.words.setdefault(name, Counter()).update(counted)
             else:
                 found.numbers.setdefault(name, Moments()).add(column[train])
-        found.sample.draw(rows.take(pa.array(train)), first[train])
+        training = rows.take(pa.array(train))
+        found.sample.draw(training, first[train])
+        found.begin(training)
     return found
 
 

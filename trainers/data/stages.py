@@ -29,10 +29,11 @@ from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.fit.arrays import check_rules, fit_arrays
 from trainers.data.quality.report import QualityReport
-from trainers.data.read.raw import RawData
+from trainers.data.read.raw import FREE, RawData
 from trainers.data.read.sources import Inspect, read_source
 from trainers.data.shard_store import publish_shards
 from trainers.data.shards import write_prepared
+from trainers.data.split_classes import check_split_classes
 from trainers.data.splits import assign_splits, split_rows
 from trainers.data.stream.prepare import Run, Way, choose_way, in_threads, scan, write
 
@@ -70,13 +71,23 @@ def make_plan(spec: DataSpec, inspect: Inspect | None = None) -> Plan:
         strata = None  # a group has rows of several classes: its rows stay together instead
     by_rank = spec.split.time is None and spec.split.column is None and not spec.split.by_hash
     if strata is not None and spec.split.stratify and by_rank:
-        target_rules.check_class_rows(codes, classes, _num_splits(spec))
+        _check_class_rows(spec, raw, codes, classes)
     rows = split_rows(assign_splits(spec.split, keys, strata, fixed=raw.fixed, times=raw.times))
     if "train" not in rows:
         raise DataError("Cannot split the data", found="no row is left for train", remedy="Lower the other shares.")
     if task == "classification":
-        target_rules.check_split_classes(codes, rows, classes)
+        _check_split_classes(spec, codes, rows, classes, keys, mapped=raw.table is not None)
     return Plan(raw, task, classes, codes, rows)
+
+
+def _check_split_classes(
+    spec: DataSpec, codes: np.ndarray, rows: dict[str, np.ndarray], classes: tuple[str, ...], keys: np.ndarray, *,
+    mapped: bool,
+) -> None:  # fmt: skip
+    counts = {name: np.bincount(codes[index], minlength=len(classes)) for name, index in rows.items()}
+    check_split_classes(
+        spec, counts, classes, different=lambda index: len(np.unique(keys[codes == index])), mapped=mapped
+    )
 
 
 def check_data(context: StageContext) -> StageResult:
@@ -240,9 +251,12 @@ def _prepare_in_memory(context: StageContext, spec: DataSpec) -> StageResult:
     return _prepared({name: len(split) for name, split in splits.items()}, inputs, facts)
 
 
-def _num_splits(spec: DataSpec) -> int:
-    others = (spec.split.validation, spec.split.calibration, spec.split.gate, spec.split.test)
-    return 1 + sum(1 for share in others if share)
+def _check_class_rows(spec: DataSpec, raw: RawData, codes: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Rows that the source itself puts into a split need no share of the others."""
+    free = codes if raw.fixed is None else codes[raw.fixed == FREE]
+    others = (spec.split.validation, spec.split.calibration, spec.split.gate,
+              spec.split.test if raw.fixed is None else 0)  # fmt: skip
+    target_rules.check_class_rows(free, classes, 1 + sum(1 for share in others if share))
 
 
 def _class_rows(plan: Plan) -> dict[str, int]:

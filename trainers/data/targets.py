@@ -85,28 +85,16 @@ def encode(labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
 def check_class_rows(codes: np.ndarray, classes: tuple[str, ...], num_splits: int) -> None:
     """Raise DataError when a class has fewer rows than there are splits to stratify into."""
     counts = np.bincount(codes, minlength=len(classes))
-    rare = [f"{classes[i]!r} has {counts[i]}" for i in np.flatnonzero(counts < num_splits)]
+    few = np.flatnonzero((counts > 0) & (counts < num_splits))
+    rare = [f"{classes[i]!r} has {counts[i]}" for i in few]
     if rare:
         raise DataError(
             "Cannot split the data with data.split.stratify",
-            found=f"class {', '.join(rare[:5])} row{'s' if counts.min() != 1 else ''}"
+            found=f"class {', '.join(rare[:5])} row{'s' if counts[few].min() != 1 else ''}"
             + (f" (and {len(rare) - 5} more)" if len(rare) > 5 else ""),
             rule=f"each class needs a row for each of the {num_splits} splits",
             remedy="Give more rows, join rare classes with data.clean.map_values, or set data.split.stratify: false.",
         )
-
-
-def check_split_classes(codes: np.ndarray, assigned: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:
-    """Raise DataError when a split holds a single class: nothing can be fitted or measured on it."""
-    for name, rows in assigned.items():
-        present = np.unique(codes[rows])
-        if len(present) == 1 and len(classes) > 1:
-            raise DataError(
-                "Cannot use the split",
-                found=f"all {len(rows)} rows of {name} are of class {classes[int(present[0])]!r}",
-                rule="each split needs at least two classes",
-                remedy="Set data.split.stratify: true, raise the share of this split, or give more rows.",
-            )
 
 
 def ordered_classes(classes: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from trainers.data.check import main
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import check_table, stability_index
+from trainers.data.quality.stream import check_stream
 
 
 def planted(num_rows: int = 300) -> dict[str, np.ndarray]:
@@ -66,6 +67,19 @@ def test_a_test_file_is_compared_for_overlap_drift_and_labels() -> None:
     assert found["label_variants", "y"].evidence["map"] == {">50K.": ">50K", "<=50K.": "<=50K"}
     assert ("drift", "b") in found
     assert ("drift", "a") not in found
+
+
+def test_classes_that_only_the_test_file_has_are_named() -> None:
+    train = pa.table({"a": np.arange(90.0), "y": ["up", "down", "flat"] * 30})
+    test = pa.table({"a": np.arange(90.0) + 0.5, "y": ["up", "Down.", "gone"] * 30})
+    found = {item.rule: item for item in check_table(train, "y", test=test).findings}
+    assert found["label_variants"].evidence["map"] == {"Down.": "down"}
+    assert (found["target"].severity, found["target"].evidence) == ("error", {"unseen": ["gone"]})
+    assert found["target"].fix == 'data.clean.map_values: {y: {"gone": ""}}'
+    streamed = {
+        item.rule: item for item in check_stream([train.slice(0, 40), train.slice(40)], "y", test=[test]).findings
+    }
+    assert streamed["target"] == found["target"]
 
 
 def test_stability_index_is_zero_for_one_distribution_and_grows_with_the_shift() -> None:

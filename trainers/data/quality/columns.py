@@ -16,6 +16,7 @@ from datetime import date
 import numpy as np
 
 from cluster.bundle.transforms import Texts, Values
+from cluster.spec.remedy import drop_line, kind_line, map_line
 from trainers.data.quality.findings import Finding
 
 SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
@@ -61,8 +62,11 @@ def hidden_ends(name: str, low: End, high: End, *, in_text: bool) -> list[Findin
             word = f"{end.value:g}" if abs(end.value) < 1e5 else str(int(end.value))
             text = f"{end.count} values are {word}, far from all others ({first:g} to {last:g})"
             evidence = {"value": end.value, "count": end.count}
-            mapped = f'data.clean.map_values: {{{name}: {{"{word}": ""}}}}'
-            fix = mapped if in_text else "write null in their place: reading rules apply to text alone"
+            fix = (
+                map_line(name, {word: ""})
+                if in_text
+                else "write null in their place: reading rules apply to text alone"
+            )
             found.append(Finding("hidden_missing", "warning", name, text, fix, evidence))
     return found
 
@@ -81,7 +85,7 @@ def date_like(name: str, words: tuple[str, ...], numbers: np.ndarray | None) -> 
             return []  # whole columns of ISO dates are read as dates anyway
         examples = dates[:3]
     text = f"its values look like dates ({', '.join(examples)}), and are not read as such"
-    fix = f"write them as 2026-01-31 and set data.columns.{name}: date, or drop it: data.drop_columns: [{name}]"
+    fix = f"write them as 2026-01-31 and set {kind_line(name, 'date')}, or drop it: {drop_line(name)}"
     return [Finding("date_like", "warning", name, text, fix, {"examples": examples})]
 
 
@@ -112,7 +116,7 @@ def near_duplicates(columns: Mapping[str, Values], rows: np.ndarray) -> list[Fin
 
 def _twin(name: str, other: str, how: str, score: float) -> Finding:
     text = f"it says the same as '{other}' ({how})"
-    return Finding("near_duplicate", "warning", name, text, f"data.drop_columns: [{name}]",
+    return Finding("near_duplicate", "warning", name, text, drop_line(name),
                    {"column": other, "score": score})  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def merged_report(whole: Part, target: str | None = None, *, test: Part | None =
     if target is not None and (counts := whole.columns[target].words) is not None:
         found.append(quality_rules.target_finding(target, counts))
     if test is not None:
-        found += _beside(whole, test)
+        found += _beside(whole, test, target)
     return QualityReport(whole.rows, facts, ordered(found))
 
 
@@ -59,7 +59,7 @@ def _decided(finding: Finding, whole: Part, test: Part | None) -> bool:
     column = whole.columns.get(finding.column)
     if finding.rule not in OF_WORDS or column is None:
         return False
-    if "map" in finding.evidence:  # of two files
+    if finding.evidence.keys() & {"map", "unseen"}:  # of two files
         return test is not None and column.words is not None and test.columns[finding.column].words is not None
     return column.words is not None
 
@@ -143,13 +143,15 @@ def _repeats(whole: Part) -> Finding | None:
     return quality_rules.duplicate_rows(repeated, whole.rows, about=about)
 
 
-def _beside(whole: Part, test: Part) -> list[Finding | None]:
+def _beside(whole: Part, test: Part, target: str | None) -> list[Finding | None]:
     """Overlap and other spellings of the second file, by the counts of all rows."""
     found: list[Finding | None] = []
     for name, column in whole.columns.items():
         other = test.columns[name]
         if column.words is not None and other.words is not None and not (column.numeric or other.numeric):
             found.append(quality_rules.other_labels(name, tuple(column.words), tuple(other.words)))
+            if name == target:
+                found.append(quality_rules.unseen_classes(name, tuple(column.words), tuple(other.words)))
     about, shared = "", test.shared
     if whole.features.relative_error:
         known = float(whole.features.smallest[-1]) / 2.0**64

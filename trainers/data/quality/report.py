@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts
 from cluster.bundle.transforms.columns import number_text
+from cluster.spec.remedy import drop_line
 from trainers.data.hashing import seeded, table_keys
 from trainers.data.quality import columns as quality_columns
 from trainers.data.quality import label_noise
@@ -219,7 +220,7 @@ def _leaks(target: str, labels: Texts, values: Mapping[str, np.ndarray | Texts])
         if score >= LEAK_SCORE:
             text = f"it alone predicts '{target}' (balanced accuracy {score:.3f} on rows not fitted)"
             evidence = {"score": score, "rows": len(rows)}
-            found.append(Finding("leakage", "error", name, text, f"data.drop_columns: [{name}]", evidence))
+            found.append(Finding("leakage", "error", name, text, drop_line(name), evidence))
     return found
 
 
@@ -249,9 +250,17 @@ def _test_findings(target: str | None, test: pa.Table, values: dict[str, np.ndar
         for name, column in values.items()
         if isinstance(column, Texts) and isinstance(other := there[name], Texts)
     ]
+    unseen = None
+    if target is not None and isinstance(labels := values[target], Texts) and isinstance(other := there[target], Texts):
+        unseen = quality_rules.unseen_classes(target, labels.words, other.words)
     names = {finding.column for finding in respelt if finding}  # other spellings are no drift
     overlap = quality_rules.overlap_finding(int(both.sum()), test.num_rows)
-    return [overlap, *respelt, *drift({name: column for name, column in values.items() if name not in names}, there)]
+    return [
+        overlap,
+        unseen,
+        *respelt,
+        *drift({name: column for name, column in values.items() if name not in names}, there),
+    ]
 
 
 def read_like(test: pa.Table, values: Mapping[str, np.ndarray | Texts]) -> dict[str, np.ndarray | Texts]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.spec.remedy import drop_line, kind_line, map_line
 from trainers.data.quality.findings import Finding, Severity
 
 SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
@@ -37,7 +38,7 @@ def constant_finding(name: str, example: Any, different: int, missing: int) -> F
     """One value in all rows."""
     if different != 1 or missing:
         return None
-    return Finding("constant", "warning", name, f"all values are {example!r}", f"data.drop_columns: [{name}]",
+    return Finding("constant", "warning", name, f"all values are {example!r}", drop_line(name),
                    {"examples": [example]})  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def identifier_finding(
 a value of its own"
     )
     text = what if ends is None else f"a running number: {what}"
-    return Finding("identifier", "warning", name, text, f"data.drop_columns: [{name}]", {"examples": list(examples)})
+    return Finding("identifier", "warning", name, text, drop_line(name), {"examples": list(examples)})
 
 
 def mixed_types(name: str, words: Sequence[str]) -> Finding | None:
@@ -66,7 +67,7 @@ def mixed_types(name: str, words: Sequence[str]) -> Finding | None:
         return None
     others = [word for word in words if not is_number(word)]
     return Finding("mixed_types", "warning", name, f"{len(numeric)} of {len(words)} different values are numbers",
-                   f"data.columns.{name}: category",
+                   kind_line(name, "category"),
                    {"numbers": sorted(numeric)[:EXAMPLES], "words": sorted(others)[:EXAMPLES]})  # fmt: skip
 
 
@@ -75,9 +76,9 @@ def label_variants(name: str, words: Sequence[str], *, is_target: bool) -> Findi
     groups = variants(words)
     if not groups:
         return None
-    mapped = ", ".join(f'"{group[1]}": "{group[0]}"' for group in groups[:EXAMPLES])
+    mapped = {word: group[0] for group in groups[:EXAMPLES] for word in group[1:]}
     return Finding("label_variants", "error" if is_target else "warning", name,
-                   f"{len(groups)} differ in case or marks", f"data.clean.map_values: {{{name}: {{{mapped}}}}}",
+                   f"{len(groups)} differ in case or marks", map_line(name, mapped),
                    {"variants": groups[:EXAMPLES]})  # fmt: skip
 
 
@@ -150,7 +151,19 @@ def other_labels(name: str, words: Sequence[str], others: Sequence[str]) -> Find
     mapped = {word: next((w for w in group if w in known), group[0]) for group in pairs for word in group}
     fix = {word: to for word, to in mapped.items() if word in unknown}
     text = f"{len(fix)} values of the test file are spelt otherwise in training"
-    return Finding("label_variants", "error", name, text, f"data.clean.map_values: {{{name}: {fix}}}", {"map": fix})
+    return Finding("label_variants", "error", name, text, map_line(name, fix), {"map": fix})
+
+
+def unseen_classes(name: str, words: Sequence[str], others: Sequence[str]) -> Finding | None:
+    """Classes of the test file (`others`) that training never sees, and that are no other spelling of one it sees."""
+    respelt = other_labels(name, words, others)
+    unseen = sorted(set(others) - set(words) - set(respelt.evidence["map"] if respelt else ()))
+    if not unseen or len(words) > CLASSES_MAX:
+        return None
+    shown = ", ".join(repr(word) for word in unseen[:EXAMPLES])
+    text = f"{len(unseen)} classes of the test file are in no row of training: {shown}"
+    return Finding("target", "error", name, text, map_line(name, dict.fromkeys(unseen[:EXAMPLES], "")),
+                   {"unseen": unseen[:CLASSES_MAX]})  # fmt: skip
 
 
 def variants(words: Sequence[str]) -> list[list[str]]:

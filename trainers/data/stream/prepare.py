@@ -25,6 +25,7 @@ from cluster.bundle.transforms import Block, Output, Transforms
 from cluster.bundle.transforms.steps import Clip, Impute, MissingIndicator, OneHot, Ordinal, Scale
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
+from cluster.spec.remedy import kind_line
 from trainers.data import targets as target_rules
 from trainers.data.fit.seen import example_row
 from trainers.data.fit.table import fit_transforms, take_rows
@@ -36,6 +37,7 @@ from trainers.data.read.raw import Role, Table
 from trainers.data.read.table_files import find_files
 from trainers.data.read.tables import check_columns
 from trainers.data.shards import write_description
+from trainers.data.split_classes import check_split_classes
 from trainers.data.stream.scan import (
     WORDS_MAX,
     Columns,
@@ -162,6 +164,10 @@ def _scan(
     scanned = Scanned(layout, tuple(pieces), tuple(counts), whole, task, classes, digest, tuple(notes))
     if "train" not in scanned.rows:
         raise DataError("Cannot split the data", found="no row is left for train", remedy="Lower the other shares.")
+    if classes:
+        by_split = {name: np.array([whole.classes[SPLITS.index(name), index] for index in range(len(classes))])
+                  for name in scanned.rows}  # fmt: skip
+        check_split_classes(spec, by_split, classes)
     return scanned
 
 
@@ -279,7 +285,7 @@ def _roles(spec: DataSpec, columns: Columns) -> tuple[dict[str, Role], list[str]
             raise DataError(
                 f"Cannot use column '{name}'", found=f"it has more than {WORDS_MAX:,} different words",
                 rule="past memory the words of a category are counted one by one",
-                remedy=f"Set data.encode.category: hash, or data.columns.{name}: text, or drop the column.",
+                remedy=f"Set data.encode.category: hash, or {kind_line(name, 'text')}, or drop the column.",
             )  # fmt: skip
         roles[name] = role
     return roles, notes

@@ -14,7 +14,18 @@ from cluster.entrypoints import COMMAND_MODULES
 DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, TSV, JSON Lines or Parquet file, or a pattern.")]
 Target = Annotated[str | None, typer.Option("--target", help="Target column: adds balance, leakage and label noise.")]
 Test = Annotated[Path | None, typer.Option("--test", help="A second file: overlap and drift against it.")]
-Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of a text file; a comma, or a tab for .tsv.")]
+Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of a text file; found, or a tab for .tsv.")]
+Header = Annotated[
+    str | None, typer.Option("--header", help="true, false or auto: whether the first line holds names; auto.")
+]
+Names = Annotated[str | None, typer.Option("--names", help="Names of the columns, with commas between them.")]
+SkipLines = Annotated[int | None, typer.Option("--skip-lines", min=0, help="Lines before the table; found.")]
+SkipLastLines = Annotated[
+    int | None, typer.Option("--skip-last-lines", min=0, help="Lines after the table, such as totals; found.")
+]
+Comment = Annotated[str | None, typer.Option("--comment", help="Lines that begin with it are no rows; found.")]
+Decimal = Annotated[str | None, typer.Option("--decimal", help="`.`, `,` or auto; auto.")]
+Write = Annotated[Path | None, typer.Option("--write", help="Write a spec that reads the file as it was read here.")]
 Encoding = Annotated[
     str | None, typer.Option("--encoding", help="Of a delimited text file: cp1252, utf-16, …; utf-8 when absent.")
 ]
@@ -45,7 +56,14 @@ def check(
     target: Target = None,
     test: Test = None,
     delimiter: Delimiter = None,
+    header: Header = None,
+    names: Names = None,
+    skip_lines: SkipLines = None,
+    skip_last_lines: SkipLastLines = None,
+    comment: Comment = None,
+    decimal: Decimal = None,
     encoding: Encoding = None,
+    write: Write = None,
     html: Html = None,
     memory_mb: MemoryMb = None,
     distributed: Distributed = False,
@@ -53,6 +71,8 @@ def check(
 ) -> int:
     """Report the quality of a file: types, missing values, duplicates, outliers, balance, leakage, drift."""
     options: dict[str, object] = {"--target": target, "--test": test, "--delimiter": delimiter, "--html": html}
+    options |= {"--header": header, "--names": names, "--skip-lines": skip_lines, "--write": write}
+    options |= {"--skip-last-lines": skip_last_lines, "--comment": comment, "--decimal": decimal}
     options |= {"--memory-mb": memory_mb, "--encoding": encoding}
     given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     flags = [*(["--distributed"] if distributed else []), *(["--json"] if as_json else [])]

@@ -21,27 +21,46 @@ class SklearnSource(StrictSpec):
 
 
 class CsvSource(StrictSpec):
-    """Delimited text files, plain or gzip. `path` may be a pattern such as `parts/*.csv`, or a URL (`s3://…`)."""
+    """Delimited text files: plain, gzip, or a zip of one table. `path` may be a pattern such as `parts/*.csv`, or a URL
+    (`s3://…`). What is `auto` is found from the start of the first file, and the run says what it found and why; a file
+    that can be read in two ways is an error that shows both."""
 
     kind: Literal["csv"]
     path: str
     test_path: str | None = None
     """A file that is the test split; `data.split.test` is then not used."""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Auto | Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """`auto` chooses among comma, semicolon, tab, `|` and, where no other fits, single spaces."""
+    header: Auto | bool = True
+    """Whether the first line of the table holds the columns' names; false: it is a row."""
+    names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """The columns' names, in place of the header's; null without a header: `column_1`, `column_2`, …"""
+    skip_lines: Auto | Annotated[int, Field(ge=0)] = 0
+    """Lines before the table, such as a title. Blank lines there need not be counted."""
+    skip_last_lines: Auto | Annotated[int, Field(ge=0)] = 0
+    """Lines after the table, such as totals. Blank lines at the end are not counted."""
+    comment: Auto | Annotated[str, Field(min_length=1)] | None = None
+    """Lines that begin with it are no rows, wherever they stand outside of quotes."""
     quote: Annotated[str, Field(min_length=1, max_length=1)] | None = '"'
     """null: quotes are ordinary characters, as in most tab-separated files."""
     encoding: str = "utf-8"
     missing: tuple[str, ...] = ("", "?", "NA", "NaN", "nan", "null")
     """Texts that mean "no value", compared after white space is stripped."""
+    quoted_missing: Auto | Literal["value", "missing"] = "auto"
+    """What a text of `missing` is in quotes, in a column of texts: a value, or missing too. `auto`: a value where the
+    file quotes its texts and not its numbers. An empty text is missing either way."""
     thousands: Annotated[str, Field(max_length=1)] = ""
     """Separator of thousands inside numbers, such as `,` in "1,234"."""
-    decimal: Literal[".", ","] = "."
-    """Mark of decimals: `,` reads "3,14" and refuses "3.14"."""
+    decimal: Auto | Literal[".", ","] = "."
+    """Mark of decimals: `,` reads "3,14" and refuses "3.14". `auto` finds `thousands` too."""
 
     @model_validator(mode="after")
     def _two_marks(self) -> CsvSource:
         if self.thousands == self.decimal:
             raise ValueError(f"thousands and decimal are both {self.decimal!r}: one mark cannot be both")
+        twice = [name for name in self.names or () if self.names is not None and self.names.count(name) > 1]
+        if twice:
+            raise ValueError(f"names has {twice[0]!r} twice")
         return self
 
 

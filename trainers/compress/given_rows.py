@@ -119,9 +119,9 @@ def _read_npz(source: Source, data: Path) -> Rows:
 
 def _read_table(source: Source, data: Path, target_column: str | None) -> Rows:
     """Raw rows through the bundle's transforms; for a bare graph, columns side by side as its one input."""
-    from trainers.data.check import read_any
+    from trainers.data.check import WITH_HEADER, read_any, source_of
 
-    table = read_any(str(data))
+    table = read_any(source_of(str(data), WITH_HEADER), str(data))
     target = _target_column(table.column_names, data, target_column)
     features = [name for name in table.column_names if name != target]
     targets = np.array([str(value) for value in table.column(target).to_pylist()], dtype=object)

@@ -1,7 +1,9 @@
-"""`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH]
-[--delimiter D] [--encoding E] [--memory-mb N] [--distributed]`: `manta data check` starts it.
+"""`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH] [--write SPEC]
+[--delimiter D] [--header H] [--names N] [--skip-lines N] [--skip-last-lines N] [--comment C] [--decimal D]
+[--encoding E] [--memory-mb N] [--distributed]`: `manta data check` starts it.
 
-Invariant: exit code 0 when no finding is an error, 2 for errors and for a file that cannot be read.
+Invariant: exit code 0 when no finding is an error, 2 for errors and for a file that cannot be read. How a delimited
+file is written is found from it where no option says so, and `--write` writes the spec that reads it the same way.
 """
 
 from __future__ import annotations
@@ -9,21 +11,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from cluster.atomic import write_text
 from cluster.errors import DataError
+from cluster.spec.base import Auto
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
 from cluster.telemetry.edge import run_command
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import QualityReport, check_table
 from trainers.data.quality.stream import check_files
-from trainers.data.read.batches import FileSource, whole_bytes
+from trainers.data.read.batches import FileSource, read_batches, whole_bytes
+from trainers.data.read.columns import plain_numbers
+from trainers.data.read.delimited import file_start, settle_source
 from trainers.data.read.fetch import called_by_url
+from trainers.data.read.files import zip_member
 from trainers.data.read.table_files import find_files, read_file
 
 MEMORY_MB = 1024
@@ -31,13 +40,21 @@ MEMORY_MB = 1024
 
 @dataclass(frozen=True)
 class TextFormat:
-    """What a text file's name does not say. `delimiter`: a comma, or a tab for .tsv, when None."""
+    """What a text file's name does not say: `auto` is found from its first bytes. `delimiter`: a tab for .tsv."""
 
     delimiter: str | None = None
     encoding: str = "utf-8"
+    header: Auto | bool = "auto"
+    names: tuple[str, ...] | None = None
+    skip_lines: Auto | int = "auto"
+    skip_last_lines: Auto | int = "auto"
+    comment: str | None = "auto"
+    decimal: str = "auto"
 
 
 PLAIN = TextFormat()
+WITH_HEADER = TextFormat(header=True, decimal=".")
+"""Rows that are known by their columns' names, words as they stand."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file")
     parser.add_argument("--target")
     parser.add_argument("--test", help="a second file: overlap and drift against it")
-    parser.add_argument("--delimiter", help="of a text file; `,`, or a tab for .tsv, when absent")
+    parser.add_argument("--delimiter", help="of a text file; found, or a tab for .tsv, when absent")
+    parser.add_argument("--header", choices=("auto", "true", "false"), default="auto")
+    parser.add_argument("--names", help="of the columns, with commas between them")
+    parser.add_argument("--skip-lines", type=int, help="lines before the table; found when absent")
+    parser.add_argument("--skip-last-lines", type=int, help="lines after the table; found when absent")
+    parser.add_argument("--comment", help="lines that begin with it are no rows; found when absent")
+    parser.add_argument("--decimal", choices=("auto", ".", ","), default="auto")
     parser.add_argument("--encoding", default="utf-8", help="of a delimited text file: cp1252, utf-16, …")
     parser.add_argument("--memory-mb", type=int, default=MEMORY_MB,
                         help="a table that would take more is read in one pass, with sketches")  # fmt: skip
@@ -54,48 +77,147 @@ def main(argv: list[str] | None = None) -> int:
                         help="read on Ray Data: the cluster of RAY_ADDRESS, or a private one")  # fmt: skip
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path)
+    parser.add_argument("--write", type=Path, help="write a spec that reads the file as it was read here")
     arguments = parser.parse_args(argv)
     return run_command(partial(_check, arguments), as_json=arguments.json)
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    asked = source_of(arguments.file, _text_format(arguments))
+    source, reasons = settle(asked)
+    if arguments.write:  # first: a file with bad values has its spec too
+        write_spec(arguments.write, source, asked, arguments.target, arguments.test)
     report = make_report(
-        arguments.file,
+        source,
         arguments.target,
         test=arguments.test,
         memory_bytes=arguments.memory_mb << 20,
         distributed=arguments.distributed,
-        text=TextFormat(arguments.delimiter, arguments.encoding),
     )
     if arguments.html:
         write_text(arguments.html, to_html(report, arguments.file))
-    text = json.dumps(report.to_json(), indent=2) if arguments.json else to_lines(report)
+    reading = {key: {"value": getattr(source, key), "reason": why} for key, why in reasons.items()}
+    if arguments.json:
+        text = json.dumps({**report.to_json(), "reading": reading}, indent=2)
+    else:
+        text = "\n".join([*_reading_lines(reading), to_lines(report)])
     sys.stdout.write(text + "\n")
     return 2 if any(finding.severity == "error" for finding in report.findings) else 0
 
 
-def source_of(path: str, text: TextFormat = PLAIN) -> FileSource:
-    """The source that reads a file, by its name; text formats with every value as it stands."""
+def _text_format(arguments: argparse.Namespace) -> TextFormat:
+    def given(value: int | str | None) -> Any:
+        return "auto" if value is None else value
+
+    header = arguments.header if arguments.header == "auto" else arguments.header == "true"
+    return TextFormat(
+        delimiter=arguments.delimiter,
+        encoding=arguments.encoding,
+        header=header,
+        names=tuple(name.strip() for name in arguments.names.split(",")) if arguments.names else None,
+        skip_lines=given(arguments.skip_lines),
+        skip_last_lines=given(arguments.skip_last_lines),
+        comment=given(arguments.comment),
+        decimal=arguments.decimal,
+    )
+
+
+def _reading_lines(reading: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was found of the file's writing, without what every file has."""
+    plain = {"header": True, "skip_lines": 0, "skip_last_lines": 0, "comment": None, "decimal": ".",
+             "quoted_missing": "missing", "thousands": ""}  # fmt: skip
+    return [f"reading  data.source.{key} is {found['value']!r}: {found['reason']}"
+            for key, found in reading.items() if key not in plain or found["value"] != plain[key]]  # fmt: skip
+
+
+def _unpacked_name(path: str) -> str:
+    """The name that says the format: of a zip, that of the file in it. Raises DataError."""
     name = path.lower().removesuffix(".gz")
+    if not name.endswith(".zip"):
+        return name
+    member = zip_member(find_files(path)[0]).filename.lower()
+    if member.endswith((".parquet", ".pq")):
+        raise DataError(
+            f"Cannot read {path}",
+            found=f"the zip holds the Parquet file {member}",
+            rule="a zip holds a table of text: Parquet is packed already",
+            remedy="Unpack it, and give the file in it.",
+        )
+    return member
+
+
+def source_of(path: str, text: TextFormat = PLAIN) -> FileSource:
+    """The source that reads a file, by its name; text formats with every value as it stands. Raises DataError."""
+    name = _unpacked_name(path)
     if name.endswith((".parquet", ".pq")):
         return ParquetSource(kind="parquet", path=path)
     if name.endswith((".jsonl", ".ndjson")):
         return JsonlSource(kind="jsonl", path=path)
     tab = name.endswith(".tsv")
-    return CsvSource(
-        kind="csv",
-        path=path,
-        delimiter=text.delimiter or ("\t" if tab else ","),
-        quote=None if tab else '"',
-        missing=(),
-        encoding=text.encoding,
-    )
+    try:
+        return CsvSource(
+            kind="csv",
+            path=path,
+            delimiter=text.delimiter or ("\t" if tab else "auto"),
+            header=text.header,
+            names=text.names,
+            skip_lines=text.skip_lines,
+            skip_last_lines=text.skip_last_lines,
+            comment=text.comment,
+            decimal=text.decimal,  # type: ignore[arg-type]
+            quote=None if tab else '"',
+            missing=(),
+            encoding=text.encoding,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + "-".join(map(str, first["loc"][:1])).replace("_", "-")
+        raise DataError(
+            f"Cannot check {path}", found=f"{option} is {first['input']!r}: {first['msg']}", remedy=f"Mend {option}."
+        ) from None
 
 
-def read_any(path: str, text: TextFormat = PLAIN) -> pa.Table:
-    """A CSV, TSV, JSON Lines or Parquet file by its name. Raises DataError."""
-    source = source_of(path, text)
-    tables = [read_file(source, file) for file in find_files(path)]
+def settle(source: FileSource) -> tuple[FileSource, dict[str, str]]:
+    """The source without `auto`, and why each is what it is. Raises DataError."""
+    if not isinstance(source, CsvSource):
+        return source, {}
+    found = settle_source(source, find_files(source.path)[0])
+    return found.source, found.reasons
+
+
+def write_spec(path: Path, source: FileSource, asked: FileSource, target: str | None, test: str | None) -> None:
+    """A spec that reads the file as the report did; what differs from the defaults is written out. Raises DataError."""
+    import yaml
+
+    defaults = type(source)(kind=source.kind, path=source.path)  # type: ignore[arg-type]
+    values: dict[str, Any] = {"kind": source.kind, "path": source.path}
+    if test:
+        values["test_path"] = test
+    for key, value in source.model_dump(mode="json").items():
+        kept = key in ("missing", "quoted_missing") or value == getattr(defaults, key)  # the report reads all as it is
+        if not kept:
+            values[key] = value
+    name, note = target, ""
+    if name is None:
+        name = _column_names(source)[-1]
+        note = "  # no --target was given: the last column"
+    lines = yaml.safe_dump({"source": values}, sort_keys=False, allow_unicode=True).splitlines()
+    named = yaml.safe_dump({"target": name}, allow_unicode=True).strip()
+    write_text(path, "\n".join(["version: 1", "data:", *(f"  {line}" for line in [*lines, named + note])]) + "\n")
+
+
+def _column_names(source: FileSource) -> list[str]:
+    paths = find_files(source.path)
+    with called_by_url(paths):
+        if isinstance(source, CsvSource):
+            return file_start(paths[0], source).names
+        return next(iter(read_batches(paths[:1], source))).column_names
+
+
+def read_any(source: FileSource, path: str) -> pa.Table:
+    """The files of a path by a source, numbers in text with decimal points. Raises DataError."""
+    source, _ = settle(source)
+    tables = [plain_numbers(source, read_file(source, file)) for file in find_files(path)]
     for table in tables:
         if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
             raise DataError(
@@ -105,21 +227,20 @@ def read_any(path: str, text: TextFormat = PLAIN) -> pa.Table:
 
 
 def make_report(
-    path: str,
+    source: FileSource | str,
     target: str | None,
     *,
     test: str | None,
     memory_bytes: int,
     distributed: bool = False,
-    text: TextFormat = PLAIN,
 ) -> QualityReport:
     """The report in memory, or in one pass over the files' pieces where the tables would take more.
 
     `distributed`: the pass runs on Ray Data, on the cluster that RAY_ADDRESS names or else a private one. Raises
     DataError.
     """
-    source = source_of(path, text)
-    paths, others = find_files(path), find_files(test) if test else []
+    source, _ = settle(source_of(source) if isinstance(source, str) else source)
+    paths, others = find_files(source.path), find_files(test) if test else []
     with called_by_url([*paths, *others]):
         if distributed:
             from trainers.data.stream.ray_data import ray_for_report
@@ -128,9 +249,9 @@ def make_report(
                 return check_files(paths, source, target, test=others, run=run)
         if whole_bytes([*paths, *others], source) > memory_bytes:
             return check_files(paths, source, target, test=others)
-    table = read_any(path, text)
-    _check_target(target, table, path)
-    return check_table(table, target, test=read_any(test, text) if test else None)
+    table = read_any(source, source.path)
+    _check_target(target, table, source.path)
+    return check_table(table, target, test=read_any(source, test) if test else None)
 
 
 def to_lines(report: QualityReport) -> str:

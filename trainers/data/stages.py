@@ -24,11 +24,12 @@ from cluster.bundle.transforms import ArrayTransforms, Transforms
 from cluster.errors import DataError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.data import SPLITS, DataSpec, PythonSource
-from cluster.spec.resolve import DataFacts, batch_plan, resolve
+from cluster.spec.resolve import DataFacts, Reason, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.fit.arrays import check_rules, fit_arrays
 from trainers.data.quality.report import QualityReport
+from trainers.data.read.delimited import settle_spec
 from trainers.data.read.raw import FREE, RawData
 from trainers.data.read.sources import Inspect, read_source
 from trainers.data.shard_store import publish_shards
@@ -92,13 +93,14 @@ def _check_split_classes(
 
 def check_data(context: StageContext) -> StageResult:
     """The check stage: facts about the data, and a run without `auto`."""
+    context, reasons = _settled(context)
     spec = context.spec
     _wait_for_ray(context, spec.data)
     way = choose_way(spec.data, _memory_bytes(context))
     if not way.fits:
         context.events.emit(Message(stage=context.stage, text=f"the data is prepared {way.reason}"))
     if way.past_memory:
-        return _check_past_memory(context, way)
+        return _with_reasons(_check_past_memory(context, way), reasons)
     plan = _inspected_plan(context) if spec.data.quality.fail_on else make_plan(spec.data)
     for note in plan.raw.notes:
         context.events.emit(Message(stage=context.stage, text=note))
@@ -115,7 +117,7 @@ def check_data(context: StageContext) -> StageResult:
     facts = facts.model_copy(update={"num_rows_train": count_training_rows(resolved.spec.data, plan)})
     batch = batch_plan(resolved.spec, facts.num_rows_train)
     resolved = resolved.model_copy(update={"data": facts, "batch": batch})
-    return StageResult(
+    result = StageResult(
         facts={
             "data": facts.model_dump(mode="json"),
             "splits": {name: len(rows) for name, rows in plan.rows.items()},
@@ -125,6 +127,28 @@ def check_data(context: StageContext) -> StageResult:
         resolved=resolved,
         details={"way": way.reason},
     )
+    return _with_reasons(result, reasons)
+
+
+def _settled(context: StageContext) -> tuple[StageContext, list[Reason]]:
+    """The context with a source without `auto`; what was found is said. Raises DataError."""
+    data, found = settle_spec(context.spec.data)
+    if not found:
+        return context, []
+    reasons = [Reason(path=f"data.source.{key}", value=getattr(data.source, key), reason=why)
+               for key, why in found.items()]  # fmt: skip
+    for reason in reasons:
+        if reason.value == "missing":  # quotes that tell nothing are not worth a line
+            continue
+        context.events.emit(Message(stage=context.stage, text=f"{reason.path} is {reason.value!r}: {reason.reason}"))
+    return replace(context, spec=context.spec.model_copy(update={"data": data})), reasons
+
+
+def _with_reasons(result: StageResult, reasons: list[Reason]) -> StageResult:
+    if result.resolved is None or not reasons:
+        return result
+    resolved = result.resolved.model_copy(update={"reasons": (*reasons, *result.resolved.reasons)})
+    return replace(result, resolved=resolved)
 
 
 def _memory_bytes(context: StageContext) -> int:

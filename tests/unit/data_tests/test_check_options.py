@@ -12,7 +12,10 @@ import cluster.cli.data_verbs as verbs
 import trainers.data.check as check
 from cluster.cli.app import app
 from cluster.cli.seam import call
+from cluster.spec.data import CsvSource
+from cluster.spec.load import load_spec
 from tests.unit.data_tests.making import write_table
+from trainers.data.read.sources import read_source
 
 
 @pytest.fixture
@@ -125,3 +128,70 @@ def test_lines_that_end_with_a_carriage_return_alone_are_lines(
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 2
     assert list(found["columns"]) == ["a", "b", "t"]
+
+
+ODD_FILE = "Sizes of 2024\n" + "".join(f"{n % 9},{n % 7}5;{'ab'[n % 2]};{['yes', 'no'][n % 2]}\n" for n in range(90))
+ODD_FILE += "Total;;90\n"
+
+
+@pytest.mark.parametrize("memory_mb", ["1024", "1"])
+@pytest.mark.parametrize("target", [[], ["--target", "column_3"]])
+def test_the_spec_that_is_written_reads_the_file_as_the_report_did(
+    target: list[str], memory_mb: str, in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, spec = tmp_path / "t.csv", tmp_path / "spec.yaml"
+    path.write_text(ODD_FILE)
+    options = ["--memory-mb", memory_mb, "--write", str(spec), *target]
+    call(app, ["data", "check", str(path), *options, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"] == 90
+    assert {name: facts["kind"] for name, facts in report["columns"].items()} == {
+        "column_1": "number", "column_2": "text", "column_3": "text"}  # fmt: skip
+    assert report["columns"]["column_1"]["max"] == 8.65
+    assert report["reading"]["delimiter"] == {"value": ";", "reason": "most lines have 3 fields with a semicolon"}
+    assert ("no --target was given" in spec.read_text()) == (not target)
+    loaded = load_spec(spec)
+    source = loaded.data.source
+    assert isinstance(source, CsvSource)
+    assert (source.delimiter, source.header, source.decimal, source.skip_lines, source.skip_last_lines) == (
+        ";", False, ",", 1, 1)  # fmt: skip
+    raw = read_source(loaded.data)
+    assert (len(raw), loaded.data.target, sorted(set(raw.targets))) == (90, "column_3", ["no", "yes"])
+    call(app, ["data", "check", str(path)])
+    assert "reading  data.source.header is False: '0,05' is a number, as those below it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        (["--header", "true"], ["anna", "berlin"]),
+        (["--header", "false"], ["column_1", "column_2"]),
+        (["--header", "false", "--names", "who, where"], ["who", "where"]),
+        (["--header", "true", "--skip-lines", "1"], ["bob", "rome"]),
+        (["--header", "true", "--comment", "an", "--skip-last-lines", "1"], ["bob", "rome"]),
+    ],
+)
+def test_what_cannot_be_told_is_said_by_options(
+    options: list[str], columns: list[str], in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("anna,berlin\nbob,rome\ncarl,oslo\ndora,paris\n")
+    assert call(app, ["data", "check", str(path), "--write", str(tmp_path / "s.yaml")]) == 2
+    assert "--header true or false" in capsys.readouterr().err
+    assert not (tmp_path / "s.yaml").exists()
+    call(app, ["data", "check", str(path), *options, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["columns"]) == columns
+    lines = 4 - ("true" in options) - ("--skip-lines" in options) - 2 * ("--comment" in options)
+    assert report["rows"] == lines
+
+
+@pytest.mark.parametrize(("options", "words"), [(["--delimiter", ";;"], "--delimiter"), (["--names", "a"], "--names")])
+def test_an_option_that_cannot_be_is_one_sentence(
+    options: list[str], words: str, in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "t.csv", 9)
+    assert call(app, ["data", "check", str(path), *options]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told

@@ -22,6 +22,7 @@ from trainers.data.quality.report import QualityReport, check_table
 from trainers.data.quality.stream import check_stream
 from trainers.data.read.batches import FileSource, read_batches
 from trainers.data.read.columns import make_column, to_texts
+from trainers.data.read.delimited import settle_spec
 from trainers.data.read.table_files import find_files
 from trainers.data.read.tables import check_columns
 
@@ -30,6 +31,7 @@ SHOWN_MAX = 5
 
 def check_quality(spec: DataSpec, table: pa.Table, fixed: np.ndarray | None) -> QualityReport:
     """The report of the columns that the spec uses. Raises DataError with the findings that `fail_on` names."""
+    spec, _ = settle_spec(spec)
     check_columns(spec, table.column_names, "the source")
     table = _as_read(spec, table)
     test = None
@@ -41,6 +43,7 @@ def check_quality(spec: DataSpec, table: pa.Table, fixed: np.ndarray | None) -> 
 
 def check_quality_files(spec: DataSpec) -> QualityReport:
     """`check_quality` of the spec's files in one pass over each, in bounded memory. Raises DataError."""
+    spec, _ = settle_spec(spec)
     source = spec.source
     assert isinstance(source, CsvSource | JsonlSource | ParquetSource)
     tests = _batches(spec, source, source.test_path) if source.test_path else None

@@ -30,6 +30,7 @@ from trainers.data.quality.merge import merged_report
 from trainers.data.quality.part import FILE_ROWS_BITS, SAMPLE_ROWS, Ask, Part, place
 from trainers.data.quality.report import QualityReport, as_plain
 from trainers.data.read.batches import FileSource, Piece, find_pieces, read_piece
+from trainers.data.read.columns import plain_numbers
 
 SAMPLE_SPARE = 1.2  # a threshold that keeps a fifth more rows than the sample needs falls short once in 10^200 tables
 WORKERS_MAX = 4  # each holds a few batches
@@ -77,7 +78,7 @@ def run_here(pieces: list[Piece], ask: Ask) -> Part:
 def summarize(piece: Piece, ask: Ask, known: Mapping[str, ColumnFacts] | None = None) -> Part:
     """The part of one piece: what a worker elsewhere returns. `known`: facts of other pieces, which save work."""
     part, first = Part(), (piece.file << FILE_ROWS_BITS) + piece.first_row
-    for batch in read_piece(piece):
+    for batch in _plain_batches(piece):
         if batch.num_rows:
             look(part, batch, first, ask, known)
             first += batch.num_rows
@@ -112,7 +113,11 @@ def _piece_tasks(pieces: Iterable[Piece], ask: Ask, whole: Part) -> Iterator[Tas
         if piece.row_group is not None:
             yield partial(summarize, piece, ask, whole.hints())
         else:
-            yield from _batch_tasks(read_piece(piece), piece.file << FILE_ROWS_BITS, ask, whole)
+            yield from _batch_tasks(_plain_batches(piece), piece.file << FILE_ROWS_BITS, ask, whole)
+
+
+def _plain_batches(piece: Piece) -> Iterator[pa.Table]:
+    return (plain_numbers(piece.source, batch) for batch in read_piece(piece))
 
 
 def _batch_tasks(batches: Iterable[pa.Table], first: int, ask: Ask, whole: Part) -> Iterator[Task]:

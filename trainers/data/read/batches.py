@@ -3,7 +3,7 @@
 Invariant: all pieces together have all rows once; a piece's batches come in the file's order; a few batches of a piece
 are in memory at once. A piece is a row group of Parquet or a whole text file, and can be sent to another process.
 
-Covered: Parquet, CSV and JSON Lines, plain or gzip, CSV in any encoding. Not covered: sources that are no files.
+Covered: Parquet, CSV and JSON Lines, plain, gzip or zip, CSV in any encoding. Not covered: sources that are no files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -22,14 +22,20 @@ import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
 from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
-from trainers.data.read.files import GZIP_MAGIC, open_bytes, text_file
-from trainers.data.read.table_files import csv_header
+from trainers.data.read.delimited import (
+    BLOCK_BYTES,
+    BlockReader,
+    file_start,
+    line_blocks,
+    parse_options,
+    row_blocks,
+    settle_source,
+)
+from trainers.data.read.files import packing, text_file, unpacked, zip_member
 
 FileSource = CsvSource | JsonlSource | ParquetSource
 BATCH_ROWS = 65_536
-BLOCK_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
-HEADER_BYTES_MAX = 1 << 20
 WHOLE_FACTOR = 8  # bytes that the report in memory is taken to need for each byte of the table
 GZIP_FACTOR = 6  # text packs about so well
 DICTIONARY_BYTES_MAX = 3  # a column chunk with fewer bytes a value is stored as codes
@@ -61,20 +67,29 @@ def whole_bytes(paths: Sequence[Path], source: FileSource) -> int:
             for meta in (_parquet(path).metadata for path in paths)
         ]
     else:
-        sizes = [path.stat().st_size * (GZIP_FACTOR if _zipped(path) else 1) for path in paths]
+        sizes = [_text_bytes(path) for path in paths]
     return WHOLE_FACTOR * sum(sizes)
+
+
+def _text_bytes(path: Path) -> int:
+    packed = packing(path)
+    if packed == "zip":
+        return zip_member(path).file_size
+    return path.stat().st_size * (GZIP_FACTOR if packed else 1)
 
 
 def find_pieces(paths: Sequence[Path], source: FileSource) -> list[Piece]:
     """The pieces of all files, in order. Raises DataError for files that do not fit together."""
     pieces: list[Piece] = []
     names: tuple[str, ...] = ()
+    if isinstance(source, CsvSource):
+        source = settle_source(source, paths[0]).source
     for place, path in enumerate(paths):
         if isinstance(source, JsonlSource):
             pieces.append(Piece(text_file(path, "utf-8"), source, place, ()))
             continue
         meta = None if isinstance(source, CsvSource) else _parquet(path)
-        found = _header(path, source) if isinstance(source, CsvSource) else meta.schema_arrow.names  # type: ignore[union-attr]
+        found = file_start(path, source).names if isinstance(source, CsvSource) else meta.schema_arrow.names  # type: ignore[union-attr]
         names = names or tuple(found)
         _check_names(path, found, names)
         if meta is None:
@@ -130,19 +145,15 @@ def _coded_columns(piece: Piece) -> list[str]:
 
 def _csv_batches(piece: Piece, source: CsvSource, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     """The batches of one file with every column as text."""
-    found = _header(piece.path, source)
-    parse = pa_csv.ParseOptions(
-        delimiter=source.delimiter, quote_char=source.quote or False, newlines_in_values=source.quote is not None
-    )
-    convert = pa_csv.ConvertOptions(
-        column_types={name: pa.string() for name in found}, strings_can_be_null=False,
-        include_columns=list(columns or piece.names),
-    )  # fmt: skip
-    options = pa_csv.ReadOptions(column_names=found, skip_rows=1, block_size=BLOCK_BYTES, use_threads=False)
+    start = file_start(piece.path, source)
+    options = parse_options(start.names, source, columns or piece.names)
+    reading = start.read_options(block_size=BLOCK_BYTES, use_threads=False)
     try:
-        with pa.input_stream(str(piece.path), compression="gzip" if _zipped(piece.path) else None) as stream:
+        with _opened(piece.path) as stream:
             text = stream if _is_utf8(source.encoding) else pa.transcoding_input_stream(stream, source.encoding, "utf8")
-            for batch in pa_csv.open_csv(text, read_options=options, parse_options=parse, convert_options=convert):
+            if not start.plain:
+                text = pa.PythonFile(BlockReader(row_blocks(line_blocks(text), start, source)), mode="r")
+            for batch in pa_csv.open_csv(text, read_options=reading, **options):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise DataError(
@@ -156,8 +167,10 @@ def _jsonl_batches(piece: Piece) -> Iterator[pa.Table]:
     """Blocks of whole lines; each says its own columns and types."""
     rows = 0
     try:
-        with pa.input_stream(str(piece.path), compression="gzip" if _zipped(piece.path) else None) as stream:
-            for block in _line_blocks(stream):
+        with _opened(piece.path) as stream:
+            for block in line_blocks(stream):
+                if not block.strip():
+                    continue
                 table = pa_json.read_json(io.BytesIO(block), pa_json.ReadOptions(use_threads=False))
                 rows += table.num_rows
                 yield table
@@ -170,26 +183,15 @@ def _jsonl_batches(piece: Piece) -> Iterator[pa.Table]:
         ) from None
 
 
-def _line_blocks(stream: IO[bytes] | Any) -> Iterator[bytes]:
-    """About `BLOCK_BYTES` at a time, cut after a line."""
-    rest = b""
-    while chunk := stream.read(BLOCK_BYTES):
-        head, mark, tail = chunk.rpartition(b"\n")
-        if mark:
-            if (rest + head).strip():
-                yield rest + head + mark
-            rest = tail
-        else:
-            rest += chunk
-    if rest.strip():
-        yield rest
-
-
-def _header(path: Path, source: CsvSource) -> list[str]:
-    start = open_bytes(text_file(path, source.encoding), HEADER_BYTES_MAX)
-    if not _is_utf8(source.encoding):
-        start = start.decode(source.encoding, errors="ignore").encode()
-    return csv_header(path, start.removeprefix(b"\xef\xbb\xbf"), source)
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file's bytes, unpacked, as an Arrow stream. Raises DataError and what the stream raises."""
+    if packing(path) == "zip":
+        with unpacked(path) as member:
+            yield pa.PythonFile(member, mode="r")
+        return
+    with pa.input_stream(str(path), compression=packing(path)) as stream:
+        yield stream
 
 
 def _is_utf8(encoding: str) -> bool:
@@ -224,8 +226,3 @@ def _parquet_errors(path: Path) -> Iterator[None]:
             f"Cannot read {path} as Parquet", found=" ".join(str(error).split())[:300],
             rule="the file must be whole Parquet", remedy="It was changed or its copy was cut short: copy it again.",
         ) from None  # fmt: skip
-
-
-def _zipped(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == GZIP_MAGIC

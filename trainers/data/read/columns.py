@@ -21,12 +21,32 @@ def make_column(spec: DataSpec, name: str, kind: str = "text") -> Column:
     return Column(
         name=name,
         kind=kind,  # type: ignore[arg-type]
-        missing=csv.missing if csv else ("",),
+        missing=_missing(csv, kind) if csv else ("",),
         mapped=spec.clean.map_values.get(name, {}),
         infinite=spec.clean.infinite,
         thousands=csv.thousands if csv else "",
         decimal=csv.decimal if csv else ".",
     )
+
+
+def _missing(source: CsvSource, kind: str) -> tuple[str, ...]:
+    """Texts that mean "no value": where quotes tell values, those without quotes are null before a column is read."""
+    return ("",) if source.quoted_missing == "value" and kind == "text" else source.missing
+
+
+def plain_numbers(source: object, table: pa.Table) -> pa.Table:
+    """A table of texts with the source's decimal marks and separators as plain numbers: for who reads words alone."""
+    if not isinstance(source, CsvSource) or (source.decimal == "." and not source.thousands):
+        return table
+    for place, name in enumerate(table.column_names):
+        if not pa.types.is_string(table.column(name).type):
+            continue
+        column = Column(name=name, kind="text", missing=(), thousands=source.thousands, decimal=source.decimal)
+        encoded = whole_array(table.column(name)).dictionary_encode()
+        words = pa.array([column.plain_word(word.strip()) for word in encoded.dictionary.to_pylist()], pa.string())
+        plain = pa.DictionaryArray.from_arrays(encoded.indices, words).cast(pa.string())
+        table = table.set_column(place, name, plain)
+    return table
 
 
 def to_texts(column: Column, values: pa.ChunkedArray) -> Texts:

@@ -74,7 +74,7 @@ def _table_source(source: ImageManifestSource) -> CsvSource | JsonlSource:
     name = source.path.lower().removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson")):
         return JsonlSource(kind="jsonl", path=source.path)
-    return CsvSource(kind="csv", path=source.path, delimiter="\t" if name.endswith(".tsv") else ",")
+    return CsvSource(kind="csv", path=source.path, delimiter="\t" if name.endswith(".tsv") else "auto")
 
 
 def _listed(file: Path, row: int, attempted: str) -> Path:

@@ -40,7 +40,7 @@ def infer_role(spec: DataSpec, name: str, values: pa.ChunkedArray) -> Role:
             rule="a column holds numbers, texts, booleans or dates",
             remedy=f"Add it to data.drop_columns, or store it as another type. ({name})",
         )
-    column = make_column(spec, name)
+    column = make_column(spec, name, "number")  # a text of `missing` says nothing of the kind, in quotes or not
     return role_of_words(column, to_texts(column, values).words)
 
 

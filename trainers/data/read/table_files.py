@@ -8,11 +8,9 @@ Covered: CSV, JSON Lines, Parquet, patterns, fsspec URLs, `module:function`. Not
 
 from __future__ import annotations
 
-import csv
 import glob
 import importlib
 import io
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +24,10 @@ import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, JsonlSource, ParquetSource, PythonSource
+from trainers.data.read.delimited import parse_options, row_blocks, settle_source, table_start
 from trainers.data.read.fetch import called_by_url, fetch
 from trainers.data.read.files import digest_files, open_bytes, readable_file, text_file
 from trainers.data.read.raw import FREE
-
-DELIMITERS = ",;\t|"
-LINE_END = re.compile(rb"\r\n|\n|\r")  # a lone carriage return ends the lines of old Macintosh files
 
 
 def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
@@ -41,6 +37,8 @@ def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
         assert isinstance(table, pa.Table), "sources.py has taken pairs of arrays"
         return table, None, _digest_table(table)
     paths = find_files(source.path)
+    if isinstance(source, CsvSource):
+        source = settle_source(source, paths[0]).source
     main = _join([(path, read_file(source, path)) for path in paths])
     if source.test_path is None:
         return main, None, digest_files(paths)
@@ -83,23 +81,23 @@ def read_file(source: CsvSource | JsonlSource | ParquetSource, path: Path) -> pa
 
 def read_csv(path: Path, source: CsvSource) -> pa.Table:
     """A delimited file with every column as text. Raises DataError."""
+    source = settle_source(source, path).source
     data = decoded_text(text_file(path, source.encoding), source.encoding)
-    names = csv_header(path, data, source)
-    parse = pa_csv.ParseOptions(
-        delimiter=source.delimiter, quote_char=source.quote or False, newlines_in_values=source.quote is not None
-    )
-    convert = pa_csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
+    start = table_start(path, data, source)
+    rows = data if start.plain else b"".join(row_blocks([data], start, source))
+    del data
+    options = parse_options(start.names, source)
 
     def read(threads: bool) -> pa.Table:
-        options = pa_csv.ReadOptions(column_names=names, skip_rows=1, use_threads=threads)
-        return pa_csv.read_csv(io.BytesIO(data), read_options=options, parse_options=parse, convert_options=convert)
+        return pa_csv.read_csv(io.BytesIO(rows), read_options=start.read_options(use_threads=threads), **options)
 
     try:
         table = read(threads=True)
     except pa.ArrowInvalid:
         table = _explained(path, lambda: read(threads=False))
     if table.num_rows == 0:
-        raise DataError(f"Cannot read {path}", found="it has a header and zero rows", remedy="Give a file with rows.")
+        found = "it has a header and zero rows" if source.header else "it has zero rows"
+        raise DataError(f"Cannot read {path}", found=found, remedy="Give a file with rows.")
     return table
 
 
@@ -184,34 +182,7 @@ def decoded_text(path: Path, encoding: str) -> bytes:
             rule="a file has one encoding",
             remedy="Set data.source.encoding (cp1252 and latin-1 are common), or convert the file to UTF-8.",
         ) from None
-    return text.encode()
-
-
-def csv_header(path: Path, data: bytes, source: CsvSource) -> list[str]:
-    """Column names of the first line. Raises DataError when the delimiter is another one."""
-    line = LINE_END.split(data, maxsplit=1)[0].decode()
-    if source.quote and line.count(source.quote) % 2:
-        raise DataError(
-            f"Cannot read {path}",
-            found=f"a name in its header goes on in the next line: {line[:60]!r}",
-            rule="the header is one line",
-            remedy="Rename that column, or set data.source.quote to null when the mark is no quote.",
-        )
-    if source.quote:
-        names = next(csv.reader([line], delimiter=source.delimiter, quotechar=source.quote), [])
-    else:
-        names = line.split(source.delimiter)
-    names = [name.strip() for name in names]
-    others = {mark: line.count(mark) for mark in DELIMITERS if mark != source.delimiter and mark in line}
-    if len(names) <= 1:
-        mark = max(others, key=lambda item: others[item]) if others else None
-        raise DataError(
-            f"Cannot read {path}",
-            found=f"with the delimiter {source.delimiter!r} it has one column: {line[:60]!r}",
-            rule="a table needs a feature beside its target",
-            remedy=f"Set data.source.delimiter: {mark!r}." if mark else "Set data.source.delimiter.",
-        )
-    return names
+    return text.removeprefix("\ufeff").encode()
 
 
 def _explained(path: Path, read: Callable[[], pa.Table]) -> pa.Table:

@@ -20,6 +20,7 @@ from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
 from trainers.data.hashing import column_keys, table_keys
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts, whole_array
+from trainers.data.read.delimited import settle_spec
 from trainers.data.read.infer import infer_role
 from trainers.data.read.raw import FREE, Layout, RawData, Role, Table
 
@@ -28,6 +29,7 @@ def read_table(spec: DataSpec, inspect: Callable[[pa.Table, np.ndarray | None], 
     """Read the spec's table source; `inspect` is shown it as it was read. Raises DataError."""
     from trainers.data.read.table_files import load_tables
 
+    spec, _ = settle_spec(spec)
     table, fixed, digest = load_tables(spec.source)
     if inspect:
         inspect(table, fixed)

@@ -31,6 +31,7 @@ from trainers.data.fit.seen import example_row
 from trainers.data.fit.table import fit_transforms, take_rows
 from trainers.data.read.batches import Piece, find_pieces, whole_bytes
 from trainers.data.read.columns import make_column, read_values
+from trainers.data.read.delimited import settle_spec
 from trainers.data.read.fetch import called_by_url
 from trainers.data.read.files import digest_files
 from trainers.data.read.raw import Role, Table
@@ -133,7 +134,9 @@ def scan(spec: DataSpec, run: Run) -> Scanned:
     assert isinstance(source, CsvSource | JsonlSource | ParquetSource)
     paths, tests = _paths(source)
     with called_by_url([*paths, *tests]):
-        return _scan(spec, source, paths, tests, run)
+        spec, _ = settle_spec(spec, paths[0])
+        assert isinstance(spec.source, CsvSource | JsonlSource | ParquetSource)
+        return _scan(spec, spec.source, paths, tests, run)
 
 
 def _scan(

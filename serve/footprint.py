@@ -65,6 +65,7 @@ def measure(bundle: Bundle, variant: Variant, device: str, max_rows: int, source
         max_rows=max_rows,
         device=device,
         model=bundle.manifest.model,
+        target=bundle.manifest.target,
         precision=variant.precision,
     )
     before = _free_bytes(device, source)

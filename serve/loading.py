@@ -56,6 +56,7 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
         device=config.device,
         num_threads=config.num_threads,
         model=bundle.manifest.model,
+        target=bundle.manifest.target,
         precision=variant.precision,
         tensorrt=config.tensorrt,
     )

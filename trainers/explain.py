@@ -72,9 +72,8 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
         )
         found = check_data(context)
         assert found.resolved is not None
-        inputs = _inputs(context, found.resolved, folder)
-    model = _model(found.resolved, inputs)
-    resolved = found.resolved
+        inputs, resolved = _inputs(context, found.resolved, folder)
+    model = _model(resolved, inputs)
     if spec.train.batch_size_per_worker == "auto":
         resolved = _with_micro_batch(resolved, model, inputs)
     if spec.train.find_learning_rate:
@@ -164,19 +163,22 @@ def _memory(resolved: ResolvedRun, inputs: tuple[TensorSpec, ...], model: nn.Mod
     return {**asdict(estimate), "total": estimate.total, "num_parameters": count_parameters(model)}
 
 
-def _inputs(context: StageContext, resolved: ResolvedRun, folder: Path) -> tuple[TensorSpec, ...]:
-    """The model's signature: by preparing in a throw-away folder, which is what decides a table's width."""
+def _inputs(context: StageContext, resolved: ResolvedRun, folder: Path) -> tuple[tuple[TensorSpec, ...], ResolvedRun]:
+    """The model's signature, and the run with what preparing decides, for
+    which a throw-away folder is prepared."""
     from dataclasses import replace
 
     from trainers.data.shards import open_prepared
     from trainers.data.stages import prepare_data
 
     if resolved.data.num_rows > TABLE_ROWS_MAX:
-        return ()
+        path, why = "data.target_transform", "the prepare stage compares transforms on validation rows"
+        undecided = resolved.spec.data.target_transform == "auto"
+        return (), resolved.with_found({path: ("auto", why)}) if undecided else resolved
     target = folder / "prepared"
     target.mkdir()
-    prepare_data(replace(context, stage="prepare", resolved=resolved, folder=target))
-    return open_prepared(target).inputs
+    done = prepare_data(replace(context, stage="prepare", resolved=resolved, folder=target))
+    return open_prepared(target).inputs, done.resolved or resolved
 
 
 def render(facts: dict[str, Any]) -> str:

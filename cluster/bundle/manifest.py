@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cluster.bundle.signature import TensorSignature
+from cluster.bundle.target import TargetTransform
 from cluster.spec.base import StrictSpec
 
 FORMAT_VERSION = 1
@@ -52,6 +53,8 @@ class BundleManifest(StrictSpec):
     classes: tuple[str, ...] = ()
     """Class labels in the order of the output's last axis; empty for regression."""
     signature: TensorSignature
+    target: TargetTransform | None = None
+    """How a quantity was learned. The graphs have undone it already; who rebuilds the torch module needs it."""
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     default_variant: str
     """The variant that an endpoint serves unless told otherwise."""

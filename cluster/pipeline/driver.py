@@ -99,7 +99,7 @@ class Driver:
         self.records[stage.name] = record
         if reused and stage.name == "search" and self.resolved:
             self._resolve(self.resolved.with_values(record.facts.get("best", {})))
-        if reused and stage.name == "train" and self.resolved and (found := record.facts.get("found")):
+        if reused and stage.name in ("prepare", "train") and self.resolved and (found := record.facts.get("found")):
             reasons = record.details.get("found_reasons", {})
             self._resolve(self.resolved.with_found({path: (found[path], reasons.get(path, "")) for path in found}))
 

@@ -299,6 +299,11 @@ class DataSpec(StrictSpec):
     target: str = "target"
     """Name of the target column of a table or an image manifest; the labels of other sources get this name."""
     task: Auto | Literal["classification", "regression"] = "auto"
+    target_transform: Auto | Literal["none", "standard", "log1p", "yeo_johnson"] = "auto"
+    """What a network learns in place of a quantity: its standardized values (`standard`), or those of log(1 + x) or of
+    Yeo-Johnson's power. `auto` takes what has the lowest error on validation rows. All of it is fitted on training rows
+    and undone inside the exported graph: metrics, gate, search and endpoint speak the target's own unit. `none`: the
+    network learns the values as they are."""
     split: SplitSpec = SplitSpec()
     drop_columns: tuple[str, ...] = ()
     memory_bytes: Annotated[int, Field(gt=0)] | None = None

@@ -137,6 +137,8 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     decisions = _Decisions()
     decisions.take("data.task", spec.data.task, (data.task, f"the target looks like {data.task}"))
     decisions.take("data.encode.number", spec.data.encode.number, _number_encoding(data))
+    if data.task == "classification":  # of a quantity the prepare stage decides, on its rows
+        decisions.take("data.target_transform", spec.data.target_transform, ("none", "classes have no unit"))
     family = decisions.take("model.family", spec.model.family, _family(spec, data))
     if family in ("transformer", "transformers"):
         tokens = (spec.data.encode.vocabulary, "data.encode.vocabulary is its upper bound")

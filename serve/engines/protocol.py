@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from cluster.bundle.signature import TensorSignature
+from cluster.bundle.target import TargetTransform
 from cluster.spec.serve import TensorRtSpec
 
 
@@ -32,6 +33,8 @@ class EngineRequest:
     """Threads of one call on a CPU; 0 leaves it to the engine."""
     model: dict[str, Any] | None = None
     """The manifest's `model` section, for engines that rebuild the torch module."""
+    target: TargetTransform | None = None
+    """The manifest's transform of a quantity, for the same."""
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     """What the variant computes in; TensorRT proves it."""
     tensorrt: TensorRtSpec | None = None

@@ -42,7 +42,8 @@ class TorchEngine:
                 rule="a family's forward returns one",
             )
         spec: Any = TypeAdapter(ModelSpec).validate_python(request.model, strict=False)
-        module = _loader()(spec, request.signature.inputs, request.signature.outputs[0].shape[-1], request.path.parent)
+        inputs, width = request.signature.inputs, request.signature.outputs[0].shape[-1]
+        module = _loader()(spec, inputs, width, request.path.parent, request.target)
         self._module: Any = module.to(request.device)
         self._device = request.device
 

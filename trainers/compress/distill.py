@@ -35,6 +35,7 @@ from trainers.compress.students import build_student
 from trainers.data.shards import DATASET, PreparedData
 from trainers.evaluate.predict import predict_torch
 from trainers.export.session import open_session, run_batches
+from trainers.models.target import answers_learned
 
 TEACHER_INPUT = "teacher_logits"
 TAUGHT_SPLITS = ("train", "validation")
@@ -57,7 +58,7 @@ def distillation_loss(
     Returns:
         `(inputs, outputs (N, C), targets (N,)) -> (N,)`.
     """
-    live = build_student(**teacher).eval().requires_grad_(False) if teacher else None
+    live = answers_learned(build_student(**teacher)).eval().requires_grad_(False) if teacher else None
     if live is not None and feature_weight:
         live = WithFeatures(live, num_outputs).eval()
 
@@ -90,14 +91,15 @@ def write_teacher_shards(
     if (target / DATASET).exists():
         return
     outputs = prepared.num_outputs
-    first = WithFeatures(module, outputs).eval() if features else module
+    learned = answers_learned(module)  # a loss compares learned values
+    first = WithFeatures(learned, outputs).eval() if features else learned
     with new_folder(target) as folder:
         for name in TAUGHT_SPLITS:
             split = prepared.splits[name]
             told = predict_torch(first, split.inputs)
             logits = [
                 told[:, :outputs],
-                *(_bundle_logits(one, dict(split.inputs)) for one in teachers),
+                *(_learned(_bundle_logits(one, dict(split.inputs)), prepared) for one in teachers),
             ]
             for other in logits[1:]:
                 if other.shape != logits[0].shape:
@@ -125,6 +127,11 @@ def _answers(live: nn.Module | None, inputs: tuple[torch.Tensor, ...], outputs: 
     live.to(outputs.device)
     with torch.no_grad():
         return live(*inputs).float()
+
+
+def _learned(answers: np.ndarray, prepared: PreparedData) -> np.ndarray:
+    """A bundle answers in the target's own unit."""
+    return answers if prepared.target is None else prepared.target.to_learned(answers).astype(np.float32)
 
 
 def _bundle_logits(folder: str, inputs: dict[str, np.ndarray]) -> np.ndarray:

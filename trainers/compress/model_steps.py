@@ -24,7 +24,7 @@ from trainers.compress.ladder import BASELINE, DENSE, Ladder, Parent
 from trainers.compress.outcome import best_of
 from trainers.compress.prune.choose import plan_pruning, prune_module
 from trainers.compress.prune.cost import count_macs, count_parameters
-from trainers.compress.students import build_student, scaled_model, student_arguments
+from trainers.compress.students import build_student, scaled_model
 from trainers.compress.workshop import Made, Work, Workshop
 from trainers.evaluate.predict import tensors_of
 
@@ -96,7 +96,7 @@ def distill_student(ladder: Ladder, workshop: Workshop) -> Made:
     name = f"student{round(100 * spec.width)}"
     ladder.announce(name, "distill", BASELINE)
     model = scaled_model(workshop.resolved.spec.model, spec.width)
-    arguments = student_arguments(model, workshop.prepared.inputs, workshop.prepared.num_outputs)
+    arguments = workshop.arguments(model)
     made = workshop.make(Work(name, arguments, spec.epochs, spec.learning_rate, distill=True))
     judge_made(ladder, made, "distill", {"model": model.model_dump(mode="json")})
     return made
@@ -108,9 +108,8 @@ def train_rival(ladder: Ladder, workshop: Workshop, made: list[Made]) -> None:
     run = workshop.resolved.spec
     smallest = _network_to_beat(ladder, made)
     models = {width: scaled_model(run.model, width) for width in RIVAL_WIDTHS}
-    inputs, outputs = workshop.prepared.inputs, workshop.prepared.num_outputs
     macs = {
-        width: count_macs(build_student(**student_arguments(model, inputs, outputs)), workshop.example())
+        width: count_macs(build_student(**workshop.arguments(model)), workshop.example())
         for width, model in models.items()
     }
     width = min(macs, key=lambda one: abs(macs[one] - smallest.facts["macs"]))
@@ -120,7 +119,7 @@ def train_rival(ladder: Ladder, workshop: Workshop, made: list[Made]) -> None:
     epochs = run.train.epochs + max(retrained[recipe] for recipe in retrained if recipe in ladder.spec.recipes)
     work = Work(
         name,
-        student_arguments(models[width], inputs, outputs),
+        workshop.arguments(models[width]),
         epochs,
         run.train.optimizer.learning_rate,
         distill=False,

@@ -20,7 +20,8 @@ class Proxies:
 
     rows: int
     sqnr_db: float
-    """Signal-to-noise ratio of the outputs: 10 log10(Σ parent² / Σ (parent - candidate)²)."""
+    """Signal-to-noise ratio of the outputs: 10 log10(Σ parent² / Σ (parent - candidate)²); a quantity's about its
+    mean."""
     kl: float | None
     """Mean KL divergence of the classes' probabilities; null for regression."""
     agreement: float | None
@@ -43,7 +44,8 @@ def compare_outputs(parent: np.ndarray, candidate: np.ndarray, *, classification
     if not np.isfinite(candidate).all():
         return Proxies(len(parent), -SQNR_MAX_DB, None, 0.0 if classification else None)
     noise = float(((parent - candidate) ** 2).sum())
-    signal = float((parent**2).sum())
+    level = 0.0 if classification else parent.mean()  # 200,000 ± 3,000 has a signal of 3,000
+    signal = float(((parent - level) ** 2).sum())
     sqnr = (
         SQNR_MAX_DB
         if noise == 0

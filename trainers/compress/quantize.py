@@ -22,6 +22,7 @@ from cluster.errors import ModelError
 from cluster.temporary import scratch_folder
 from trainers.compress.calibrate import quiet_quantizer, write_ranges
 from trainers.compress.presets import WEIGHTED, StaticRecipe
+from trainers.export.graph_file import unit_nodes
 
 DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM")
 WEIGHT_ONLY_ELEMENTS_MIN = 256  # a smaller tensor saves less than its scales and its node cost
@@ -51,7 +52,11 @@ def quantize_int8_static(
             reduce_range=preset.reduce_range,
             activation_type=preset.activation,
             weight_type=preset.weight,
-            nodes_to_exclude=[*recipe.exclude, *thin_convolutions(prepared, preset.thin_channels_max)],
+            nodes_to_exclude=[
+                *recipe.exclude,
+                *thin_convolutions(prepared, preset.thin_channels_max),
+                *answering_nodes(prepared),
+            ],
             nodes_to_quantize=list(recipe.only),
             calibrate_method=recipe.method,
             extra_options=dict(preset.options),
@@ -109,8 +114,41 @@ def convert_fp16(source: Path, target: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with quiet_quantizer():
-        model = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
+        model = onnx.load(str(source))
+        unit = _take_unit(model)  # blocked nodes the converter would join by FP16 values, which end at 65,504
+        model = convert_float_to_float16(model, keep_io_types=True)
+    if unit is not None:
+        model.graph.node.extend(unit.node)
+        model.graph.initializer.extend(unit.initializer)
+        model.graph.output[0].CopyFrom(unit.output[0])
     onnx.save(model, str(target))
+
+
+def answering_nodes(prepared: Path) -> list[str]:
+    """Names of the nodes that bring a quantity back into its unit, and of the layer that they read: it has one output,
+    so INT8 would save nothing, and would end all answers at what the calibration rows reach."""
+    model = onnx.load(str(prepared), load_external_data=False)
+    unit = set(unit_nodes(model))
+    read = {name for node in model.graph.node if node.name in unit for name in node.input}
+    return [node.name for node in model.graph.node if node.name in unit or read & set(node.output)]
+
+
+def _take_unit(model: onnx.ModelProto) -> onnx.GraphProto | None:
+    """Take out the nodes that bring a quantity back into its unit; the graph then ends with learned values."""
+    graph, names = model.graph, set(unit_nodes(model))
+    unit = onnx.GraphProto(output=graph.output[:1], node=[node for node in graph.node if node.name in names])
+    if not unit.node:
+        return None
+    made = {name for node in unit.node for name in node.output}
+    read = {name for node in unit.node for name in node.input if name} - made
+    unit.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+    (learned,) = read - {tensor.name for tensor in unit.initializer}
+    types = [value for value in graph.value_info if value.name in made]
+    for kept, taken in ((graph.node, unit.node), (graph.initializer, unit.initializer), (graph.value_info, types)):
+        for item in taken:
+            kept.remove(item)
+    graph.output[0].name = learned
+    return unit
 
 
 def quantizable_nodes(prepared: Path) -> list[str]:

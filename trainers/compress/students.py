@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
+from cluster.bundle.target import TargetTransform
 from cluster.errors import ModelError
 from cluster.spec.model import ModelSpec
 from trainers.compress.features import WithFeatures, network_weights
@@ -42,6 +43,7 @@ def build_student(
     plan: Plan | None = None,
     weights: str | None = None,
     lesson: dict[str, int] | None = None,
+    target: dict[str, Any] | None = None,
 ) -> nn.Module:
     """The factory that a FitRequest names.
 
@@ -51,11 +53,14 @@ def build_student(
         weights: safetensors file of the weights to begin with, in the shapes before the plan.
         lesson: how it is taught: `answers` 1 takes the teacher's logits as a last input; `features` of a width make it
             answer as many while it is trained, to be matched with the teacher's.
+        target: how a quantity is learned, as JSON.
     """
     from trainers.export.module import load_weights
 
     spec = _MODEL.validate_python(_tuples(model))
-    module = build_model(spec, tuple(TensorSpec.model_validate(_tuples(item)) for item in inputs), num_outputs)
+    shapes = tuple(TensorSpec.model_validate(_tuples(item)) for item in inputs)
+    learned = TargetTransform.model_validate(target) if target else None
+    module = build_model(spec, shapes, num_outputs, learned)
     if weights is not None:
         load_weights(module, Path(weights))
     if plan is not None:
@@ -67,10 +72,16 @@ def build_student(
 
 
 def student_arguments(
-    model: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: int, **more: Any
+    model: ModelSpec,
+    inputs: tuple[TensorSpec, ...],
+    num_outputs: int,
+    target: TargetTransform | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """JSON-able arguments of `build_student`."""
     described = [tensor.model_dump(mode="json") for tensor in inputs]
+    if target is not None:
+        more["target"] = target.model_dump(mode="json")
     return {"model": model.model_dump(mode="json"), "inputs": described, "num_outputs": num_outputs, **more}
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from cluster.atomic import digest_json, new_folder, sha256_file, write_json
 from cluster.bundle.files import WEIGHTS
+from cluster.spec.model import ModelSpec
 from cluster.spec.resolve import ResolvedRun, batch_plan
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import EventSink
@@ -33,7 +34,7 @@ from trainers.data.shards import PreparedData
 from trainers.evaluate.predict import tensors_of
 from trainers.export.float_graph import real_rows
 from trainers.export.onnx import export_onnx
-from trainers.export.parity import check_parity
+from trainers.export.parity import check_parity, parity_of
 from trainers.loop import FitRequest, FitResult, fit
 
 PLAN = "plan.json"
@@ -87,9 +88,10 @@ class Workshop:
         """The trained network, cut by a plan where one is given."""
         return build_student(**self.arguments(plan=plan, weights=str(self.weights / WEIGHTS))).eval()
 
-    def arguments(self, **more: Any) -> dict[str, Any]:
-        """Arguments of `build_student` for the run's own model."""
-        return student_arguments(self.resolved.spec.model, self.prepared.inputs, self.prepared.num_outputs, **more)
+    def arguments(self, model: ModelSpec | None = None, **more: Any) -> dict[str, Any]:
+        """Arguments of `build_student` for a model on the run's data; None: the run's own."""
+        data, model = self.prepared, model or self.resolved.spec.model
+        return student_arguments(model, data.inputs, data.num_outputs, data.target, **more)
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """A few real rows, to trace and count with."""
@@ -119,7 +121,7 @@ class Workshop:
         """Write the graph of a module, prove parity; returns its size in parameters and multiply-accumulates."""
         spec, rows = self.resolved.spec.export, real_rows(self.prepared)
         export_onnx(module.eval(), self.prepared.inputs, rows, path, opset=spec.opset)
-        parity = check_parity(module, path, rows, spec.parity)
+        parity = check_parity(module, path, rows, parity_of(spec.parity, self.prepared.target))
         return {"parameters": count_parameters(module), "macs": count_macs(module, self.example()), "parity": parity}
 
     def _train(self, work: Work, folder: Path) -> dict[str, torch.Tensor]:

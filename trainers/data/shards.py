@@ -20,10 +20,13 @@ import numpy as np
 
 from cluster.atomic import write_json
 from cluster.bundle.signature import TensorSpec
+from cluster.bundle.target import TargetTransform
 from cluster.errors import DataError
 from trainers.data.shard_store import StoredShards
 
 DATASET = "dataset.json"
+TARGET_FACTS = "target"
+"""Among a data set's facts: the transform of a quantity, and why it is that (fit/target.py)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Split:
     inputs: dict[str, np.ndarray]
     """name -> (N, …), in the order of the signature."""
     targets: np.ndarray
-    """(N,) int64 class indices, or (N,) float32 values."""
+    """(N,) int64 class indices, or (N,) float32 values in the target's own unit."""
     weights: np.ndarray | None = None
     """(N,) float32 sample weights, or None for all ones."""
 
@@ -57,6 +60,12 @@ class PreparedData:
     def num_outputs(self) -> int:
         """Width of the model's last layer."""
         return len(self.classes) if self.task == "classification" else 1
+
+    @property
+    def target(self) -> TargetTransform | None:
+        """How a quantity is learned; None for classes, and where the network learns the values as they are."""
+        found = self.facts.get(TARGET_FACTS, {}).get("transform")
+        return None if found is None else TargetTransform.model_validate(found)
 
 
 def write_prepared(
@@ -114,11 +123,12 @@ def open_prepared(folder: Path) -> PreparedData:
             remedy="Run the prepare stage again.",
         ) from None
     inputs = tuple(TensorSpec.model_validate_json(json.dumps(item)) for item in raw["inputs"])
-    splits = {name: _open_split(folder / name, inputs) for name in raw["splits"]}
+    splits = {name: open_split(folder / name, inputs) for name in raw["splits"]}
     return PreparedData(folder, raw["task"], tuple(raw["classes"]), inputs, splits, raw["facts"])
 
 
-def _open_split(folder: Path, inputs: tuple[TensorSpec, ...]) -> Split:
+def open_split(folder: Path, inputs: tuple[TensorSpec, ...]) -> Split:
+    """The shards of one split, mapped. Raises DataError for one that is gone or damaged."""
     weights = folder / "weights.npy"
     return Split(
         {tensor.name: _map(folder / f"inputs.{tensor.name}.npy") for tensor in inputs},

@@ -28,12 +28,13 @@ from cluster.spec.resolve import DataFacts, Reason, batch_plan, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.fit.arrays import check_rules, fit_arrays
+from trainers.data.fit.target import target_facts
 from trainers.data.quality.report import QualityReport
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.raw import FREE, RawData
 from trainers.data.read.sources import Inspect, read_source
 from trainers.data.shard_store import publish_shards
-from trainers.data.shards import write_prepared
+from trainers.data.shards import TARGET_FACTS, write_prepared
 from trainers.data.split_classes import check_split_classes
 from trainers.data.splits import assign_splits, split_rows
 from trainers.data.stream.prepare import Run, Way, choose_way, in_threads, scan, write
@@ -253,10 +254,29 @@ def prepare_data(context: StageContext) -> StageResult:
     _wait_for_ray(context, spec)
     past = choose_way(spec, _memory_bytes(context)).past_memory
     result = _prepare_past_memory(context, spec) if past else _prepare_in_memory(context, spec)
+    result = _say_target(context, result)
     if spec.shards_url is None:
         return result
     digest = publish_shards(context.folder, spec.shards_url)
     return replace(result, facts={**result.facts, "shards": {"store": spec.shards_url, "digest": digest}})
+
+
+def _say_target(context: StageContext, result: StageResult) -> StageResult:
+    """Tell how a quantity is learned; where the spec says `auto`, what was found becomes part of the resolved run."""
+    target = result.facts.get(TARGET_FACTS)
+    if target is None:
+        return result
+    text = f"the target is learned with transform '{target['kind']}': {target['reason']}"
+    context.events.emit(Message(stage=context.stage, text=text))
+    if context.run_resolved.spec.data.target_transform != "auto":
+        return result
+    path = "data.target_transform"
+    return replace(
+        result,
+        facts={**result.facts, "found": {path: target["kind"]}},
+        details={**result.details, "found_reasons": {path: target["reason"]}},
+        resolved=context.run_resolved.with_found({path: (target["kind"], target["reason"])}),
+    )
 
 
 def _prepare_in_memory(context: StageContext, spec: DataSpec) -> StageResult:
@@ -271,6 +291,8 @@ def _prepare_in_memory(context: StageContext, spec: DataSpec) -> StageResult:
         transforms, splits, facts = fit_arrays(spec, plan.raw, plan.rows, plan.targets)
         inputs = transforms.signature()
     write_json(context.folder / TRANSFORMS, transforms.to_json())
+    if plan.task == "regression":
+        facts = {**facts, **target_facts(spec.target_transform, splits)}
     write_prepared(context.folder, splits, task=plan.task, classes=plan.classes, inputs=inputs, facts=facts)
     return _prepared({name: len(split) for name, split in splits.items()}, inputs, facts)
 

@@ -15,7 +15,8 @@ def run_evaluation(context: StageContext) -> StageResult:
     """Predict the test split with the trained weights. Writes `predictions.npz` (logits, targets)."""
     prepared = open_prepared(context.files("prepare"))
     split = prepared.splits["test"]
-    module = load_module(context.run_resolved.spec.model, prepared.inputs, prepared.num_outputs, context.files("train"))
+    model, trained = context.run_resolved.spec.model, context.files("train")
+    module = load_module(model, prepared.inputs, prepared.num_outputs, trained, prepared.target)
     logits = predict_torch(module, split.inputs)
     targets = np.asarray(split.targets)
     np.savez(context.folder / "predictions.npz", logits=logits, targets=targets)

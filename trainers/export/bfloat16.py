@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from cluster.errors import ModelError
-from trainers.export.graph_file import graph_facts
+from trainers.export.graph_file import graph_facts, unit_nodes
 from trainers.export.precision import prove_graph
 
 BF16_TYPE = "tensor(bfloat16)"
@@ -76,6 +76,7 @@ class _Conversion:
 
     def run(self) -> None:
         graph = self.model.graph
+        self.kept = set(unit_nodes(self.model))
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.types = {name: tensor.data_type for name, tensor in self.weights.items()}
         for value in (*graph.input, *graph.output, *graph.value_info):
@@ -89,7 +90,12 @@ class _Conversion:
 
     def _allows(self, node: onnx.NodeProto) -> bool:
         """Whether the operator's schema takes BF16 wherever this node has float32."""
-        if node.domain not in ("", "ai.onnx") or node.op_type in KEPT or any(a.HasField("g") for a in node.attribute):
+        if (
+            node.name in self.kept
+            or node.domain not in ("", "ai.onnx")
+            or node.op_type in KEPT
+            or any(a.HasField("g") for a in node.attribute)
+        ):
             return False
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset, "")

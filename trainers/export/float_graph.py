@@ -14,7 +14,7 @@ from trainers.export.graph_file import check_file
 from trainers.export.module import load_module
 from trainers.export.onnx import EXAMPLE_ROWS_MIN, export_onnx
 from trainers.export.optimize import optimize_graph
-from trainers.export.parity import BATCH_SIZES, check_parity
+from trainers.export.parity import BATCH_SIZES, check_parity, parity_of
 
 FLOAT_GRAPH = "model.onnx"
 FLOAT_VARIANT = "fp32"
@@ -26,14 +26,14 @@ def write_float_graph(spec: RunSpec, prepared: PreparedData, weights: Path, fold
     Returns:
         `{"parity": {…}, "optimized": {…}, "opset": int, "operators": {…}, "num_parameters": int, "size_bytes": int}`.
     """
-    module = load_module(spec.model, prepared.inputs, prepared.num_outputs, weights)
+    module = load_module(spec.model, prepared.inputs, prepared.num_outputs, weights, prepared.target)
     rows = real_rows(prepared)
     path = folder / FLOAT_GRAPH
     facts = export_onnx(module, prepared.inputs, rows, path, opset=spec.export.opset)
     optimized = optimize_graph(path, spec.export.optimize)
     if optimized:
         facts = check_file(path)
-    parity = check_parity(module, path, rows, spec.export.parity)
+    parity = check_parity(module, path, rows, parity_of(spec.export.parity, prepared.target))
     return {
         "parity": parity,
         "optimized": optimized,

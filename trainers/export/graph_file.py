@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from cluster.atomic import digest_json, sha256_file
+from cluster.bundle.target import TARGET_UNIT
 from cluster.errors import ModelError
 
 BITS_MIN = 4  # bits of the narrowest tensor element (INT4)
@@ -41,6 +42,11 @@ class GraphFacts:
     num_nodes: int
     operators: dict[str, int]
     num_parameters: int
+
+
+def unit_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that bring a quantity back into its unit: they stay in float."""
+    return [node.name for node in model.graph.node if node.name.startswith(f"{TARGET_UNIT}.")]
 
 
 def check_file(path: Path, *, opset: int | None = None) -> GraphFacts:

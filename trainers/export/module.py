@@ -10,17 +10,27 @@ from torch import nn
 
 from cluster.bundle.files import WEIGHTS
 from cluster.bundle.signature import TensorSpec
+from cluster.bundle.target import TargetTransform
 from cluster.errors import ModelError
 from cluster.spec.model import ModelSpec
 
 
-def load_module(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: int, folder: Path) -> nn.Module:
-    """The module of `spec` with the weights of `folder`, on the CPU and in eval mode. Raises ModelError."""
+def load_module(
+    spec: ModelSpec,
+    inputs: tuple[TensorSpec, ...],
+    num_outputs: int,
+    folder: Path,
+    target: TargetTransform | None = None,
+) -> nn.Module:
+    """The module of `spec` with the weights of `folder`, on the CPU and in eval mode. Raises ModelError.
+
+    `target`: how its quantity was learned.
+    """
     from trainers.models import build_model
 
     if getattr(spec, "pretrained", False):  # the trained weights replace the library's: nothing is to be downloaded
         spec = spec.model_copy(update={"pretrained": False})
-    module = build_model(spec, inputs, num_outputs)
+    module = build_model(spec, inputs, num_outputs, target)
     load_weights(module, folder / WEIGHTS)
     return module.eval()
 

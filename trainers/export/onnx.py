@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
+from cluster.bundle.target import TARGET_UNIT
 from cluster.errors import ModelError
 from trainers.evaluate.predict import tensors_of
 from trainers.export.graph_file import GraphFacts, check_file
@@ -36,6 +37,7 @@ PROTOBUF_LIMIT_BYTES = 1 << 31  # protobuf cannot write a larger message
 EXTERNAL_DATA_BYTES = PROTOBUF_LIMIT_BYTES - (64 << 20)  # leaves room for the graph beside the weights
 EXTERNAL_SUFFIX = ".data"  # torch's exporter writes weights of large models there
 OPSET_MIN = 18  # torch's exporter implements 18 and upwards
+SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the modules around the call, as the exporter notes them
 EXPORTER_LOGGERS = ("torch.onnx", "torch.onnx._internal", "onnxscript", "onnx_ir", "torch.export")
 
 
@@ -110,10 +112,19 @@ def _write(
         raise export_error(error, module, lambda: _trace(module, tensors, dynamic)) from error
     if program is None:
         raise ModelError("Cannot export to ONNX", found="the exporter returned nothing")
+    _name_target_unit(program)
     check_batch_range(program.exported_program, module)
     size = sum(p.numel() * p.element_size() for p in (*module.parameters(), *module.buffers()))
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+
+
+def _name_target_unit(program: torch.onnx.ONNXProgram) -> None:
+    """The nodes that bring a quantity back into its unit get names by which conversions know them."""
+    for node in program.model.graph:
+        scopes = node.metadata_props.get(SCOPES, "")
+        if f".{TARGET_UNIT}'" in scopes or f"'{TARGET_UNIT}'" in scopes:
+            node.name = f"{TARGET_UNIT}.{node.name}"
 
 
 def _trace(module: nn.Module, tensors: tuple[torch.Tensor, ...], dynamic: tuple[Any, ...]) -> list[Any]:

@@ -16,12 +16,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from cluster.bundle.target import TargetTransform
 from cluster.errors import ModelError
 from cluster.spec.export import ParitySpec
 from trainers.evaluate.predict import tensors_of
 from trainers.export.session import open_session, run_batches
 
 BATCH_SIZES = (1, 2, 7)  # one row, the exporter's example, an odd size that no padding rule favors
+
+
+def parity_of(spec: ParitySpec, target: TargetTransform | None) -> ParitySpec:
+    """The tolerance for a quantity: `absolute` counts in deviations of its training values, whatever its unit."""
+    return spec if target is None else spec.model_copy(update={"absolute": spec.absolute * target.spread})
 
 
 def check_parity(module: nn.Module, path: Path, rows: Mapping[str, np.ndarray], spec: ParitySpec) -> dict[str, Any]:

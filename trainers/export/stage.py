@@ -23,6 +23,7 @@ from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, w
 from trainers.export.footprint import with_footprint
 from trainers.export.fuse import Fusion, fuse_graph, plan_fusion
 from trainers.export.graph_file import file_bytes
+from trainers.export.parity import parity_of
 
 EVIDENCE = "evidence"
 OUTPUT = "logits"
@@ -98,7 +99,8 @@ def _fuse(context: StageContext, prepared: PreparedData, variants: tuple[Variant
     if fusion is None:
         return None
     for variant in variants:
-        fuse_graph(folder / variant.file, fusion, real_rows(prepared), spec.parity, exact=variant.precision == "fp32")
+        parity = parity_of(spec.parity, prepared.target)
+        fuse_graph(folder / variant.file, fusion, real_rows(prepared), parity, exact=variant.precision == "fp32")
     if (left := fusion.served_transforms()) is not None:
         write_json(path, left.to_json())
     return fusion
@@ -122,6 +124,7 @@ def _manifest(
         task=prepared.task,
         classes=prepared.classes,
         signature=TensorSignature(inputs=prepared.inputs, outputs=outputs),
+        target=prepared.target,
         variants=variants,
         default_variant=compressed["chosen"],
         model=run.spec.model.model_dump(mode="json"),

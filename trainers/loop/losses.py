@@ -12,11 +12,12 @@ loss, label smoothing, any function of the user. Not covered: losses that couple
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
 
+from cluster.bundle.target import TargetTransform
 from cluster.spec.train import LossSpec
 
 IGNORE_INDEX = -100  # torch's default: targets that count for nothing
@@ -48,6 +49,8 @@ class Objective:
     spec: LossSpec = PLAIN
     item_losses: ItemLosses | None = None
     """The user's own; replaces the loss of the spec."""
+    target: TargetTransform | None = None
+    """How a quantity is learned: outputs and losses are then of learned values, while targets stay in their unit."""
 
     def sum(self, batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:
         """Σ w_i · ℓ_i as a float scalar with a graph; items of weight 0 never enter it, not even as NaN · 0."""
@@ -71,6 +74,15 @@ class Objective:
         losses = self._items(kept, outputs.index_select(0, valid))
         return (losses * weights.to(losses.dtype)).sum()
 
+    def told(self, batch: MicroBatch, outputs: torch.Tensor, loss_sum: torch.Tensor) -> torch.Tensor:
+        """The sum that curves show: of a quantity Σ w_i · e_i² with errors in its own unit, as validation has it."""
+        if self.target is None or self.item_losses is not None:
+            return loss_sum
+        if self.target.kind == "standard":
+            return loss_sum.detach() * self.target.scale**2
+        wide = outputs.detach() if outputs.dtype.itemsize >= 4 else outputs.detach().float()
+        return replace(self, target=None).sum(batch, self.target.to_unit(wide, torch))
+
     def _plain_sum(self, batch: MicroBatch) -> bool:
         return (
             self.task == "classification"
@@ -83,10 +95,11 @@ class Objective:
     def _items(self, batch: MicroBatch, outputs: torch.Tensor) -> torch.Tensor:
         """(n,) losses; a row of several items is their sum."""
         outputs = outputs.float() if outputs.dtype.itemsize < 4 else outputs
+        targets = batch.targets if self.target is None else self.target.to_learned(batch.targets, torch)
         if self.item_losses is not None:
-            return self.item_losses(batch.inputs, outputs, batch.targets)
+            return self.item_losses(batch.inputs, outputs, targets)
         if self.task == "regression":
-            return (outputs.unsqueeze(-1).flatten(1)[:, 0] - batch.targets) ** 2
+            return (outputs.unsqueeze(-1).flatten(1)[:, 0] - targets) ** 2
         return classification_losses(outputs, batch.targets, self.spec)
 
 

@@ -51,7 +51,7 @@ def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) ->
         device=device,
         train=SplitReader(train, device, row_weights(train, request.train.loss, data.num_outputs)),
         validation=SplitReader(validation, device, row_weights(validation, LossSpec(), data.num_outputs)),
-        objective=Objective(data.task, request.train.loss, objective),
+        objective=Objective(data.task, request.train.loss, objective, data.target),
         augmenter=Augmenter(request.train.augment, request.seed, data.inputs[0].item_shape, data.num_outputs),
         sink=sink,
     )
@@ -69,7 +69,7 @@ def build_module(request: FitRequest, data: PreparedData) -> nn.Module:
     if request.model_factory:
         model = load_named(request.model_factory)(**request.model_arguments)
     else:
-        model = build_model(request.model, data.inputs, data.num_outputs)
+        model = build_model(request.model, data.inputs, data.num_outputs, data.target)
     return model.train()
 
 

@@ -157,7 +157,7 @@ def _backward_of_window(job: Job, state: State, window: Window, share: float, *,
         with autocast(job.request.train.precision, job.device):
             outputs = forward(*_in_memory_format(job, batch.inputs))
             loss_sum = job.objective.sum(batch, outputs)
-        exchange.add_loss(loss_sum)
+        exchange.add_loss(job.objective.told(batch, outputs, loss_sum))
         loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
         (state.scaler.scale(loss) if state.scaler else loss).backward()
 

@@ -1,7 +1,7 @@
 """From a model spec and a signature to a torch module.
 
 Invariant: the same spec, signature and torch seed give the same weights; `forward(*inputs in signature order)`
-returns (N, num_outputs) float32 whatever the inputs' datatypes are.
+returns (N, num_outputs) float32 whatever the inputs' datatypes are; outside of training in the target's own unit.
 
 Covered: the shipped families. Not covered: pruned models and students (their factories come by name in a FitRequest).
 """
@@ -13,10 +13,12 @@ from collections.abc import Callable
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
+from cluster.bundle.target import TargetTransform
 from cluster.errors import MemoryShortError, ModelError
 from cluster.spec.model import ModelSpec
 from trainers.models.cnn import build_cnn
 from trainers.models.mlp import build_mlp
+from trainers.models.target import TransformedTarget
 from trainers.models.transformer import build_transformer
 from trainers.models.zoo import build_timm, build_torchvision, build_transformers
 
@@ -32,8 +34,13 @@ FAMILIES: dict[str, Family] = {
 """family -> `function(spec, inputs, num_outputs) -> nn.Module`."""
 
 
-def build_model(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: int) -> nn.Module:
-    """The untrained module. Raises ModelError for inputs that the family cannot take, MemoryShortError for its size."""
+def build_model(
+    spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: int, target: TargetTransform | None = None
+) -> nn.Module:
+    """The untrained module. Raises ModelError for inputs that the family cannot take, MemoryShortError for its size.
+
+    `target`: how its quantity is learned.
+    """
     if spec.family == "auto":
         raise ModelError(
             "Cannot build the model",
@@ -42,7 +49,8 @@ def build_model(spec: ModelSpec, inputs: tuple[TensorSpec, ...], num_outputs: in
             remedy="Pass the model section of a resolved run.",
         )
     try:
-        return FAMILIES[spec.family](spec, inputs, num_outputs)
+        network = FAMILIES[spec.family](spec, inputs, num_outputs)
+        return network if target is None else TransformedTarget(network, target)
     except (RuntimeError, MemoryError) as error:  # torch raises the first where it cannot have what it asks for
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise

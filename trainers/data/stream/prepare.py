@@ -29,6 +29,7 @@ from cluster.spec.remedy import kind_line
 from trainers.data import targets as target_rules
 from trainers.data.fit.seen import example_row
 from trainers.data.fit.table import fit_transforms, take_rows
+from trainers.data.fit.target import target_facts
 from trainers.data.read.batches import Piece, find_pieces, whole_bytes
 from trainers.data.read.columns import make_column, read_values
 from trainers.data.read.delimited import settle_spec
@@ -37,7 +38,7 @@ from trainers.data.read.files import digest_files
 from trainers.data.read.raw import Role, Table
 from trainers.data.read.table_files import find_files
 from trainers.data.read.tables import check_columns
-from trainers.data.shards import write_description
+from trainers.data.shards import open_split, write_description
 from trainers.data.split_classes import check_split_classes
 from trainers.data.stream.scan import (
     WORDS_MAX,
@@ -210,6 +211,9 @@ def write(folder: Path, scanned: Scanned, run: Run) -> tuple[Transforms, dict[st
     places = [(piece, start.tolist()) for piece, start in zip(scanned.pieces, starts, strict=False)]
     for _ in run(write_piece, places, scanned.layout, transforms, str(folder)):
         pass
+    if scanned.task == "regression":
+        splits = {name: open_split(folder / name, inputs) for name in rows}
+        facts |= target_facts(scanned.layout.spec.target_transform, splits)
     write_description(folder, rows, task=scanned.task, classes=scanned.classes, inputs=inputs, facts=facts)
     return transforms, facts
 

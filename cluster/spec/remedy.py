@@ -20,6 +20,7 @@ from cluster.spec.run import RunSpec
 
 PATH = re.compile(rf"\b((?:{'|'.join(RunSpec.model_fields)})(?:\.[A-Za-z_][\w-]*)*)(?:: | to )(?=\S)")
 SCALAR = re.compile(r"\"[^\"]*\"|'[^']*'|[\w.+-]*\w")
+PROSE = ("a", "an", "another", "one", "the", "what")  # `to the …` says no value
 PLAIN = re.compile(r"[A-Za-z_][\w ()/%-]*")
 
 
@@ -52,7 +53,7 @@ def advice(text: str) -> list[tuple[str, Any]]:
     for match in PATH.finditer(text):
         rest = text[match.end() :]
         end = _closing(rest) if rest[0] in "{[" else len(scalar.group()) if (scalar := SCALAR.match(rest)) else 0
-        if not end:
+        if not end or rest[:end] in PROSE:
             continue
         try:
             found.append((match.group(1), yaml.safe_load(rest[:end])))
@@ -69,9 +70,12 @@ def in_force(text: str, spec: RunSpec) -> list[str]:
 
 def _closing(text: str) -> int:
     """The length of a mapping or list at the start of a text; 0 where it does not end."""
-    depth, quote = 0, ""
+    depth, quote, escaped = 0, "", False
     for place, mark in enumerate(text):
-        if quote:
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = mark == "\\" and quote == '"'
             quote = "" if mark == quote else quote
         elif mark in "\"'":
             quote = mark
@@ -96,4 +100,4 @@ def _holds(value: Any, current: Any) -> bool:
         return all(name in current and _holds(each, current[name]) for name, each in value.items())
     if isinstance(value, list) and isinstance(current, list):
         return all(each in current for each in value)
-    return bool(value == current and type(value) is type(current))
+    return bool(value == current and isinstance(value, bool) == isinstance(current, bool))

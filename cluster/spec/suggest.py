@@ -78,13 +78,14 @@ def nearest_key(path: Sequence[str | int], fields: Sequence[str]) -> str | None:
     if meant in fields:
         return _join(here, meant)
     for name in (key, meant):
-        if name is not None and (found := _closest_place(_places(name), parent)):
+        places = [place for place in _places(name or "") if place != _join(here, key)]  # of another member of a union
+        if name is not None and (found := _closest_place(places, parent)):
             return found
     if close := difflib.get_close_matches(key, fields, n=1, cutoff=NEAR):
         return _join(here, close[0])
     names = {place.rpartition(".")[2] for place in all_paths()}
     if close := difflib.get_close_matches(key, sorted(names), n=1, cutoff=NEAR_ELSEWHERE):
-        return _closest_place(_places(close[0]), parent)
+        return _closest_place([place for place in _places(close[0]) if place != _join(here, key)], parent)
     return None
 
 

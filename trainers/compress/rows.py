@@ -45,7 +45,7 @@ def rows_of(prepared: PreparedData, *, calibration_rows: int = MANY_ROWS) -> Com
                 found=f"all {len(calibration)} rows of the calibration split have the class "
                 f"{prepared.classes[int(found[0])]!r}",
                 rule="ranges from one class do not hold for the others",
-                remedy="Stratify the split (data.split.stratify: true), or make data.split.calibration larger.",
+                remedy="Make data.split.calibration larger, or give it rows of other classes.",
             )
     chosen = spread_rows(len(calibration), calibration_rows)
     return CompressionRows(

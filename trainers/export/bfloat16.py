@@ -51,7 +51,9 @@ def convert_bf16(source: Path, target: Path) -> None:
             f"Cannot convert {source.name} to BF16",
             found=f"{error.found}; the graph has opset {opset}",
             rule=f"ONNX knows BF16 convolutions from opset {OPSET_OF_CONV} on",
-            remedy=f"Set export.opset to {OPSET_OF_CONV}.",
+            remedy=f"Set export.opset to {OPSET_OF_CONV}."
+            if opset < OPSET_OF_CONV
+            else "Leave bf16 out of compress.recipes.",
         ) from error
 
 

@@ -113,5 +113,5 @@ def _refused(inputs: tuple[TensorSpec, ...]) -> ModelError:
         "Cannot build a transformer",
         found=f"the inputs are {found}",
         rule="a transformer takes token ids (INT64 [-1, length]), and float features beside them",
-        remedy="Set data.encode.text: token_ids, or choose model.family: mlp.",
+        remedy="Token ids are made of text: declare a column of it in data.columns, or choose model.family: mlp.",
     )

@@ -73,7 +73,7 @@ def build_timm(spec: TimmSpec, inputs: tuple[TensorSpec, ...], num_outputs: int)
             **spec.options,
         )
     except Exception as error:  # libraries raise anything for options and downloads they dislike
-        raise _refused("timm", spec.name, error) from error
+        raise _refused("timm", spec.name, error, pretrained=spec.pretrained) from error
     return ImageNetwork(network)
 
 
@@ -108,7 +108,8 @@ def build_transformers(spec: TransformersSpec, inputs: tuple[TensorSpec, ...], n
             "Cannot build a transformers network",
             found=f"the inputs are {found}",
             rule="it takes one input of token ids, INT64 [-1, length]",
-            remedy="Set data.encode.text: token_ids and drop the other columns, or choose model.family: transformer.",
+            remedy="Leave one column that is text (data.columns declares it) and drop the others, or choose "
+            "model.family: transformer.",
         )
     require("transformers", extra="zoo", wanted_by="model.family: transformers")
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -125,7 +126,7 @@ def build_transformers(spec: TransformersSpec, inputs: tuple[TensorSpec, ...], n
             config = (AutoConfig.for_model if made else AutoConfig.from_pretrained)(spec.name, **values)
             network = AutoModelForSequenceClassification.from_config(config)
     except Exception as error:  # as above
-        raise _refused("transformers", spec.name, error) from error
+        raise _refused("transformers", spec.name, error, pretrained=spec.pretrained) from error
     return TokenNetwork(network)
 
 
@@ -151,9 +152,10 @@ def _unknown(library: str, name: str, known: Iterable[str]) -> ModelError:
     )
 
 
-def _refused(library: str, name: str, error: Exception) -> ModelError:
+def _refused(library: str, name: str, error: Exception, *, pretrained: bool = False) -> ModelError:
     return ModelError(
         f"Cannot build the {library} network {name!r}",
         found=f"{library} says {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-        remedy="Mend model.options, or set model.pretrained: false where the weights cannot be had.",
+        remedy="Mend model.options"
+        + (", or set model.pretrained: false where the weights cannot be had." if pretrained else "."),
     )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.errors import MantaError
 from cluster.pipeline.stage import StageContext
 from cluster.spec.data import DataSpec
 from cluster.spec.load import validate_spec
+from cluster.spec.remedy import in_force
 from cluster.spec.resolve import HostFacts
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder
@@ -43,12 +47,30 @@ def context(folder: Path, spec: RunSpec, stage: str = "check", resolved: Any = N
     )
 
 
+@contextmanager
+def answered(spec: RunSpec) -> Iterator[None]:
+    """No error of the block has a remedy that the spec follows already."""
+    try:
+        yield
+    except MantaError as error:
+        refuse_idle_remedy(error, spec)
+        raise
+
+
+def refuse_idle_remedy(error: MantaError, spec: RunSpec) -> None:
+    """Fail where an error tells what the spec says already."""
+    assert in_force(error.remedy, spec) == [], error.message
+
+
 def check(folder: Path, spec: RunSpec) -> Any:
-    return check_data(context(folder, spec))
+    with answered(spec):
+        return check_data(context(folder, spec))
 
 
 def prepare(folder: Path, spec: RunSpec) -> Any:
-    return prepare_data(context(folder, spec, "prepare", check(folder, spec).resolved))
+    resolved = check(folder, spec).resolved
+    with answered(spec):
+        return prepare_data(context(folder, spec, "prepare", resolved))
 
 
 def write_table(path: Path, num_rows: int = 400, *, seed: int = 0, positive: float = 0.4) -> Path:

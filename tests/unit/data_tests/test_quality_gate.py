@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import trainers.data
 from cluster.errors import DataError, SpecError
-from cluster.spec.data import Rule
+from cluster.spec.data import DataSpec, Rule
+from cluster.spec.load import override_spec
+from cluster.spec.remedy import advice
 from tests.unit.data_tests.making import check, context, run_spec
 from trainers.data.quality import label_noise
+from trainers.data.quality.gate import check_quality, check_quality_files
+from trainers.data.read.sources import read_source
 from trainers.data.stages import check_data
 
 
@@ -49,6 +54,54 @@ def test_named_findings_stop_the_check_stage_and_their_remedies_let_it_pass(tmp_
     mended = {"map_values": {"spelt": {"a.": "A"}}, "drop_duplicates": True}
     passed = run_spec(source, target="y", quality=asked, clean=mended, drop_columns=["twice"])
     assert check(tmp_path / "mended", passed).resolved is not None
+
+
+def plant(path: Path) -> dict:
+    """A file with every finding that has a line of the spec for a remedy, in columns with odd names too."""
+    rng = np.random.default_rng(0)
+    rows = 400
+    y = rng.choice(["no", "yes"], rows, p=[0.96, 0.04]).astype(object)
+    y[:8] = "yes."
+    v = rng.uniform(size=rows).round(4)
+    columns = {
+        "": np.arange(rows), "v": v, "a, b": v * 2, "same": np.full(rows, 3), "no": rng.choice(["7", "x"], rows),
+        "spelt: y": rng.choice(["A", "a."], rows), "heavy": rng.standard_cauchy(rows).round(3),
+        "gaps": np.where(np.arange(rows) % 40 == 0, -999, rng.integers(0, 9, rows)),
+        "holes": np.full(rows, ""), "copy": np.where(y == "no", 0, np.where(y == "yes", 1, 2)), "y": y,
+    }  # fmt: skip
+    frame = pd.DataFrame(columns)
+    pd.concat([frame, frame[:1]]).to_csv(path, index=False)
+    return {"kind": "csv", "path": str(path)}
+
+
+@pytest.mark.parametrize("past", [False, True], ids=["memory", "past"])
+def test_following_any_remedy_lets_its_finding_pass(past: bool, tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"target": "y", "split": {"by_hash": True}, **({"memory_bytes": 1} if past else {})}
+    source = plant(tmp_path / "t.csv")
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "run", run_spec(source, quality={"fail_on": "info"}, **spec))
+    findings = [finding for finding in caught.value.details["findings"] if advice(finding["fix"])]
+    assert {finding["rule"] for finding in findings} >= {
+        "class_balance", "constant", "duplicate_rows", "hidden_missing", "identifier", "label_variants", "leakage",
+        "missing", "mixed_types", "near_duplicate", "outliers",
+    }  # fmt: skip
+    for finding in findings:
+        path, value = advice(finding["fix"])[-1]
+        asked = run_spec(source, quality={"fail_on": [finding["rule"]]}, **spec)
+        mended = override_spec(asked, {path: value}).data
+        left = [each for each in _stopping(mended) if each["column"] == finding["column"]]
+        assert left == [], finding["fix"]
+
+
+def _stopping(spec: DataSpec) -> list[dict[str, Any]]:
+    try:
+        if spec.memory_bytes is not None:
+            check_quality_files(spec)
+        else:
+            read_source(spec, lambda table, fixed: check_quality(spec, table, fixed))
+    except DataError as error:
+        return list(error.details.get("findings", []))
+    return []
 
 
 def test_a_severity_takes_it_and_worse_ones_and_the_rest_is_said(tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ def test_a_split_of_one_class_is_refused_past_memory_too(tmp_path: Path) -> None
     assert cause in here.found
 
 
+@pytest.mark.parametrize("past", [False, True])
+def test_other_words_of_a_split_column_are_mapped_as_the_remedy_says(past: bool, tmp_path: Path) -> None:
+    rows = [f"{i},{'learn' if i % 3 else 'test'},{i % 2}" for i in range(90)]
+    values: dict[str, Any] = {"split": {"column": "s"}, **({"memory_bytes": 1} if past else {})}
+    source = table(tmp_path / "t.csv", rows, "a,s,y")
+    error = refused(tmp_path, source, **values)
+    ((_, mapped),) = advice(error.remedy)
+    assert mapped == {"s": {"learn": "train"}}
+    result = check(tmp_path / "mended", run_spec(source, target="y", clean={"map_values": mapped}, **values))
+    assert result.facts["splits"] == {"train": 60, "test": 30}
+
+
 def test_a_class_that_only_the_test_file_has_is_not_counted_as_too_few_rows_to_stratify(tmp_path: Path) -> None:
     source = table(tmp_path / "t.csv", [*OFTEN, *[f"{i},-5,rare" for i in range(60)]])
     table(tmp_path / "u.csv", ["1,2,often", "2,3,rare", "3,4,new"])

@@ -41,6 +41,10 @@ def test_a_key_in_the_wrong_place_or_by_another_name_is_suggested(section: str, 
     assert nearest(section)[wrong] == right
 
 
+def test_a_key_of_another_family_is_not_answered_with_itself() -> None:
+    assert nearest("model: {family: cnn, hidden: [3]}")["model.hidden"] != "model.hidden"
+
+
 def test_what_is_near_nothing_gets_no_suggestion() -> None:
     assert nearest("train: {zzqx: 1}")["train.zzqx"] is None
 

@@ -30,7 +30,12 @@ def missing_finding(name: str, rows: int, missing: int, words: Mapping[str, int]
     if not missing:
         return None
     severity: Severity = "error" if missing == rows else "warning" if missing > rows / 2 or is_target else "info"
-    fix = f"data.source.missing: {sorted(words)}" if words else "data.clean.impute"
+    if words:
+        fix = f"data.source.missing: {sorted(words)}"
+    elif is_target:
+        fix = "none needed: rows without a target are left out"
+    else:
+        fix = drop_line(name) if severity != "info" else "none needed: data.clean.impute says how they are filled"
     return Finding("missing", severity, name, f"{missing} of {rows} values are missing", fix, {"words": dict(words)})
 
 
@@ -136,7 +141,7 @@ def overlap_finding(both: int, test_rows: int, *, about: str = "") -> Finding | 
     if both <= 0:
         return None
     text = f"{both} of {test_rows} test rows have the features of a training row{about}"
-    return Finding("overlap", "warning", "", text, "data.source: remove them from one file", {"rows": both})
+    return Finding("overlap", "warning", "", text, "remove them from one of the two files", {"rows": both})
 
 
 def other_labels(name: str, words: Sequence[str], others: Sequence[str]) -> Finding | None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from cluster.bundle.transforms import Column, Texts, Values
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
+from cluster.spec.remedy import map_line
 from trainers.data.hashing import column_keys, table_keys
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts, whole_array
 from trainers.data.read.delimited import settle_spec
@@ -62,7 +63,7 @@ def table_data(
     if spec.split.time:
         times = _times(spec.split.time, table.column(spec.split.time))
     if spec.split.column:
-        raw = replace(raw, fixed=given_splits(spec.split.column, table))
+        raw = replace(raw, fixed=given_splits(spec, spec.split.column, table))
     layout: Layout = "text" if set(features.roles.values()) == {"text"} else "table"
     return replace(raw, keys=keys, times=times, layout=layout)
 
@@ -196,15 +197,18 @@ def _times(name: str, values: pa.ChunkedArray) -> np.ndarray:
     return times
 
 
-def given_splits(name: str, table: pa.Table) -> np.ndarray:
-    texts = to_texts(Column(name=name, kind="text"), table.column(name))
-    unknown = sorted(set(texts.words) - set(SPLITS))
+def given_splits(spec: DataSpec, name: str, table: pa.Table) -> np.ndarray:
+    """(N,) int8 index into SPLITS, by the column's words as the spec reads them. Raises DataError."""
+    texts = to_texts(make_column(spec, name), table.column(name))
+    unknown, known = sorted(set(texts.words) - set(SPLITS)), spec.clean.map_values.get(name, {})
     if unknown or (texts.codes < 0).any():
         raise DataError(
             f"Cannot split the data by column '{name}'",
             found=f"it holds {unknown[0]!r}" if unknown else "some rows have no value",
             rule="its values are " + ", ".join(SPLITS),
-            remedy="Map other names with data.clean.map_values.",
+            remedy=f"Map it to one of them: {map_line(name, {**known, unknown[0]: 'train'})}."
+            if unknown
+            else f"Add '{name}' to data.clean.drop_missing_rows.",
         )
     return np.array([SPLITS.index(word) for word in texts.words], dtype=np.int8)[texts.codes]
 

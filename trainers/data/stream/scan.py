@@ -286,7 +286,7 @@ def _splits(layout: Layout, piece: Piece, rows: pa.Table, values: dict[str, Valu
     if layout.test_file is not None and piece.file >= layout.test_file:
         return np.full(len(rows), SPLITS.index("test"), dtype=np.int8)
     if split.column:
-        return given_splits(split.column, rows)
+        return given_splits(layout.spec, split.column, rows)
     if split.group:
         keys = column_keys(to_texts(make_column(layout.spec, split.group), rows.column(split.group)))
     else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.spec.base import Auto, Fraction, PositiveFloat, Seed, StrictSpec
+from cluster.spec.date_format import check_date_format
 
 SPLITS = ("train", "validation", "calibration", "gate", "test")
 """What each split is for: fit; choose epochs and trials; calibrate quantization; accept or reject compression;
@@ -278,9 +279,9 @@ class BalanceSpec(StrictSpec):
 
 
 Rule = Literal[
-    "class_balance", "constant", "date_like", "drift", "duplicate_rows", "hidden_missing", "identifier", "infinite",
-    "label_noise", "label_variants", "leakage", "missing", "mixed_types", "near_duplicate", "outliers", "overlap",
-    "target", "white_space",
+    "class_balance", "codes", "constant", "date_like", "drift", "duplicate_rows", "hidden_missing", "identifier",
+    "infinite", "label_noise", "label_variants", "leakage", "missing", "mixed_types", "near_duplicate", "outliers",
+    "overlap", "target", "units", "white_space",
 ]  # fmt: skip
 
 
@@ -290,6 +291,21 @@ class QualitySpec(StrictSpec):
     fail_on: Literal["error", "warning", "info"] | tuple[Rule, ...] = ()
     """A severity (it and worse ones), or kinds of findings: any of them ends the check stage with an error that names
     them. Findings whose remedy the spec follows do not count. Empty: no report is made."""
+
+
+class WritingSpec(StrictSpec):
+    """How a column's values are written, where they do not show it, or show more than one reading."""
+
+    date: Annotated[str, AfterValidator(check_date_format)] | None = None
+    """Dates: strptime's directives such as `%d/%m/%Y %H:%M`, or `epoch_s`, `epoch_ms`, `epoch_us`, `epoch_ns`."""
+    unit: Annotated[str, Field(min_length=1)] | None = None
+    """Numbers: the unit or currency before or after them, such as `kg`."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> WritingSpec:
+        if (self.date is None) == (self.unit is None):
+            raise ValueError("must give either date or unit")
+        return self
 
 
 class DataSpec(StrictSpec):
@@ -314,8 +330,9 @@ class DataSpec(StrictSpec):
     see the run's folder read them from there, through a copy on their own disk. null: every node sees the folder."""
     max_missing: Fraction = 1.0
     """Drop a feature column whose share of missing values is above this."""
-    columns: dict[str, Literal["number", "category", "text", "date", "drop"]] = {}
-    """Declared kinds; all other columns are inferred, and `manta check` shows the inference."""
+    columns: dict[str, Literal["number", "category", "text", "date", "drop"] | WritingSpec] = {}
+    """Declared kinds, or how dates (`{date: "%d/%m/%Y"}`) and numbers (`{unit: kg}`) are written; all other columns are
+    inferred, and the check stage says what was."""
     clean: CleanSpec = CleanSpec()
     encode: EncodeSpec = EncodeSpec()
     select: SelectSpec | None = None

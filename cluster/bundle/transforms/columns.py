@@ -3,7 +3,8 @@
 Invariant: the same value gives the same result whether it comes as a JSON row, as a word of a CSV file or from a
 Parquet column; what a rule does not allow is a DataError that names the column, the row and the value.
 
-Covered: missing texts, white space, mapped values, numbers in text, infinity, booleans. Not covered: fitting.
+Covered: missing texts, white space, mapped values, numbers in text with units and separators, dates, infinity,
+booleans. Not covered: fitting, and finding the rules (trainers/data/read/infer.py).
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator
 
+from cluster.bundle.transforms.dates import days_of, describe
 from cluster.errors import DataError
 from cluster.spec.base import StrictSpec
+from cluster.spec.date_format import check_date_format
 
-SECONDS_PER_DAY = 86_400.0
 GROUP_DIGITS = 3  # between two separators of thousands
 
 
@@ -55,9 +57,15 @@ class Column(StrictSpec):
     decimal: str = "."
     """Mark of the decimals of numbers in text; where it is another one than a point, a point is no part of a number
     unless it separates thousands."""
+    unit: str = ""
+    """Unit or currency that may stand before or after a number in text, and is taken off."""
+    date: Annotated[str, AfterValidator(lambda text: check_date_format(text) if text else text)] = ""
+    """How dates are written, such as `%d/%m/%Y %H:%M` or `epoch_ms`; empty: ISO 8601."""
 
     def number_of(self, word: str) -> float:
         """The number that a cleaned word is. Raises ValueError for another text."""
+        if self.unit:
+            word = without_unit(word, self.unit)
         if self.decimal != ".":
             head, mark, tail = word.partition(self.decimal)
             if self.thousands and self.thousands in head:
@@ -85,8 +93,8 @@ class Column(StrictSpec):
 
     def plain_word(self, word: str) -> str:
         """The text of a number with a decimal point and without separators; another text as it is."""
-        if not self.thousands and self.decimal == ".":
-            return word
+        if not any(mark in word for mark in (self.thousands, self.decimal.replace(".", "")) if mark):
+            return word  # the digits of a code stay as they are
         try:
             return number_text(self.number_of(word))
         except ValueError:
@@ -104,10 +112,11 @@ class Column(StrictSpec):
         try:
             number = self.number_of(value) if isinstance(value, str) else float(value)
         except (TypeError, ValueError):
+            unit = f" with the unit {self.unit!r}, or without one" if self.unit else ""
             raise DataError(
                 f"Cannot read column '{self.name}'",
                 found=f"row {row} has {value!r}",
-                rule="the column holds numbers",
+                rule=f"the column holds numbers{unit}",
                 remedy="Send a number, or null for a missing value.",
             ) from None
         if math.isinf(number):
@@ -115,21 +124,19 @@ class Column(StrictSpec):
         return number
 
     def parse_date(self, value: Any, row: int) -> float:
-        """An ISO 8601 date or time as days since 1970-01-01 UTC, NaN where missing. Raises DataError."""
+        """A date or time in the column's writing as days since 1970-01-01 UTC, NaN where missing. Raises DataError."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return math.nan
         word = self.clean_word(value) if isinstance(value, str) else value
         if word is None:
             return math.nan
         try:
-            moment = datetime.fromisoformat(word) if isinstance(word, str) else word
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return float(moment.timestamp() / SECONDS_PER_DAY)
-        except (ValueError, AttributeError):
+            return days_of(word, self.date)
+        except (ValueError, OverflowError):
             raise DataError(
                 f"Cannot read column '{self.name}'",
                 found=f"row {row} has {value!r}",
-                rule="the column holds dates in ISO 8601, such as 2026-11-24 or 2026-11-24T08:30:00Z",
+                rule=f"the column holds {describe(self.date)}",
                 remedy="Send such a date, or null for a missing value.",
             ) from None
 
@@ -139,7 +146,9 @@ class Column(StrictSpec):
             return None
         if isinstance(value, bool | np.bool_):
             value = "true" if value else "false"
-        elif isinstance(value, int | float | np.number):
+        elif isinstance(value, int | np.integer):
+            value = str(int(value))  # by way of a float the digits from the 16th on would be others
+        elif isinstance(value, float | np.number):
             value = number_text(float(value))
         elif not isinstance(value, str):
             raise DataError(
@@ -172,6 +181,14 @@ class Column(StrictSpec):
             rule="features must be finite",
             remedy="Send null for a missing value, or train with data.clean.infinite: missing.",
         )
+
+
+def without_unit(word: str, unit: str) -> str:
+    """A number without the unit before or after it: `-$ 5`, `$-5`, `5 kg`."""
+    sign, rest = (word[:1], word[1:].lstrip()) if word[:1] in ("+", "-") else ("", word)
+    if rest.startswith(unit):
+        return sign + rest[len(unit) :].lstrip()
+    return sign + rest[: -len(unit)].rstrip() if rest.endswith(unit) else word
 
 
 def number_text(value: float) -> str:

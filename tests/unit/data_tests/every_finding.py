@@ -15,12 +15,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 PLANTED = {
-    ("class_balance", "y"), ("constant", "same"), ("date_like", "day"), ("drift", "moved"), ("drift", "mood"),
-    ("drift", "running"),
+    ("class_balance", "y"), ("codes", "zip"), ("codes", "account"), ("constant", "same"), ("date_like", "day"),
+    ("date_like", "seen_at"), ("drift", "moved"), ("drift", "mood"), ("drift", "running"), ("drift", "seen_at"),
     ("duplicate_rows", ""), ("hidden_missing", "income"), ("identifier", "id"), ("identifier", "running"),
     ("infinite", "ratio"), ("label_variants", "city"), ("label_variants", "y"),
     ("leakage", "leak"), ("missing", "holes"), ("mixed_types", "mixed"), ("near_duplicate", "twice"),
-    ("outliers", "income"), ("outliers", "heavy"), ("overlap", ""), ("white_space", ""),
+    ("outliers", "income"), ("outliers", "heavy"), ("overlap", ""), ("units", "weight"), ("white_space", ""),
 }  # fmt: skip
 
 
@@ -66,6 +66,10 @@ def _columns(rows: int, rng: np.random.Generator) -> dict[str, object]:
         "mood": rng.choice(["good", "bad"], rows),
         "id": np.array([f"id{row:06d}" for row in rng.permutation(rows)]),
         "day": np.array([f"{1 + day % 28:02}/{1 + day % 12:02}/2026" for day in rng.integers(0, 300, rows)]),
+        "zip": np.array([f"{code:05}" for code in rng.integers(0, 700, rows)]),
+        "account": 4_000_000_000_000_000_000 + rng.integers(0, 500, rows),
+        "weight": np.array([f"{value} kg" for value in rng.uniform(50, 99, rows).round(3)]),
+        "seen_at": 1_700_000_000 + 7 * rng.permutation(rows),
         "leak": np.where(y == "yes", "granted", "refused"),
         "y": y,
     }

@@ -7,19 +7,18 @@ facts of all training rows in place of those of the sample.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from cluster.bundle.transforms import Column, Texts, Values
 from cluster.bundle.transforms.columns import number_text
+from cluster.bundle.transforms.dates import written
 from cluster.bundle.transforms.seen import SeenColumn, seen_numbers, seen_words
 from cluster.errors import DataError
 from trainers.data.read.raw import Role
 
 EXAMPLE_ROWS = 20  # the first training rows, of which one with the fewest missing values is kept
-SECONDS_PER_DAY = 86_400.0
 
 
 def seen_columns(roles: Mapping[str, Role], values: Mapping[str, Values]) -> dict[str, SeenColumn]:
@@ -61,8 +60,8 @@ def _sent(column: Column, values: Values, row: int) -> Any:
 
 def _writings(column: Column, number: float) -> Iterable[Any]:
     if column.kind == "date":
-        moment = datetime.fromtimestamp(number * SECONDS_PER_DAY, UTC)
-        yield moment.date().isoformat() if number.is_integer() else moment.isoformat()
+        text = written(number, column.date)
+        yield text.removesuffix("T00:00:00+00:00") if not column.date else text
         return
     yield int(number_text(number)) if number.is_integer() else number
 

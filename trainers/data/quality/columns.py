@@ -16,8 +16,10 @@ from datetime import date
 import numpy as np
 
 from cluster.bundle.transforms import Texts, Values
-from cluster.spec.remedy import drop_line, kind_line, map_line
-from trainers.data.quality.findings import Finding
+from cluster.spec.remedy import drop_line, map_line
+from trainers.data.quality.findings import Finding, Severity
+from trainers.data.read.reading import Reading, choice, line, sentence
+from trainers.data.read.writing import Writing
 
 SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0)
 SENTINEL_ROWS_MIN = 2  # one such value is an outlier, not a habit
@@ -71,8 +73,25 @@ def hidden_ends(name: str, low: End, high: End, *, in_text: bool) -> list[Findin
     return found
 
 
+def reading_finding(name: str, reading: Reading, writing: Writing) -> Finding | None:
+    """How codes, dates in other writings than ISO and numbers with units are read, or between what to choose."""
+    text = sentence(reading, writing)
+    if not text:
+        return None
+    evidence = {"examples": list(writing.few), "read_as": reading.kind, **reading.rules}
+    severity: Severity = "info"
+    fix = line(name, reading)
+    if reading.other is not None:
+        severity, fix, evidence = "error", choice(name, reading), {**evidence, "other": reading.other}
+    if reading.kind == "code":
+        return Finding("codes", severity, name, text, fix, evidence)
+    if reading.kind == "unit":
+        return Finding("units", severity, name, text, fix, evidence)
+    return Finding("date_like", severity, name, text, fix, evidence)
+
+
 def date_like(name: str, words: tuple[str, ...], numbers: np.ndarray | None) -> list[Finding]:
-    """A column of dates that would be read as categories, text or numbers."""
+    """A column of dates that are not written in one way, and would be read as categories, text or numbers."""
     if numbers is not None:
         values = np.unique(numbers[np.isfinite(numbers)])
         if len(values) < 3 or np.mean([_is_whole_date(value) for value in values[:1000]]) < DATE_SHARE:
@@ -85,7 +104,7 @@ def date_like(name: str, words: tuple[str, ...], numbers: np.ndarray | None) -> 
             return []  # whole columns of ISO dates are read as dates anyway
         examples = dates[:3]
     text = f"its values look like dates ({', '.join(examples)}), and are not read as such"
-    fix = f"write them as 2026-01-31 and set {kind_line(name, 'date')}, or drop it: {drop_line(name)}"
+    fix = f"write them all as 2026-01-31, or drop the column: {drop_line(name)}"
     return [Finding("date_like", "warning", name, text, fix, {"examples": examples})]
 
 

@@ -20,11 +20,15 @@ from cluster.bundle.transforms.columns import number_text
 from trainers.data.hashing import mix, text_key, words_keys
 from trainers.data.quality.columns import SENTINELS, End
 from trainers.data.quality.rules import SUSPICIOUS
-from trainers.data.read.columns import to_texts, whole_array
+from trainers.data.read.columns import numbers_there, to_texts, whole_array
+from trainers.data.read.reading import Reading, reading_of
+from trainers.data.read.writing import LONG, ZEROS, Writing, writing_of, writing_of_numbers
 
 COLUMN_HASHES = 1 << 14
 WORDS_MAX = 4_096  # different words of a column that are counted one by one
 CLASSES_KEPT_MAX = 64  # different numbers of a column that are: a target of whole numbers has classes
+CODES = f"{ZEROS}|{LONG}"  # digits that a number would change
+PLAIN = Column(name="", kind="text")
 NUMBER_START = r"^[+-]?(\.?[0-9]|[iI][nN][fF]|[nN][aA][nN])"
 
 
@@ -88,18 +92,31 @@ class ColumnFacts:
 
     def __init__(self, name: str, known: ColumnFacts | None = None) -> None:
         """`known`: facts of other rows that these will be merged into; what those make needless is not counted."""
+        self.name = name
+        self.writing = Writing()
         self.salt = np.uint64(text_key(name.encode()))
         self.rows = self.missing = self.infinite = self.finite = self.spaced = 0
         self.low, self.high = End(math.inf, 0, math.inf), End(-math.inf, 0, -math.inf)
         self.sums: list[float] = []
         self.holes: list[tuple[int, int]] = []
         """(rows, missing) of each batch, in order."""
-        self.numeric = self.whole = True
+        self.parsed = self.whole = True
+        """`parsed`: each word is a number; `whole`: a whole one."""
         self.in_text = False
         self.different: DistinctSketch = DistinctSketch(COLUMN_HASHES, None if known is None else known.different.limit)
         self.words: dict[str, int] | None = {} if known is None or known.words is not None else None
         """Rows of each word; None from too many words on."""
         self.suspicious: dict[str, int] = {}
+
+    @property
+    def reading(self) -> Reading:
+        """How the column is read by what is known of it so far."""
+        return reading_of(self.name, self.writing)
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the values are numbers: digits that a number would change are none."""
+        return self.parsed and self.reading.kind != "code"
 
     def add(self, values: pa.ChunkedArray) -> np.ndarray:
         """Take in a batch. Returns (N,) uint64 hashes by which equal rows are found: 0 for a missing value."""
@@ -107,10 +124,16 @@ class ColumnFacts:
         self.rows += len(array)
         before = self.missing
         kind = array.type
-        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        if number:
+            numbers = numbers_there(pa.chunked_array([array]))
+            writing = writing_of_numbers(numbers, integers=pa.types.is_integer(kind))
+            self.writing = self.writing.merge(writing)
+            number = not writing.long
+        if number:
             hashes = self._add_numbers(array)
         else:
-            if pa.types.is_boolean(kind):
+            if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
                 array = array.cast(pa.string())
             hashes = self._add_texts(array)
         self.holes.append((len(array), self.missing - before))
@@ -123,7 +146,8 @@ class ColumnFacts:
         self.low, self.high = _joined(self.low, other.low, -1), _joined(self.high, other.high, 1)
         self.sums += other.sums
         self.holes += other.holes
-        self.numeric, self.whole = self.numeric and other.numeric, self.whole and other.whole
+        self.parsed, self.whole = self.parsed and other.parsed, self.whole and other.whole
+        self.writing = self.writing.merge(other.writing)
         self.in_text = self.in_text or other.in_text
         self.different.merge(other.different)
         for word, count in other.suspicious.items():
@@ -170,14 +194,16 @@ class ColumnFacts:
         self.different.add(keys[there])
         floats = _parsed(trimmed)
         numeric = ~np.isnan(floats)
-        self.numeric = self.numeric and bool(numeric[there].all())
+        self.parsed = self.parsed and bool(numeric[there].all())
+        self.writing = self.writing.merge(writing_of(PLAIN, trimmed.filter(pa.array(there))))
         if self.words is not None:
             few = int(there.sum()) <= WORDS_MAX
             self._count_words({trimmed[int(at)].as_py(): int(counts[at]) for at in np.flatnonzero(there)} if few
                               else None)  # fmt: skip
-        if self.numeric:
+        if self.parsed:
             self._measure(np.append(floats, math.nan)[codes])
-        hashes = np.append(np.where(numeric, _number_hashes(floats + 0.0, self.salt), keys), np.uint64(0))
+        changed = pc.match_substring_regex(trimmed, CODES).to_numpy(zero_copy_only=False)
+        hashes = np.append(np.where(numeric & ~changed, _number_hashes(floats + 0.0, self.salt), keys), np.uint64(0))
         hashes[:-1][gone] = 0
         return hashes[codes]
 

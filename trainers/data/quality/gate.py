@@ -124,6 +124,8 @@ def _followed(spec: DataSpec, finding: Finding) -> bool:
         "class_balance": spec.balance is not None,
         "mixed_types": declared,
         "date_like": declared,
+        "codes": declared,
+        "units": declared,
         "white_space": True,
     }.get(finding.rule, False)
 

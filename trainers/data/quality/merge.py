@@ -23,7 +23,7 @@ from trainers.data.quality.part import FILE_ROWS_BITS, QUANTILE_RANK_ERROR, Part
 from trainers.data.quality.report import MAP_CELLS, QualityReport, check_table, ordered
 
 COUNTED = {"missing", "infinite", "duplicate_rows", "white_space", "hidden_missing", "overlap", "constant",
-           "identifier"}  # fmt: skip
+           "identifier", "codes", "units"}  # fmt: skip
 """Rules that exact counts or sketches decide in every column."""
 OF_WORDS = {"mixed_types", "label_variants", "target", "class_balance"}
 """Rules that the words decide, where all of them were counted."""
@@ -54,7 +54,7 @@ def _like(whole: Part, test: Part | None) -> pa.Table | None:
 
 def _decided(finding: Finding, whole: Part, test: Part | None) -> bool:
     """Whether exact counts speak in place of the sample's finding."""
-    if finding.rule in COUNTED:
+    if finding.rule in COUNTED or (finding.rule == "date_like" and "read_as" in finding.evidence):
         return True
     column = whole.columns.get(finding.column)
     if finding.rule not in OF_WORDS or column is None:
@@ -83,12 +83,16 @@ def _row(number: int) -> dict[str, int]:
 def _column_findings(name: str, column: ColumnFacts, whole: Part, *, is_target: bool) -> list[Finding | None]:
     missing = column.missing + whole.rows - column.rows  # a column that some rows lack is missing there
     there, different, words = whole.rows - missing, column.different.count(), column.words
-    text = not column.numeric
+    text, reading = not column.numeric, column.reading
     found = [
         quality_rules.missing_finding(name, whole.rows, missing, column.suspicious, is_target=is_target),
         quality_rules.constant_finding(name, _example(name, whole), different, missing),
         quality_rules.infinite_finding(name, column.infinite if column.numeric else 0),
     ]
+    if not is_target:
+        found.append(quality_columns.reading_finding(name, reading, column.writing))
+    if reading.kind in ("date", "unit"):
+        return found
     if text or (column.whole and column.finite and not is_target):
         error = column.different.relative_error
         likely = there if different >= there * (1 - error) else different

@@ -27,7 +27,9 @@ from trainers.data.quality import label_noise
 from trainers.data.quality import rules as quality_rules
 from trainers.data.quality.findings import SEVERITIES, Finding
 from trainers.data.quality.rules import CLASSES_MAX, OUTLIER_FENCE_IQR, SUSPICIOUS, is_prose
-from trainers.data.read.columns import to_numbers, to_texts
+from trainers.data.read.columns import numbers_there, to_numbers, to_texts
+from trainers.data.read.reading import reading_of
+from trainers.data.read.writing import Writing, writing_of, writing_of_numbers
 
 LEAK_FOLDS = 3
 LEAK_SCORE = 0.999  # a column that orders or groups the classes this well is the target under another name
@@ -60,15 +62,10 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
     values: dict[str, np.ndarray | Texts] = {}
     for name in table.column_names:
         raw = table.column(name)
-        if pa.types.is_floating(raw.type) or pa.types.is_integer(raw.type):
-            values[name] = numbers = pc.fill_null(raw.cast(pa.float64()), np.nan).to_numpy() + 0.0  # no -0.0
-            words: tuple[Any, ...] = tuple(np.unique(numbers[~np.isnan(numbers)]))
-        else:
-            texts = to_texts(Column(name=name, kind="text", missing=SUSPICIOUS), raw)
-            read = _numbers(texts)  # one number spelt in two ways ("1", "1.0") is one value
-            values[name], words = texts if read is None else read, texts.words
+        values[name], words, writing = _read_column(name, raw)
         facts[name] = _facts(values[name], len(words))
-        findings += _column_findings(name, values[name], words, facts[name], raw, is_target=name == target)
+        findings += _column_findings(name, values[name], words, facts[name], (raw, writing),
+                                     is_target=name == target)  # fmt: skip
     spaced = {name: count for name in table.column_names if (count := _outer_spaces(table.column(name)))}
     keys = table_keys(values, table.num_rows)
     drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
@@ -86,6 +83,22 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
     if test is not None:
         findings += _test_findings(target, test, values)
     return QualityReport(table.num_rows, facts, ordered(findings))
+
+
+def _read_column(name: str, raw: pa.ChunkedArray) -> tuple[np.ndarray | Texts, tuple[Any, ...], Writing]:
+    """A column's values, its different values, and how they are written."""
+    rules = Column(name=name, kind="text", missing=SUSPICIOUS)
+    if pa.types.is_floating(raw.type) or pa.types.is_integer(raw.type):
+        writing = writing_of_numbers(numbers_there(raw), integers=pa.types.is_integer(raw.type))
+        if not writing.long:
+            numbers = pc.fill_null(raw.cast(pa.float64()), np.nan).to_numpy() + 0.0  # no -0.0
+            return numbers, tuple(np.unique(numbers[~np.isnan(numbers)])), writing
+        texts = to_texts(rules, raw)
+        return texts, texts.words, writing
+    texts = to_texts(rules, raw)
+    writing = writing_of(rules, texts.words)
+    read = None if reading_of(name, writing).kind == "code" else _numbers(texts)
+    return (texts if read is None else read), texts.words, writing  # "1" and "1.0" are one number
 
 
 def ordered(findings: list[Finding | None]) -> tuple[Finding, ...]:
@@ -150,21 +163,25 @@ def number_facts(finite: np.ndarray) -> dict[str, Any]:
 
 
 def _column_findings(
-    name: str, values: np.ndarray | Texts, words: tuple[Any, ...], facts: dict[str, Any], raw: pa.ChunkedArray, *,
-    is_target: bool,
+    name: str, values: np.ndarray | Texts, words: tuple[Any, ...], facts: dict[str, Any],
+    raw: tuple[pa.ChunkedArray, Writing], *, is_target: bool,
 ) -> list[Finding | None]:  # fmt: skip
-    """`words`: the different values, as texts or numbers."""
+    """`words`: the different values, as texts or numbers. `raw`: the column, and how it is written."""
     rows, missing = len(values), facts["missing"]
     numbers = None if isinstance(values, Texts) else values
     example = words[0] if words and isinstance(words[0], str) else number_text(float(words[0])) if words else None
     found = [
-        quality_rules.missing_finding(name, rows, missing, _suspicious_words(raw), is_target=is_target),
+        quality_rules.missing_finding(name, rows, missing, _suspicious_words(raw[0]), is_target=is_target),
         quality_rules.constant_finding(name, example, len(words), missing),
         quality_rules.infinite_finding(name, facts.get("infinite", 0)),
     ]
+    reading = reading_of(name, raw[1])
     if not is_target:
-        found += quality_columns.date_like(name, words, numbers)
-        found.append(quality_rules.outliers_finding(name, facts))
+        found.append(quality_columns.reading_finding(name, reading, raw[1]))
+        found += quality_columns.date_like(name, words, numbers) if reading.kind in ("number", "words") else []
+    if reading.kind in ("date", "unit"):
+        return found  # each row may well have a value of its own
+    found.append(None if is_target else quality_rules.outliers_finding(name, facts))
     if numbers is None:
         found.append(quality_rules.identifier_finding(name, rows - missing, len(words), words[:3]))
         if not is_prose(words):
@@ -175,7 +192,7 @@ def _column_findings(
         if len(finite) and np.array_equal(finite, np.floor(finite)):
             examples, ends = [float(value) for value in finite[:3]], (facts["min"], facts["max"])
             found.append(quality_rules.identifier_finding(name, rows - missing, len(words), examples, ends=ends))
-        found += quality_columns.hidden_missing(name, numbers, in_text=is_text(raw.type))
+        found += quality_columns.hidden_missing(name, numbers, in_text=is_text(raw[0].type))
     return found
 
 

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts, Values
+from cluster.bundle.transforms.dates import days_of_numbers
 from cluster.spec.data import CsvSource, DataSpec
+from cluster.spec.date_format import EPOCHS
 
 
 def make_column(spec: DataSpec, name: str, kind: str = "text") -> Column:
@@ -65,8 +67,11 @@ def to_texts(column: Column, values: pa.ChunkedArray) -> Texts:
 def to_numbers(column: Column, values: pa.ChunkedArray) -> np.ndarray:
     """An Arrow column as float64 by the column's rules. Raises DataError that names the first bad row."""
     whole = whole_array(values)
-    if pa.types.is_floating(whole.type) or pa.types.is_integer(whole.type) or pa.types.is_boolean(whole.type):
-        numbers = pc.fill_null(whole.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+    number = pa.types.is_floating(whole.type) or pa.types.is_integer(whole.type)
+    if pa.types.is_boolean(whole.type) or (number and (column.kind == "number" or column.date in EPOCHS)):
+        numbers = pc.fill_null(whole.cast(pa.float64(), safe=False), float("nan")).to_numpy(zero_copy_only=False)
+        if column.kind == "date":
+            return days_of_numbers(numbers, column.date)
         bad = np.flatnonzero(np.isinf(numbers))
         if len(bad) == 0:
             return numbers
@@ -78,6 +83,12 @@ def to_numbers(column: Column, values: pa.ChunkedArray) -> np.ndarray:
     codes = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy(zero_copy_only=False)
     parsed = column.from_rows(encoded.dictionary.to_pylist())
     return np.array([*parsed, np.nan], dtype=np.float64)[codes]  # type: ignore[misc]
+
+
+def numbers_there(values: pa.ChunkedArray) -> np.ndarray:
+    """The values of a number column that are there, in their own type; true and false as 1 and 0."""
+    plain = values.cast(pa.int8()) if pa.types.is_boolean(values.type) else values
+    return whole_array(pc.drop_null(plain)).to_numpy(zero_copy_only=False)
 
 
 def whole_array(values: pa.ChunkedArray) -> pa.Array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +19,11 @@ from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
 from cluster.spec.remedy import map_line
 from trainers.data.hashing import column_keys, table_keys
-from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts, whole_array
+from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts
 from trainers.data.read.delimited import settle_spec
-from trainers.data.read.infer import infer_role
+from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, infer_column, target_column
 from trainers.data.read.raw import FREE, Layout, RawData, Role, Table
+from trainers.data.read.reading import declaring
 
 
 def read_table(spec: DataSpec, inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None) -> RawData:
@@ -46,7 +46,8 @@ def table_data(
     _check_header_rows(table, origin)
     targets = _targets(spec, table)
     special = [name for name in (spec.split.group, spec.split.time, spec.split.column) if name]
-    features, dropped = _features(spec, table, {spec.target, *spec.drop_columns, *special})
+    features, dropped, said = _features(spec, table, {spec.target, *spec.drop_columns, *special})
+    notes += said
     notes += [f"column '{name}' is left out: {why}" for name, why in dropped.items()]
     if not features.values:
         raise DataError(
@@ -61,7 +62,8 @@ def table_data(
         notes += _check_groups(spec.split.group, groups, fixed)
         raw, keys = replace(raw, notes=tuple(notes)), column_keys(groups)
     if spec.split.time:
-        times = _times(spec.split.time, table.column(spec.split.time))
+        times, said = _times(spec, spec.split.time, table.column(spec.split.time))
+        raw = replace(raw, notes=(*raw.notes, *said))
     if spec.split.column:
         raw = replace(raw, fixed=given_splits(spec, spec.split.column, table))
     layout: Layout = "text" if set(features.roles.values()) == {"text"} else "table"
@@ -123,15 +125,16 @@ def _drop_rows(
 
 def _targets(spec: DataSpec, table: pa.Table) -> np.ndarray:
     """(N,) object labels, or float64 where every value is a number."""
-    column = make_column(spec, spec.target)
-    texts = to_texts(column, table.column(spec.target))
-    numbers = column.numbers_of(texts.words)
+    texts = to_texts(make_column(spec, spec.target), table.column(spec.target))
+    column = target_column(spec, texts.words)
+    numbers = None if column is None else column.numbers_of(texts.words)
     return (np.array(texts.words, dtype=object) if numbers is None else numbers)[texts.codes]
 
 
-def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple[Table, dict[str, str]]:
-    """Typed feature columns, and why others were left out."""
+def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple[Table, dict[str, str], list[str]]:
+    """Typed feature columns, why others were left out, and what was inferred of those that are kept."""
     dropped: dict[str, str] = {}
+    said: list[str] = []
     columns: list[Column] = []
     values: dict[str, Values] = {}
     roles: dict[str, Role] = {}
@@ -139,20 +142,20 @@ def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple
     for name in table.column_names:
         if name in excluded or spec.columns.get(name) == "drop":
             continue
-        role = infer_role(spec, name, table.column(name))
-        column = make_column(spec, name, {"category": "text"}.get(role, role))
-        read = read_values(column, table.column(name))
-        why = _why_useless(spec, read, role)
+        inferred = infer_column(spec, name, table.column(name))
+        read = read_values(inferred.column, table.column(name))
+        why = _why_useless(spec, read, inferred)
         if why and name not in spec.columns:
             dropped[name] = why
             continue
-        columns.append(column)
-        values[name], roles[name] = read, role
+        columns.append(inferred.column)
+        said += [inferred.note] if inferred.note else []
+        values[name], roles[name] = read, inferred.role
     ignored = tuple(name for name in table.column_names if name not in values)
-    return Table(tuple(columns), values, roles, ignored), dropped
+    return Table(tuple(columns), values, roles, ignored), dropped, said
 
 
-def _why_useless(spec: DataSpec, values: Values, role: Role) -> str:
+def _why_useless(spec: DataSpec, values: Values, inferred: Inferred) -> str:
     missing = values.codes < 0 if isinstance(values, Texts) else np.isnan(values)
     share = float(missing.mean())
     if share == 1.0:
@@ -162,9 +165,7 @@ def _why_useless(spec: DataSpec, values: Values, role: Role) -> str:
     num_different = len(values.words) if isinstance(values, Texts) else len(np.unique(values[~missing]))
     if num_different == 1 and share == 0.0:
         return "all values are equal"
-    if role == "category" and num_different > 100 and num_different == int((~missing).sum()):
-        return "each row has a value of its own: an identifier"
-    return ""
+    return IDENTIFIER_WHY if inferred.identifier else ""
 
 
 def _check_groups(name: str, groups: Texts, fixed: np.ndarray | None) -> list[str]:
@@ -180,21 +181,24 @@ def _check_groups(name: str, groups: Texts, fixed: np.ndarray | None) -> list[st
     return [f"{len(torn)} groups of '{name}' have rows in the test file and in the other one"] if len(torn) else []
 
 
-def _times(name: str, values: pa.ChunkedArray) -> np.ndarray:
-    whole = whole_array(values)
-    kind: Literal["number", "date"] = (
-        "number" if not (pa.types.is_string(whole.type) or pa.types.is_temporal(whole.type)) else "date"
-    )
-    try:
-        times = to_numbers(Column(name=name, kind=kind), values)
-    except DataError:
-        times = to_numbers(Column(name=name, kind="number"), values)
+def _times(spec: DataSpec, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """(N,) float64 to order rows by, and what was inferred of the column. Raises DataError."""
+    inferred = infer_column(spec, name, values)
+    if inferred.column.kind == "text":
+        words = to_texts(inferred.column, values).words
+        raise DataError(
+            "Cannot split the data by time",
+            found=f"'{name}' holds texts such as {', '.join(repr(word) for word in words[:3]) or 'no value'}",
+            rule="rows are ordered by dates in one writing, or by numbers",
+            remedy="Say how its dates are written: " + declaring(name, '{date: "%d/%m/%Y %H:%M"}') + ".",
+        )
+    times = to_numbers(inferred.column, values)
     if np.isnan(times).any():
         raise DataError(
             "Cannot split the data by time", found=f"{int(np.isnan(times).sum())} rows have no '{name}'",
             rule="each row needs a time", remedy=f"Add '{name}' to data.clean.drop_missing_rows.",
         )  # fmt: skip
-    return times
+    return times, [inferred.note] if inferred.note else []
 
 
 def given_splits(spec: DataSpec, name: str, table: pa.Table) -> np.ndarray:

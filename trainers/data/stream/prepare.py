@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.bundle.transforms import Block, Output, Transforms
+from cluster.bundle.transforms import Block, Column, Output, Transforms
 from cluster.bundle.transforms.steps import Clip, Impute, MissingIndicator, OneHot, Ordinal, Scale
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
@@ -35,6 +35,7 @@ from trainers.data.read.columns import make_column, read_values
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.fetch import called_by_url
 from trainers.data.read.files import digest_files
+from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, target_column
 from trainers.data.read.raw import Role, Table
 from trainers.data.read.table_files import find_files
 from trainers.data.read.tables import check_columns
@@ -47,9 +48,9 @@ from trainers.data.stream.scan import (
     Moments,
     Seen,
     Statistics,
+    infer_seen,
     label_codes,
     read_targets,
-    role_of,
     scan_columns,
     scan_rows,
     typed_batches,
@@ -153,13 +154,14 @@ def _scan(
         raise DataError(f"Cannot use {source.path}", found=f"zero rows are left of {columns.dropped}",
                         rule="training needs rows with a target", remedy="Look at data.target.")  # fmt: skip
     check_columns(spec, list(columns.seen), source.path)
-    task, classes, codes = _labels(spec, columns.seen[spec.target])
-    roles, notes = _roles(spec, columns)
+    task, classes, codes, target = _labels(spec, columns.seen[spec.target])
+    found, notes = _features(spec, columns)
+    roles = {name: inferred.role for name, inferred in found.items()}
     if not roles:
         raise DataError(f"Cannot use {source.path}", found="no feature column is left", remedy="; ".join(notes))
-    rules = tuple(make_column(spec, name, "text" if role == "category" else role) for name, role in roles.items())
+    rules = tuple(inferred.column for inferred in found.values())
     ignored = tuple(name for name in columns.seen if name not in roles)
-    layout = Layout(spec, rules, roles, ignored, len(paths) if tests else None, codes)
+    layout = Layout(spec, rules, roles, ignored, len(paths) if tests else None, codes, target)
     whole, counts = Statistics(), []
     for statistics in run(scan_rows, pieces, layout):
         counts.append(tuple(statistics.splits))
@@ -256,14 +258,19 @@ def _paths(source: CsvSource | JsonlSource | ParquetSource) -> tuple[list[Path],
     return find_files(source.path), find_files(source.test_path) if source.test_path else []
 
 
-def _labels(spec: DataSpec, seen: Seen) -> tuple[Literal["classification", "regression"], tuple[str, ...], dict]:
+def _labels(
+    spec: DataSpec, seen: Seen
+) -> tuple[Literal["classification", "regression"], tuple[str, ...], dict[str, float], Column]:
+    """The task, the classes with the words of each, and how a quantity is read. Raises DataError."""
     words = list(seen.words)
-    numbers = make_column(spec, spec.target).numbers_of(words)
+    column = target_column(spec, words)
+    numbers = None if column is None else column.numbers_of(words)
     values = np.array(words, dtype=object) if numbers is None else numbers
     task = target_rules.infer_task(values, spec.task)
     if task == "regression":
         target_rules.check_regression(values, spec.target)
-        return task, (), {}
+        assert column is not None, "check_regression and infer_task refuse words"
+        return task, (), {}, column
     labels = sorted(set(target_rules.class_labels(values).tolist()))
     if len(labels) > target_rules.CLASSES_MAX or len(labels) < 2:
         raise DataError(
@@ -271,46 +278,55 @@ def _labels(spec: DataSpec, seen: Seen) -> tuple[Literal["classification", "regr
             rule=f"a target has 2 to {target_rules.CLASSES_MAX:,} classes", remedy="Choose another data.target.",
         )  # fmt: skip
     classes = tuple(target_rules.ordered_classes(labels))
-    return task, classes, label_codes(words, values, classes)
+    return task, classes, label_codes(words, values, classes), column or make_column(spec, spec.target)
 
 
-def _roles(spec: DataSpec, columns: Columns) -> tuple[dict[str, Role], list[str]]:
-    """The roles of the columns that become features, and why others do not."""
+def _features(spec: DataSpec, columns: Columns) -> tuple[dict[str, Inferred], list[str]]:
+    """How the columns that become features are read; what was inferred, and why others do not."""
     split = spec.split
     apart = {spec.target, *spec.drop_columns, split.group, split.time, split.column}
-    roles: dict[str, Role] = {}
+    features: dict[str, Inferred] = {}
     notes = [f"{columns.dropped} rows are left out: a value is missing"] if columns.dropped else []
     for name, seen in columns.seen.items():
         if name in apart or spec.columns.get(name) == "drop":
             continue
-        role = role_of(spec, name, seen)
-        why = _why_useless(spec, seen, role, columns.rows)
+        inferred = infer_seen(spec, name, seen, columns.rows)
+        why = _why_useless(spec, seen, inferred, columns.rows)
         if why and name not in spec.columns:
             notes.append(f"column '{name}' is left out: {why}")
             continue
-        if role == "category" and seen.overflow and spec.encode.category != "hash":
+        if inferred.role == "category" and seen.overflow and spec.encode.category != "hash":
             raise DataError(
                 f"Cannot use column '{name}'", found=f"it has more than {WORDS_MAX:,} different words",
                 rule="past memory the words of a category are counted one by one",
                 remedy=f"Set data.encode.category: hash, or {kind_line(name, 'text')}, or drop the column.",
             )  # fmt: skip
-        roles[name] = role
-    return roles, notes
+        features[name] = inferred
+        notes += [inferred.note] if inferred.note else []
+    return features, notes
 
 
-def _why_useless(spec: DataSpec, seen: Seen, role: Role, rows: int) -> str:
+def _why_useless(spec: DataSpec, seen: Seen, inferred: Inferred, rows: int) -> str:
     """As in read/tables.py, from counts."""
     share = seen.missing / rows
     if share == 1.0:
         return "every value is missing"
     if share > spec.max_missing:
         return f"{share:.0%} of its values are missing, data.max_missing is {spec.max_missing:.0%}"
-    one = seen.low == seen.high if role == "number" else len(seen.words) == 1 and role != "date"
-    if one and share == 0.0:
+    if share == 0.0 and _one_value(seen, inferred):
         return "all values are equal"
-    if role == "category" and not seen.overflow and len(seen.words) == rows - seen.missing > 100:
-        return "each row has a value of its own: an identifier"
-    return ""
+    return IDENTIFIER_WHY if inferred.identifier else ""
+
+
+def _one_value(seen: Seen, inferred: Inferred) -> bool:
+    if inferred.role in ("category", "text"):
+        return len(seen.words) == 1
+    if seen.writing.numbers:
+        return seen.writing.low == seen.writing.high
+    if seen.overflow or not seen.words:
+        return False
+    parsed = inferred.column.from_rows(list(seen.words))
+    return len(np.unique(np.asarray(parsed))) == 1
 
 
 def _exact(spec: DataSpec, output: Output, roles: dict[str, Role], whole: Statistics) -> Output:

@@ -23,13 +23,15 @@ from cluster.bundle.transforms.seen import SeenColumn, seen_numbers, seen_words
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
 from trainers.data.fit.seen import EXAMPLE_ROWS
-from trainers.data.hashing import column_keys, table_keys
+from trainers.data.hashing import column_keys, table_keys, words_keys
+from trainers.data.quality.facts import COLUMN_HASHES, DistinctSketch
 from trainers.data.quality.part import FILE_ROWS_BITS, Part, join_rows
 from trainers.data.read.batches import Piece, read_piece
 from trainers.data.read.columns import make_column, read_values, to_texts
-from trainers.data.read.infer import infer_role
+from trainers.data.read.infer import Inferred, Look, decide, is_text, look_at
 from trainers.data.read.raw import Role
 from trainers.data.read.tables import given_splits
+from trainers.data.read.writing import Writing
 from trainers.data.splits import assign_splits
 from trainers.data.targets import class_labels
 
@@ -45,8 +47,9 @@ class Seen:
     words: dict[str, None] = field(default_factory=dict)
     """In the order of first appearance, at most `WORDS_MAX`."""
     overflow: bool = False
-    low: float = math.inf
-    high: float = -math.inf
+    writing: Writing = field(default_factory=Writing)
+    different: DistinctSketch = field(default_factory=lambda: DistinctSketch(COLUMN_HASHES))
+    """Of all words."""
 
     def merge(self, other: Seen) -> None:
         self.kind = other.kind if pa.types.is_null(self.kind) else self.kind
@@ -55,7 +58,8 @@ class Seen:
         self.overflow = self.overflow or other.overflow or len(self.words) > WORDS_MAX
         if self.overflow:
             self.words = dict.fromkeys(list(self.words)[:WORDS_MAX])
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.writing = self.writing.merge(other.writing)
+        self.different.merge(other.different)
 
 
 @dataclass
@@ -91,6 +95,8 @@ class Layout:
     """Number of the first file that is the test split."""
     codes: dict[str, float]
     """Word of the target -> class index; empty for a quantity."""
+    target: Column
+    """How a quantity is read."""
 
 
 @dataclass
@@ -221,7 +227,18 @@ def read_targets(layout: Layout, rows: pa.Table) -> np.ndarray:
     texts = to_texts(column, rows.column(layout.spec.target))
     if layout.codes:
         return np.array([layout.codes[word] for word in texts.words], dtype=np.int64)[texts.codes]
-    return np.array([column.number_of(word) for word in texts.words])[texts.codes]
+    return np.array([_quantity(layout.target, word) for word in texts.words])[texts.codes]
+
+
+def _quantity(column: Column, word: str) -> float:
+    try:
+        return column.number_of(word)
+    except ValueError:
+        raise DataError(
+            f"Cannot use '{column.name}' as the target", found=f"it holds {word!r} beside numbers",
+            rule="a quantity is a number in every row",
+            remedy="Mend these rows, or map the word to a missing value with data.clean.map_values.",
+        ) from None  # fmt: skip
 
 
 def label_codes(words: list[str], values: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
@@ -229,40 +246,21 @@ def label_codes(words: list[str], values: np.ndarray, classes: tuple[str, ...]) 
     return {word: classes.index(label) for word, label in zip(words, class_labels(values).tolist(), strict=True)}
 
 
-def role_of(spec: DataSpec, name: str, seen: Seen) -> Role:
-    """As infer.infer_role, from what pass one kept. Raises DataError."""
-    text = pa.types.is_string(seen.kind)
-    return infer_role(spec, name, pa.chunked_array([pa.array(list(seen.words) if text else [], seen.kind)]))
+def infer_seen(spec: DataSpec, name: str, seen: Seen, rows: int) -> Inferred:
+    """As infer.infer_column, from what pass one kept. Raises DataError."""
+    different = seen.different.count() if seen.overflow else len(seen.words)
+    return decide(spec, name, Look(seen.kind, seen.writing, tuple(seen.words), rows - seen.missing, different))
 
 
 def _look(spec: DataSpec, name: str, values: pa.ChunkedArray) -> Seen:
-    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    seen = Seen(kind)
-    number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-    if number and name != spec.target:  # of the target the words are asked for
-        numbers = values.cast(pa.float64()).to_numpy()
-        finite = numbers[np.isfinite(numbers)]
-        seen.missing = int(np.isnan(numbers).sum())
-        ends = (finite.min(), finite.max()) if len(finite) else (math.inf, -math.inf)
-    elif pa.types.is_temporal(kind) or pa.types.is_null(kind):
-        seen.missing = values.null_count
-        return seen
-    else:
-        column = make_column(spec, name)
-        texts = to_texts(column, values)
-        seen.missing = int((texts.codes < 0).sum())
+    look = look_at(spec, name, values)
+    seen = Seen(look.kind, len(values) - look.there, dict.fromkeys(look.words), writing=look.writing)
+    if look.words:
+        seen.different.add(words_keys(pa.array(look.words, pa.string())))
+    if name == spec.target and not is_text(look.kind):  # of the target the words are asked for
+        texts = to_texts(make_column(spec, name), values)
         seen.words = dict.fromkeys(texts.words)
-        floats = [number for word in texts.words if not math.isnan(number := _number(column, word))]
-        ends = (min(floats, default=math.inf), max(floats, default=-math.inf))
-    seen.low, seen.high = float(ends[0]), float(ends[1])
     return seen
-
-
-def _number(column: Column, word: str) -> float:
-    try:
-        return column.number_of(word)
-    except ValueError:
-        return math.nan
 
 
 def _kept(spec: DataSpec, rows: pa.Table) -> np.ndarray:

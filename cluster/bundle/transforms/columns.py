@@ -75,8 +75,8 @@ class Column(StrictSpec):
                 head = first + "".join(groups)
             if "." in head or "." in tail:
                 raise ValueError(word)
-            return float(f"{head}.{tail}" if mark else head)
-        return float(word.replace(self.thousands, "") if self.thousands else word)
+            return plain_float(f"{head}.{tail}" if mark else head)
+        return plain_float(word.replace(self.thousands, "") if self.thousands else word)
 
     def numbers_of(self, words: Sequence[str]) -> np.ndarray | None:
         """(N,) float64 where each cleaned word is a number, else None."""
@@ -181,6 +181,13 @@ class Column(StrictSpec):
             rule="features must be finite",
             remedy="Send null for a missing value, or train with data.clean.infinite: missing.",
         )
+
+
+def plain_float(word: str) -> float:
+    """A number as files write it. Raises ValueError, also for `12_34`, which is a number to Python alone."""
+    if "_" in word:
+        raise ValueError(word)
+    return float(word)
 
 
 def without_unit(word: str, unit: str) -> str:

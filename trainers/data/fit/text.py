@@ -16,6 +16,7 @@ from cluster.bundle.transforms import Block, Texts
 from cluster.bundle.transforms.steps import TokenIds, WordCounts
 from cluster.bundle.transforms.tokens import CONTINUES, Vocabulary, split_words
 from cluster.spec.data import DataSpec
+from trainers.data.read.infer import TEXT_WORDS_MEAN
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 LETTERS_MAX = 1_000  # the library's default limit of an alphabet; rarer letters make their word unknown
@@ -24,13 +25,23 @@ LETTERS_MAX = 1_000  # the library's default limit of an alphabet; rarer letters
 def text_block(spec: DataSpec, name: str, column: Texts) -> Block:
     """The block of one text column, by `encode.text`."""
     counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.words))
-    vocabulary = train_vocabulary(column.words, spec.encode.vocabulary)
+    vocabulary = train_vocabulary(column.words, _vocabulary_size(spec, name, column.words))
     if spec.encode.text == "token_ids":
         length = spec.encode.text_length
         features = tuple(f"{name} token {index}" for index in range(length))
         return Block(columns=(name,), steps=(TokenIds(vocabulary=vocabulary, length=length),), features=features)
     step = WordCounts(vocabulary=vocabulary, weights=_word_weights(vocabulary, column.words, counts))
     return Block(columns=(name,), steps=(step,), features=tuple(f"{name}: {token}" for token in vocabulary.tokens))
+
+
+def _vocabulary_size(spec: DataSpec, name: str, words: tuple[str, ...]) -> int:
+    """Tokens of a column's vocabulary. Names and codes that were read as text, because most values come once, have no
+    sentences to learn from: letters, and as many pieces as a category would have values."""
+    num_words = sum(word.count(" ") + 1 for word in words)
+    if spec.columns.get(name) == "text" or num_words > TEXT_WORDS_MEAN * len(words):
+        return spec.encode.vocabulary
+    letters = len(_letters([split_words(word) for word in words]))
+    return min(spec.encode.vocabulary, len((PADDING, UNKNOWN)) + letters + spec.encode.max_categories)
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column
-from cluster.bundle.transforms.columns import number_text
+from cluster.bundle.transforms.columns import number_text, plain_float
 from trainers.data.hashing import mix, text_key, words_keys
 from trainers.data.quality.columns import SENTINELS, End
 from trainers.data.quality.rules import SUSPICIOUS
@@ -255,14 +255,14 @@ def _parsed(words: pa.Array) -> np.ndarray:
     candidates = words.take(pa.array(places))
     try:
         floats[places] = candidates.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:  # some are none, or only Python reads them (1_000)
+    except pa.ArrowInvalid:  # some are none
         floats[places] = [_number(word) for word in candidates.to_pylist()]
     return floats
 
 
 def _number(word: str) -> float:
     try:
-        return float(word)
+        return plain_float(word)
     except ValueError:
         return math.nan
 

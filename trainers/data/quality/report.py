@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts
-from cluster.bundle.transforms.columns import number_text
+from cluster.bundle.transforms.columns import number_text, plain_float
 from cluster.spec.remedy import drop_line
 from trainers.data.hashing import seeded, table_keys
 from trainers.data.quality import columns as quality_columns
@@ -110,7 +110,7 @@ def ordered(findings: list[Finding | None]) -> tuple[Finding, ...]:
 def _numbers(texts: Texts) -> np.ndarray | None:
     """The column as float64 where every word is a number, else None."""
     try:
-        words = [float(word) for word in texts.words]
+        words = [plain_float(word) for word in texts.words]
     except ValueError:
         return None
     return np.array([*words, np.nan])[texts.codes]

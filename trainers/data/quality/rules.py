@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.bundle.transforms.columns import plain_float
 from cluster.spec.remedy import drop_line, kind_line, map_line
 from trainers.data.quality.findings import Finding, Severity
 
@@ -185,9 +186,9 @@ def is_prose(words: Sequence[str]) -> bool:
 
 
 def is_number(word: str) -> bool:
-    """Whether Python reads the word as a number."""
+    """Whether the word is a number."""
     try:
-        float(word)
+        plain_float(word)
     except ValueError:
         return False
     return True

@@ -1,8 +1,8 @@
 """Remedies as lines of a spec: how they are written, read back, and compared with the spec that they answer.
 
-Invariant: what `map_line`, `drop_line` and `kind_line` write is YAML that means these very names and words, be a
-column's name empty, a number or a word of YAML's own; `advice` reads every `path: value` of a sentence, so that
-`in_force` can tell a remedy that the spec follows already.
+Invariant: what `map_line`, `drop_line`, `kind_line` and `written_line` write is YAML that means these very names and
+words, be a column's name empty, a number or a word of YAML's own; `advice` reads every `path: value` of a sentence, so
+that `in_force` can tell a remedy that the spec follows already.
 
 Covered: paths that begin with a section, scalars, lists and mappings in one line. Not covered: advice in plain words.
 """
@@ -38,6 +38,11 @@ def drop_line(name: str) -> str:
 def kind_line(name: str, kind: str) -> str:
     """Declare a column."""
     return f"data.columns.{name}: {kind}" if re.fullmatch(r"\w+", name) else f"data.columns: {{{key(name)}: {kind}}}"
+
+
+def written_line(name: str, value: str) -> str:
+    """Declare how a column is read, or how its values are written; `value` is YAML."""
+    return f"data.columns: {{{key(name)}: {value}}}"
 
 
 def map_line(name: str, words: Mapping[str, str]) -> str:

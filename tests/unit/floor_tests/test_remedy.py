@@ -86,6 +86,8 @@ GUARDED = {
     'trainers/data/read/images.py data.source.size: ["height", "width"]': "with a size all images have it",
     "trainers/data/read/infer.py data.columns.HOLE: category": "a declared column is not inferred",
     'trainers/data/read/infer.py data.source.thousands: ","': "raised where there is no separator",
+    'trainers/data/read/reading.py data.source.thousands: ","': "raised where neither mark is set",
+    'trainers/data/read/reading.py data.source.decimal: ","': "raised where neither mark is set",
     "cluster/spec/compress.py compress: null": "a budget is read where it is not null",
     "cluster/spec/rules.py data.encode.text: token_ids": "said where it is another value",
     "serve/deployments/endpoint.py serve.host: 0.0.0.0": "warned of for loopback addresses",

@@ -17,12 +17,12 @@ import pyarrow as pa
 from cluster.bundle.transforms import Column
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec, WritingSpec
+from cluster.spec.remedy import written_line
 from trainers.data.read.columns import make_column, numbers_there, to_texts
 from trainers.data.read.raw import Role
 from trainers.data.read.reading import (
     Reading,
     choice,
-    declaring,
     epoch_of,
     line,
     reading_of,
@@ -183,7 +183,7 @@ def _of_words(spec: DataSpec, column: Column, look: Look, note: str) -> Inferred
     if spec.encode.category != "one_hot" or spec.encode.text != "word_counts":
         return Inferred("category", column, note)
     said = f"column '{column.name}': {num_words:,} of {look.there:,} values are different: read as text; \
-{declaring(column.name, 'category')} makes categories of them"
+{written_line(column.name, 'category')} makes categories of them"
     return Inferred("text", column, "; ".join(part for part in (note, said) if part))
 
 
@@ -193,7 +193,7 @@ def _with(column: Column, kind: str, rules: dict[str, str]) -> Column:
 
 def _otherwise(name: str, reading: Reading) -> str:
     """How a reading is overruled."""
-    return f"{line(name, reading) if reading.kind == 'code' else declaring(name, 'category')} reads them otherwise"
+    return f"{line(name, reading) if reading.kind == 'code' else written_line(name, 'category')} reads them otherwise"
 
 
 def _settled(name: str, reading: Reading, look: Look) -> dict[str, str]:
@@ -204,7 +204,7 @@ def _settled(name: str, reading: Reading, look: Look) -> dict[str, str]:
         f"Cannot read column '{name}'",
         found=sentence(reading, look.writing),
         rule="values are read in one way, which they show or the spec says",
-        remedy=f"Set {choice(name, reading)}; {declaring(name, 'category')} keeps the words.",
+        remedy=f"Set {choice(name, reading)}; {written_line(name, 'category')} keeps the words.",
     )
 
 
@@ -238,7 +238,7 @@ def _date_rules(name: str, look: Look) -> dict[str, str]:
                 f"Cannot read the dates of column '{name}'",
                 found=f"it holds numbers such as {', '.join(look.writing.few[:3])}",
                 rule="numbers are dates as 20241231, or as seconds or less since 1970 in the years 1990 to 2039",
-                remedy=f"Say how they are written, such as {declaring(name, '{date: epoch_s}')}.",
+                remedy=f"Say how they are written, such as {written_line(name, '{date: epoch_s}')}.",
             )
         return {"date": epoch}
     refuse_mostly_dates(name, look.words)
@@ -288,7 +288,7 @@ def refuse_mostly_dates(name: str, words: Sequence[str]) -> None:
                 found=f"{int(fits.sum())} of its {len(words)} different values are dates, but not \
 {', '.join(others[:5])}",
                 rule="a column holds dates or texts, not both",
-                remedy=f"Add these words to data.source.missing, or declare {declaring(name, 'category')}.",
+                remedy=f"Add these words to data.source.missing, or declare {written_line(name, 'category')}.",
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cluster.bundle.transforms import Column
 from cluster.bundle.transforms.dates import days_of
 from cluster.spec.date_format import EPOCHS
-from cluster.spec.remedy import key
+from cluster.spec.remedy import written_line
 from trainers.data.read.writing import CURRENCIES, DIGITS_MAX, FEW, ISO, ISO_BROKEN, Writing
 
 EPOCH_SECONDS = (631_152_000, 2_208_988_800)
@@ -131,16 +131,11 @@ def sentence(reading: Reading, writing: Writing) -> str:
 def line(name: str, reading: Reading, rules: dict[str, Any] | None = None) -> str:
     """The line of the spec that says this reading, or for codes that overrules it."""
     if reading.kind == "code":
-        return declaring(name, "number")
+        return written_line(name, "number")
     rules = reading.rules if rules is None else rules
     if reading.kind == "date":
-        return declaring(name, f'{{date: "{rules["date"]}"}}' if rules["date"] else "date")
-    return declaring(name, f'{{unit: "{rules["unit"]}"}}')
-
-
-def declaring(name: str, value: str) -> str:
-    """The line of the spec that declares a column."""
-    return f"data.columns: {{{key(name)}: {value}}}"
+        return written_line(name, f'{{date: "{rules["date"]}"}}' if rules["date"] else "date")
+    return written_line(name, f'{{unit: "{rules["unit"]}"}}')
 
 
 def choice(name: str, reading: Reading) -> str:

@@ -17,13 +17,12 @@ import pyarrow.compute as pc
 from cluster.bundle.transforms import Column, Texts, Values
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
-from cluster.spec.remedy import map_line
+from cluster.spec.remedy import map_line, written_line
 from trainers.data.hashing import column_keys, table_keys
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, infer_column, target_column
 from trainers.data.read.raw import FREE, Layout, RawData, Role, Table
-from trainers.data.read.reading import declaring
 
 
 def read_table(spec: DataSpec, inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None) -> RawData:
@@ -190,7 +189,7 @@ def _times(spec: DataSpec, name: str, values: pa.ChunkedArray) -> tuple[np.ndarr
             "Cannot split the data by time",
             found=f"'{name}' holds texts such as {', '.join(repr(word) for word in words[:3]) or 'no value'}",
             rule="rows are ordered by dates in one writing, or by numbers",
-            remedy="Say how its dates are written: " + declaring(name, '{date: "%d/%m/%Y %H:%M"}') + ".",
+            remedy="Say how its dates are written: " + written_line(name, '{date: "%d/%m/%Y %H:%M"}') + ".",
         )
     times = to_numbers(inferred.column, values)
     if np.isnan(times).any():

@@ -99,7 +99,7 @@ GUARDED = {
     "trainers/data/read/table_files.py data.source.quote: null": "raised for a name between quotes over two lines",
     "trainers/data/splits.py data.split.train: rest": "raised for numbers of rows",
     "trainers/data/split_classes.py data.split.stratify: true": "said where it is false",
-    "trainers/data/stream/prepare.py data.encode.category: hash": "raised for the other encodings",
+    "trainers/data/stream/columns.py data.encode.category: hash": "raised for the other encodings",
     "trainers/data/targets.py data.task: regression": "raised for classes that are numbers",
     "trainers/data/targets.py data.task: classification": "raised where regression is asked for",
     "trainers/data/targets.py data.split.stratify: false": "raised where rows are stratified",

@@ -25,7 +25,6 @@ from cluster.bundle.transforms import Block, Column, Output, Transforms
 from cluster.bundle.transforms.steps import Clip, Impute, MissingIndicator, OneHot, Ordinal, Scale
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
-from cluster.spec.remedy import kind_line
 from trainers.data import targets as target_rules
 from trainers.data.fit.seen import example_row
 from trainers.data.fit.table import fit_transforms, take_rows
@@ -35,20 +34,19 @@ from trainers.data.read.columns import make_column, read_values
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.fetch import called_by_url
 from trainers.data.read.files import digest_files
-from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, target_column
+from trainers.data.read.infer import target_column
 from trainers.data.read.raw import Role, Table
 from trainers.data.read.table_files import find_files
 from trainers.data.read.tables import check_columns
 from trainers.data.shards import open_split, write_description
 from trainers.data.split_classes import check_split_classes
+from trainers.data.stream.columns import feature_columns
 from trainers.data.stream.scan import (
-    WORDS_MAX,
     Columns,
     Layout,
     Moments,
     Seen,
     Statistics,
-    infer_seen,
     label_codes,
     read_targets,
     scan_columns,
@@ -155,7 +153,7 @@ def _scan(
                         rule="training needs rows with a target", remedy="Look at data.target.")  # fmt: skip
     check_columns(spec, list(columns.seen), source.path)
     task, classes, codes, target = _labels(spec, columns.seen[spec.target])
-    found, notes = _features(spec, columns)
+    found, notes = feature_columns(spec, columns)
     roles = {name: inferred.role for name, inferred in found.items()}
     if not roles:
         raise DataError(f"Cannot use {source.path}", found="no feature column is left", remedy="; ".join(notes))
@@ -279,54 +277,6 @@ def _labels(
         )  # fmt: skip
     classes = tuple(target_rules.ordered_classes(labels))
     return task, classes, label_codes(words, values, classes), column or make_column(spec, spec.target)
-
-
-def _features(spec: DataSpec, columns: Columns) -> tuple[dict[str, Inferred], list[str]]:
-    """How the columns that become features are read; what was inferred, and why others do not."""
-    split = spec.split
-    apart = {spec.target, *spec.drop_columns, split.group, split.time, split.column}
-    features: dict[str, Inferred] = {}
-    notes = [f"{columns.dropped} rows are left out: a value is missing"] if columns.dropped else []
-    for name, seen in columns.seen.items():
-        if name in apart or spec.columns.get(name) == "drop":
-            continue
-        inferred = infer_seen(spec, name, seen, columns.rows)
-        why = _why_useless(spec, seen, inferred, columns.rows)
-        if why and name not in spec.columns:
-            notes.append(f"column '{name}' is left out: {why}")
-            continue
-        if inferred.role == "category" and seen.overflow and spec.encode.category != "hash":
-            raise DataError(
-                f"Cannot use column '{name}'", found=f"it has more than {WORDS_MAX:,} different words",
-                rule="past memory the words of a category are counted one by one",
-                remedy=f"Set data.encode.category: hash, or {kind_line(name, 'text')}, or drop the column.",
-            )  # fmt: skip
-        features[name] = inferred
-        notes += [inferred.note] if inferred.note else []
-    return features, notes
-
-
-def _why_useless(spec: DataSpec, seen: Seen, inferred: Inferred, rows: int) -> str:
-    """As in read/tables.py, from counts."""
-    share = seen.missing / rows
-    if share == 1.0:
-        return "every value is missing"
-    if share > spec.max_missing:
-        return f"{share:.0%} of its values are missing, data.max_missing is {spec.max_missing:.0%}"
-    if share == 0.0 and _one_value(seen, inferred):
-        return "all values are equal"
-    return IDENTIFIER_WHY if inferred.identifier else ""
-
-
-def _one_value(seen: Seen, inferred: Inferred) -> bool:
-    if inferred.role in ("category", "text"):
-        return len(seen.words) == 1
-    if seen.writing.numbers:
-        return seen.writing.low == seen.writing.high
-    if seen.overflow or not seen.words:
-        return False
-    parsed = inferred.column.from_rows(list(seen.words))
-    return len(np.unique(np.asarray(parsed))) == 1
 
 
 def _exact(spec: DataSpec, output: Output, roles: dict[str, Role], whole: Statistics) -> Output:

@@ -24,6 +24,9 @@ from cluster.telemetry.view import counted
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
 BATCH_SIZE_PER_WORKER_CPU = 256  # a CPU core's caches hold this many small samples; larger gains nothing
 PIECEWISE_ROWS_MIN = 2_000  # 16 bins then hold 125 rows each; below, they overfit
+BATCH_NORM_FAMILIES = ("cnn", "timm", "torchvision")
+BATCH_NORM_ROWS_MIN = 16  # means of fewer rows are noisy
+BATCH_NORM_GROUPS = 8  # of a global batch: as many workers can share one without changing what is normalized together
 FOUND_BY_SEARCH = "found by the search"
 UPDATES_PER_EPOCH_MIN = 10  # fewer updates an epoch make a schedule coarse
 
@@ -143,7 +146,7 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     if family in ("transformer", "transformers"):
         tokens = (spec.data.encode.vocabulary, "data.encode.vocabulary is its upper bound")
         decisions.take("model.vocabulary", getattr(spec.model, "vocabulary", "auto"), tokens)
-    _decide_train(spec, host, data, decisions)
+    _decide_train(spec, host, data, decisions, family)
     if spec.compress is not None:
         metric = "accuracy" if data.task == "classification" else "r2"
         decisions.take("compress.budget.metric", spec.compress.budget.metric, (metric, f"the task is {data.task}"))
@@ -179,13 +182,18 @@ class _Decisions:
         return value
 
 
-def _decide_train(spec: RunSpec, host: HostFacts, data: DataFacts, decisions: _Decisions) -> None:
+def _decide_train(spec: RunSpec, host: HostFacts, data: DataFacts, decisions: _Decisions, family: str) -> None:
     train = spec.train
     workers = decisions.take("train.workers", train.workers, _workers(host))
     decisions.take("train.precision", train.precision, _precision(host))
     batch = decisions.take("train.batch_size_global", train.batch_size_global, _batch_size_global(data))
     micro = _micro_batch(batch, most_workers(workers))
-    decisions.take("train.batch_size_per_worker", train.batch_size_per_worker, micro)
+    micro_rows = decisions.take("train.batch_size_per_worker", train.batch_size_per_worker, micro)
+    if family in BATCH_NORM_FAMILIES:
+        rows = _batch_norm_rows(host, batch, most_workers(workers), micro_rows)
+        decisions.take("train.batch_norm_rows", train.batch_norm_rows, rows)
+    elif train.batch_norm_rows == "auto":
+        decisions.values["train.batch_norm_rows"] = None  # nothing to tell where there is no batch norm
 
 
 def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
@@ -266,6 +274,20 @@ def _micro_batch(batch: int, workers: int) -> tuple[int, str]:
         min(share, BATCH_SIZE_PER_WORKER_CPU),
         f"a worker's share of {batch} samples is {share}, and a micro-batch is at most {BATCH_SIZE_PER_WORKER_CPU}",
     )
+
+
+def _batch_norm_rows(host: HostFacts, batch: int, workers: int, micro: int) -> tuple[int | None, str]:
+    if host.gpus:
+        return None, (
+            "rows are normalized by the micro-batch, so results depend on its size; a number makes them independent of "
+            "workers and micro-batches, and costs a GPU time"
+        )
+    wanted = max(BATCH_NORM_ROWS_MIN, batch // BATCH_NORM_GROUPS)
+    rows = max(2, min(wanted, batch // workers, micro))
+    if rows < wanted:
+        least = "a worker's share" if batch // workers <= micro else "the micro-batch"
+        return rows, f"{least} has no more rows; with a smaller one results change"
+    return rows, f"with up to {batch // rows} workers and micro-batches of {rows} rows or more results are the same"
 
 
 def _batch_size_global(data: DataFacts) -> tuple[int, str]:

@@ -202,6 +202,10 @@ class TrainSpec(StrictSpec):
     training starts."""
     memory_per_worker_gib: PositiveFloat | None = None
     """Memory that the probe of `batch_size_per_worker` may count on; null: what is free when training starts."""
+    batch_norm_rows: Auto | Annotated[int, Field(ge=2)] | None = "auto"
+    """Neighbors in the global batch that batch norm normalizes together, whatever worker and micro-batch they are in:
+    results then depend on neither. null: the rows of a micro-batch, which is faster on GPUs. `auto`: an eighth of the
+    global batch and at least 16 on CPUs, null on GPUs."""
     growth: GrowthSpec | None = None
     workers: AutoPositiveInt | WorkersSpec = "auto"
     """A number, or `{min: 2, max: 4}`: the run goes on with fewer when a lost worker's place does not come back."""

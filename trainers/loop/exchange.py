@@ -1,6 +1,6 @@
 """All gradients of a worker in one flat buffer, and one sum of it over all workers per update.
 
-    flat = [ bucket 0: gradients of the last layers | … | bucket n: of the first layers | failed, loss sum, stop ]
+    flat = [ bucket 0: gradients of the last layers | … | bucket n | batch norm's sums | failed, loss sum, stop ]
 
 `parameter.grad` are views into it, so that backward writes where the exchange reads: no copy. Only in a window's last
 micro-batch are buckets sent, each as soon as backward has completed it, in the order of the buffer: that is what DDP
@@ -57,16 +57,18 @@ class Bucket:
 class GradientExchange:
     """Owns the flat gradient of a model."""
 
-    def __init__(self, model: nn.Module, world: World, spec: ExchangeSpec) -> None:
+    def __init__(self, model: nn.Module, world: World, spec: ExchangeSpec, num_sums: int = 0) -> None:
+        """`num_sums`: room for batch norm's sums, which travel with the gradients."""
         self.world = world
         self.half = spec.wire == "bf16"
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         first = self.parameters[0]
         count = sum(parameter.numel() for parameter in self.parameters)
-        self.flat = torch.zeros(count + NUM_RIDERS, dtype=first.dtype, device=first.device)
+        self.flat = torch.zeros(count + num_sums + NUM_RIDERS, dtype=first.dtype, device=first.device)
         self.gradient = self.flat[:count]
-        self._riders = self.flat[count:]
-        self.riders = Riders(*self._riders.unbind())
+        self.norm_sums = self.flat[count : count + num_sums]
+        self._riders = self.flat[count:]  # with batch norm's sums: what never travels in half precision
+        self.riders = Riders(*self.flat[count + num_sums :].unbind())
         self._buckets: list[Bucket] = []
         self._next = 0
         self._armed = False
@@ -238,12 +240,12 @@ def same_everywhere(tensors: Sequence[torch.Tensor], world: World) -> None:
                 dist.broadcast(tensor.detach(), 0)
 
 
-def average_buffers(model: nn.Module, world: World) -> None:
-    """Batch norm statistics: the mean over workers for floats, the largest for counters. Blocks."""
+def average_buffers(buffers: Sequence[torch.Tensor], world: World) -> None:
+    """Buffers that each worker moves by itself: the mean over workers for floats, the largest for counters. Blocks."""
     if world.size == 1:
         return
-    with torch.no_grad(), lost_workers("average batch norm statistics"):
-        for buffer in model.buffers():
+    with torch.no_grad(), lost_workers("average buffers"):
+        for buffer in buffers:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= world.size

@@ -162,15 +162,15 @@ def windows_left(job: Job, state: State) -> Iterator[Window]:
             cursor.skipped += 1
             continue
         if cursor.window + 1 < count:
-            following = window_of(order, cursor.epoch, cursor.window + 1, batch, job.world)
+            following = window_of(order, cursor.epoch, cursor.window + 1, batch, job.world, state.norms.rows)
             job.train.read_ahead(following, state.micro_size)
-        yield window_of(order, cursor.epoch, cursor.window, batch, job.world)
+        yield window_of(order, cursor.epoch, cursor.window, batch, job.world, state.norms.rows)
 
 
 def finish_epoch(job: Job, state: State) -> EpochFinished:
     """Evaluate, move the plateau, keep the best, and put the cursor at the start of the next epoch."""
     train, cursor = job.request.train, state.cursor
-    average_buffers(state.model, job.world)
+    average_buffers(state.own_buffers, job.world)
     metrics = evaluate_split(job, state, job.validation, "validation")
     if cursor.weight_sum > 0:
         metrics["train.loss"] = cursor.loss_sum / cursor.weight_sum

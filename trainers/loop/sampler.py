@@ -39,6 +39,8 @@ class Window:
     start: int
     """This rank's part is rows[start:stop]."""
     stop: int
+    norm_rows: int | None = None
+    """Rows that batch norm normalizes together, from the window's start on; None: those of a micro-batch."""
 
     @property
     def own(self) -> np.ndarray:
@@ -47,11 +49,25 @@ class Window:
 
     def micro_slices(self, size: int) -> list[slice]:
         """Positions in the window of this rank's micro-batches: as few as `size` allows, of balanced sizes, so that
-        no tail of one row is left over (batch norm cannot train on one)."""
-        rows = self.stop - self.start
-        count = -(-rows // size)
-        bounds = [self.start + rows * index // count for index in range(count + 1)] if count else []
-        return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+        no tail of one row is left over (batch norm cannot train on one); of whole groups where they fit."""
+        if self.norm_rows is None:
+            return _cut(self.start, self.stop, size)
+        found: list[slice] = []
+        for group in self._groups(self.start, self.stop):
+            if found and group.stop - found[-1].start <= size:
+                found[-1] = slice(found[-1].start, group.stop)
+            else:
+                found += _cut(group.start, group.stop, size)  # memory for less than a group: it normalizes by less
+        return found
+
+    def group_sizes(self, where: slice) -> tuple[int, ...]:
+        """Rows of each group of batch norm in a micro-batch."""
+        return tuple(group.stop - group.start for group in self._groups(where.start, where.stop))
+
+    def _groups(self, start: int, stop: int) -> list[slice]:
+        """The groups between two positions, cut where a position lies inside one."""
+        bounds = group_bounds(len(self.rows), self.norm_rows)
+        return [slice(max(a, start), min(b, stop)) for a, b in itertools.pairwise(bounds) if b > start and a < stop]
 
 
 def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
@@ -64,11 +80,30 @@ def num_windows(num_rows: int, batch_size_global: int) -> int:
     return -(-num_rows // batch_size_global)
 
 
-def window_of(order: np.ndarray, epoch: int, index: int, batch_size_global: int, world: World) -> Window:
-    """Window `index` of the epoch whose permutation is `order`."""
+def window_of(
+    order: np.ndarray, epoch: int, index: int, batch_size_global: int, world: World, norm_rows: int | None = None
+) -> Window:
+    """Window `index` of the epoch whose permutation is `order`; each rank has whole groups of `norm_rows`."""
     rows = order[index * batch_size_global : (index + 1) * batch_size_global]
-    start, stop = part(len(rows), world)
-    return Window(epoch, index, rows, start, stop)
+    if norm_rows is None:
+        return Window(epoch, index, rows, *part(len(rows), world))
+    bounds = group_bounds(len(rows), norm_rows)
+    first, last = (rank * (len(bounds) - 1) // world.size for rank in (world.rank, world.rank + 1))
+    return Window(epoch, index, rows, bounds[first], bounds[last], norm_rows)
+
+
+def group_bounds(length: int, norm_rows: int | None) -> list[int]:
+    """Bounds of a window's groups: of `norm_rows` rows or a few more, so that none is left with a tail."""
+    count = max(1, length // norm_rows) if norm_rows else 1
+    return [length * index // count for index in range(count + 1)]
+
+
+def _cut(start: int, stop: int, size: int) -> list[slice]:
+    """As few pieces as `size` allows, of balanced sizes."""
+    rows = stop - start
+    count = -(-rows // size)
+    bounds = [start + rows * index // count for index in range(count + 1)] if count else []
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def part(length: int, world: World) -> tuple[int, int]:

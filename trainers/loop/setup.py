@@ -18,6 +18,7 @@ from cluster.telemetry.events import EventSink
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.loop import rng
 from trainers.loop.augment import Augmenter
+from trainers.loop.batch_norm import BatchNorms
 from trainers.loop.ema import Ema
 from trainers.loop.exchange import GradientExchange, current_world, same_everywhere
 from trainers.loop.loader import SplitReader, row_weights
@@ -76,12 +77,14 @@ def build_module(request: FitRequest, data: PreparedData) -> nn.Module:
 def new_state(job: Job, model: nn.Module) -> State:
     """The state before the first update."""
     train = job.request.train
+    norms = BatchNorms(model, None if train.batch_norm_rows == "auto" else train.batch_norm_rows)
     return State(
         model=model,
+        norms=norms,
         compiled=compile_model(model) if train.compile else None,
         lagging=lags(job.device),
         optimizer=build_optimizer(model, train.optimizer),
-        exchange=GradientExchange(model, job.world, train.exchange),
+        exchange=GradientExchange(model, job.world, train.exchange, norms.num_sums),
         scaler=build_scaler(train.precision, job.device),
         ema=Ema(model, train.ema) if train.ema else None,
         plateau=Plateau() if train.schedule.plateau else None,

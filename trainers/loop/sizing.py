@@ -206,7 +206,7 @@ def range_test(job: Job, state: State, *, low: float = 1e-6, high: float = 1.0, 
     try:
         for number in range(windows):
             rate = low * (high / low) ** (number / max(1, windows - 1))
-            window = _window(job, number)
+            window = _window(job, state, number)
             report = update(job, state, window, learning_rate=rate)
             loss = report.loss_sum / report.weight if report.weight else 0.0
             average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -266,7 +266,7 @@ def _try(job: Job, state: State, rows: int, room: _Room, timed: bool) -> Trial:
     if fits:
         state.micro_size = rows
         own = np.resize(epoch_order(job.request.seed, 0, job.train.num_rows), rows)
-        window = Window(0, 0, own, 0, rows)
+        window = Window(0, 0, own, 0, rows, state.norms.rows)
         done, started = 0, time.monotonic()
         while not done or (timed and time.monotonic() - started < MIN_TRIAL_S):
             error = _accumulate_alone(job, state, window)
@@ -289,11 +289,11 @@ def _accumulate_alone(job: Job, state: State, window: Window) -> Exception | Non
     return _accumulate(job, state, window, job.train.weight_of(window.rows), False, send=False)
 
 
-def _window(job: Job, number: int) -> Window:
+def _window(job: Job, state: State, number: int) -> Window:
     batch = job.request.batch.batch_size_global
     per_epoch = max(1, job.train.num_rows // batch)
     order = epoch_order(job.request.seed, number // per_epoch, job.train.num_rows)
-    return window_of(order, number // per_epoch, number % per_epoch, batch, job.world)
+    return window_of(order, number // per_epoch, number % per_epoch, batch, job.world, state.norms.rows)
 
 
 def _smallest_share(job: Job) -> int:

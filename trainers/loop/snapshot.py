@@ -5,8 +5,8 @@
 Invariant: `restore(take(state))` on a fresh state continues byte for byte; a missing part raises, it is never
 replaced by a default. Every worker calls both.
 
-Covered: the same number of workers (exact), another number (random states start anew from seed and update, batch
-norm statistics are averaged; rows, global batches and schedule stay exact). Not covered: sharded models.
+Covered: the same number of workers (exact), another number (random states start anew from seed and update, buffers that
+workers do not agree on are averaged; rows, global batches and schedule stay exact). Not covered: sharded models.
 """
 
 from __future__ import annotations

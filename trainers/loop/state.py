@@ -16,6 +16,7 @@ from cluster.spec.growth import batch_size_of_epoch, updates_of_epochs
 from cluster.telemetry.events import EpochFinished, EventSink
 from trainers.data.shards import PreparedData
 from trainers.loop.augment import Augmenter
+from trainers.loop.batch_norm import BatchNorms
 from trainers.loop.ema import Ema
 from trainers.loop.exchange import GradientExchange
 from trainers.loop.loader import SplitReader
@@ -81,6 +82,7 @@ class State:
     scaler: torch.amp.GradScaler | None
     ema: Ema | None
     plateau: Plateau | None
+    norms: BatchNorms
     micro_size: int
     """Rows of a micro-batch: halves when memory does not suffice."""
     micro_reason: str = ""
@@ -121,6 +123,12 @@ class State:
     def buffers(self) -> list[torch.Tensor]:
         """Of the model: walking through its modules at every update would cost more than copying them."""
         return list(self.model.buffers())
+
+    @cached_property
+    def own_buffers(self) -> list[torch.Tensor]:
+        """Those that workers do not agree on by themselves."""
+        agreed = self.norms.buffers()
+        return [buffer for buffer in self.buffers if id(buffer) not in agreed]
 
     @cached_property
     def held_buffers(self) -> list[torch.Tensor]:

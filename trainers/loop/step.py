@@ -8,8 +8,8 @@ divided by the weight of the whole window (known before the first forward); the 
 The host need not know the outcome of an update to queue the next one (`advance`, `settle`): on a GPU it reads the
 numbers of the update before, once the next backward is queued, and so never waits for the device in a steady run.
 
-Invariant: after `update` either everything moved (parameters, optimizer state, EMA, update index) or, on a window
-that is skipped, nothing did but the data cursor and the fp16 scale.
+Invariant: after `update` either everything moved (parameters, optimizer state, EMA, batch norm's statistics, update
+index) or, on a window that is skipped, nothing did but the data cursor and the fp16 scale.
 
 Covered: accumulation, AMP, clipping, skips, out-of-memory retry, agreement on failures. Not covered: order of
 windows (loop.py).
@@ -154,10 +154,12 @@ def _backward_of_window(job: Job, state: State, window: Window, share: float, *,
         batch = job.train.read_slice(window, where)
         if change is not None:
             batch = job.augmenter.apply(batch, change, where, job.train)
+        state.norms.begin(window.group_sizes(where))
         with autocast(job.request.train.precision, job.device):
             outputs = forward(*_in_memory_format(job, batch.inputs))
             loss_sum = job.objective.sum(batch, outputs)
         exchange.add_loss(job.objective.told(batch, outputs, loss_sum))
+        state.norms.collect(exchange.norm_sums)
         loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
         (state.scaler.scale(loss) if state.scaler else loss).backward()
 
@@ -182,6 +184,7 @@ def _step(
         norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
         if math.isfinite(norm):
             state.quick_step.step()
+        state.norms.move(exchange.norm_sums, not math.isfinite(norm))
         return _numbers(riders, norm, not math.isfinite(norm)), None
     scaler.unscale_(optimizer)
     norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
@@ -189,7 +192,9 @@ def _step(
     if overflow or math.isfinite(norm):  # finite gradients whose norm is not would be stepped by the scaler
         scaler.step(optimizer)
     scaler.update()
-    return _numbers(riders, norm, overflow or not math.isfinite(norm), scaler.get_scale()), None
+    skipped = overflow or not math.isfinite(norm)
+    state.norms.move(exchange.norm_sums, skipped)
+    return _numbers(riders, norm, skipped, scaler.get_scale()), None
 
 
 def _step_unread(job: Job, state: State, riders: Riders) -> tuple[torch.Tensor, torch.cuda.Event | None]:
@@ -201,6 +206,7 @@ def _step_unread(job: Job, state: State, riders: Riders) -> tuple[torch.Tensor, 
     if scaler is not None:
         skip = torch.maximum(skip, found_inf(scaler, state.optimizer).clamp(max=1.0))
     state.quick_step.step(skip)
+    state.norms.move(exchange.norm_sums, skip)
     if scaler is not None:
         scaler.update()
     scale = scale_of(scaler, job.device)

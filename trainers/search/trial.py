@@ -5,7 +5,8 @@ as an outcome, and the function returns normally: Tune never retries it with the
 what happened (Ray 2.60 tells a searcher nothing about a trial that raised). What is left to Tune is the death of the
 process, which one retry is for.
 
-Covered: outcomes, trials on CPU and GPU. Not covered: more than one worker a trial (results do not depend on it).
+Covered: outcomes, trials on CPU and GPU. Not covered: more than one worker a trial (results do not depend on it,
+but for dropout's draws, and for batch norm where `train.batch_norm_rows` is null).
 """
 
 from __future__ import annotations

@@ -143,11 +143,12 @@ def _statistics(rank: int, prepared: str) -> tuple[int, np.ndarray]:
 
 def test_batch_norm_of_a_worker_without_rows_sees_no_padding(tmp_path: Path) -> None:
     prepared = write_data(tmp_path / "data", ROWS)
-    (batches, mean), (none, untouched) = run_ranks(2, _statistics, tmp_path / "r", str(prepared))
-    assert batches == 2
-    assert mean.any()
-    assert none == 0, "a forward of padding would be counted"
-    assert not untouched.any()
+    (moved, mean), (agreed, same) = run_ranks(2, _statistics, tmp_path / "r", str(prepared))
+    job, state = start(request_for(prepared, batch=8, micro=8, arguments={"norm": True}))
+    seen = state.model[0](job.train.read(np.arange(8)).inputs[0])  # type: ignore[index]
+    np.testing.assert_allclose(mean, 0.1 * seen.mean(dim=0).detach().numpy(), rtol=1e-10)
+    assert (moved, agreed) == (1, 1), "once a global batch, on every worker"
+    assert np.array_equal(mean, same), "a forward of padding would have moved them"
 
 
 def test_tokens_of_variable_length_weigh_the_same_whatever_row_they_are_in(tmp_path: Path) -> None:

@@ -22,6 +22,11 @@ class Limits:
     """Elements of one tensor, so that a shape alone cannot ask for memory."""
     name_characters: int = 512
     """Length of a model, tensor or request name."""
+    head_timeout_s: float = 10.0
+    """How long a client may take to send a request's head, from its connection or from the head's first byte on."""
+    connections: int = 3584
+    """Open HTTP connections; past it a new one is answered 503. Seven eighths of what Ray Serve's HAProxy opens (4096),
+    so that there is room for those that are told so, for gRPC and for scrapes."""
     body_timeout_s: float = 30.0
     """How long a client may take to send its body."""
     queue_rows: int = 4096

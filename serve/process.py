@@ -6,9 +6,11 @@ Invariant: the port is answered only when the model is ready, and Ctrl-C answers
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -18,13 +20,15 @@ from serve.batching.batcher import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
 from serve.doors.access_log import AccessLog, AccessRecords, open_access_log
 from serve.doors.asgi import AsgiDoor
-from serve.doors.http import JsonHttpProtocol
+from serve.doors.http import http_protocol
 from serve.doors.human import build_human_side
 from serve.handler import Handler
 from serve.limits import Limits
 from serve.repository import Repository
 
 BACKLOG = 2048  # uvicorn's default
+GRPC_IDLE_S = 90.0  # without a call; clients connect anew by themselves. Ray Serve's HAProxy waits as long
+DESCRIPTORS_OWN = 256  # of files and sockets beside the connections: libraries, gRPC, engine processes
 GRACE_S = 30.0  # for what was accepted when the process is told to end
 
 
@@ -37,18 +41,21 @@ async def open_door(config: EndpointConfig, limits: Limits | None = None) -> Asg
     return AsgiDoor(handler, build_human_side(handler))
 
 
-async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_port: int | None = None) -> None:
+async def serve_endpoint(
+    config: EndpointConfig, listener: socket.socket, grpc_port: int | None = None, limits: Limits | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; over gRPC as well where a port is given (0 takes a free one)."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     open_access_log(sys.stderr)
-    door = await open_door(config)
+    limits = with_descriptors(limits or Limits())
+    door = await open_door(config, limits)
     rpc_server = await open_rpc(door, listener.getsockname()[0], grpc_port) if grpc_port is not None else None
     settings = uvicorn.Config(
         AccessLog(door, access_records(door.handler.repository)),
         log_level="warning",
         access_log=False,
         lifespan="off",
-        http=JsonHttpProtocol,
+        http=http_protocol(limits),
         ws="none",  # a request to upgrade is answered as the plain request that it is
         timeout_graceful_shutdown=int(GRACE_S),
     )
@@ -64,6 +71,18 @@ async def serve_endpoint(config: EndpointConfig, listener: socket.socket, grpc_p
         raise EndpointError(f"Cannot start endpoint '{config.name}'", found="the HTTP server did not start")
 
 
+def with_descriptors(limits: Limits) -> Limits:
+    """The limits with no more connections than this process can open; its own soft limit is raised for them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections + DESCRIPTORS_OWN
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return limits
+    return replace(limits, connections=max(1, soft - DESCRIPTORS_OWN))
+
+
 def access_records(repository: Repository, replica: str = "0") -> AccessRecords:
     """The endpoint's access log; the sampled share is the configuration's."""
     return AccessRecords(lambda: repository.access_log, repository.name, replica)
@@ -75,8 +94,14 @@ async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:
 
     from serve.doors.rpc import MESSAGE_BYTES_MAX, Rpc, add_to_server
 
-    sizes = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.max_send_message_length", -1)]
-    server = grpc.aio.server(options=[*sizes, ("grpc.so_reuseport", 0)])
+    options = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.server_handshake_timeout_ms", int(door.handler.limits.head_timeout_s * 1e3)),
+        ("grpc.max_connection_idle_ms", int(GRPC_IDLE_S * 1e3)),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.aio.server(options=options)
     add_to_server(Rpc(door.handler, access_records(door.handler.repository)), server)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")

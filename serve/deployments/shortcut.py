@@ -95,5 +95,14 @@ def open_shortcut(door: App, name: str) -> None:
 
 
 def middlewares() -> list[Any]:
-    """What Ray Serve's hook returns."""
+    """What Ray Serve's hook returns. Called in each process of Ray Serve before it makes its HTTP server.
+
+    Ray Serve gives no other place for the server's connections: it leaves their class to uvicorn's choice, which this
+    sets to ours, so that proxies without HAProxy and the replicas' own ports have the deadlines and limits too.
+    """
+    from uvicorn.protocols.http import auto
+
+    from serve.doors.http import JsonHttpProtocol
+
+    auto.AutoHTTPProtocol = JsonHttpProtocol
     return [Middleware(Shortcut)]

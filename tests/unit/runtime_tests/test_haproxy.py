@@ -101,8 +101,8 @@ def ray_serves_configuration(folder: Path, ports: list[int], servers: list[int])
 
 
 @pytest.fixture(scope="module")
-def ports(tmp_path_factory: pytest.TempPathFactory, backends: list[int]) -> Iterator[list[int]]:
-    """The ports (HTTP first, then gRPC) of HAProxy as a private Ray starts it; a head has one second, a body two."""
+def proxy(tmp_path_factory: pytest.TempPathFactory, backends: list[int]) -> Iterator[int]:
+    """The public port of HAProxy as a private Ray starts it; a head has one second, a body two."""
     folder = tmp_path_factory.mktemp("ha")
     ports = free_ports(4)
     config = ray_serves_configuration(folder, ports, backends)
@@ -116,16 +116,11 @@ def ports(tmp_path_factory: pytest.TempPathFactory, backends: list[int]) -> Iter
         while ask(ports[0], b"GET /app HTTP/1.1\r\nHost: x\r\n\r\n")[0] != 200:
             assert process.poll() is None, process.stderr and process.stderr.read()
             assert time.monotonic() < deadline_s
-        yield ports
+        yield ports[0]
     finally:
         process.kill()
         _, errors = process.communicate(timeout=DEADLINE_S)
     assert "ALERT" not in errors, errors
-
-
-@pytest.fixture
-def proxy(ports: list[int]) -> int:
-    return ports[0]
 
 
 def connect(port: int, data: bytes = b"") -> socket.socket:
@@ -197,11 +192,6 @@ def test_what_does_not_come_in_time_is_ended(
             "application/json",
             {"error": "the request did not arrive in time"},
         )
-
-
-def test_a_grpc_connection_that_says_nothing_is_ended(ports: list[int]) -> None:
-    with connect(ports[1]) as connection:
-        assert drip(connection, b"") < 3.0
 
 
 def test_connections_past_the_limit_are_told_and_those_of_before_go_on(proxy: int) -> None:

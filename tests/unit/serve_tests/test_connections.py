@@ -15,7 +15,7 @@ import uvicorn
 from serve.doors.asgi import AsgiDoor
 from serve.doors.http import http_protocol
 from serve.limits import Limits
-from serve.process import listen, with_descriptors
+from serve.process import listen, open_rpc, with_descriptors
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_door import GOOD, INFER
 
@@ -167,6 +167,22 @@ def test_one_connection_too_many_is_told_so_at_once_and_the_others_go_on(in_plac
                 await asyncio.sleep(0.01)
 
     at(in_place, Limits(connections=3), test)
+
+
+def test_a_grpc_connection_that_says_nothing_is_ended(in_place: InPlace, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test(place: Place) -> None:
+        server = await open_rpc(place.door, "127.0.0.1", 0)
+        try:
+            port = int(capsys.readouterr().err.rsplit(":", 1)[1])
+            stream = await asyncio.open_connection("127.0.0.1", port)
+            found = await until_closed(stream)
+            stream[1].close()
+            await stream[1].wait_closed()
+            assert b"handshake timeout" in found
+        finally:
+            await server.stop(0)
+
+    in_place(test, limits=Limits(head_timeout_s=0.4))
 
 
 def test_the_limit_follows_what_the_process_may_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """`manta explain SPEC`: the resolved run, before anything runs.
 
-Every `auto` with its value and reason, the batch equation, updates per epoch, the learning-rate curve, the memory of
-one worker. It reads the data as the check stage does, and nothing is written.
+What the check stage says of the columns, every `auto` with its value and reason, the batch equation, updates per epoch,
+the learning-rate curve, the memory of one worker. It reads the data as the check stage does, and nothing is written.
 
 Covered: text for people, `--json` for programs. Not covered: durations (they depend on the machine; run one epoch).
 """
@@ -28,7 +28,7 @@ from cluster.spec.rules import load_checked
 from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.edge import run_command
-from cluster.telemetry.events import ListSink
+from cluster.telemetry.events import ListSink, Message
 from cluster.temporary import scratch_folder
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
 
     spec = load_checked(spec_path, overrides)
     with ExitStack() as stack, scratch_folder("explain") as folder:
-        name = run_name(None, spec, spec_path)
+        name, said = run_name(None, spec, spec_path), ListSink()
         context = StageContext(
             stage="check",
             run=RunFolder(folder / name),
@@ -67,11 +67,12 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
             folder=folder,
             digest="",
             records={},
-            events=ListSink(),
+            events=said,
             ensure_ray=partial(_ensure_ray, stack),
         )
         found = check_data(context)
         assert found.resolved is not None
+        notes = [event.text for event in said.events if isinstance(event, Message)]
         inputs, resolved = _inputs(context, found.resolved, folder)
     model = _model(resolved, inputs)
     if spec.train.batch_size_per_worker == "auto":
@@ -79,7 +80,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
     if spec.train.find_learning_rate:
         path, rate = "train.optimizer.learning_rate", resolved.spec.train.optimizer.learning_rate
         resolved = resolved.with_values({path: rate}, why="the spec says so, until a range test has run in training")
-    return {**_facts(resolved, found.facts, inputs, model), "way": found.details.get("way", "")}
+    return {**_facts(resolved, found.facts, inputs, model), "way": found.details.get("way", ""), "notes": notes}
 
 
 def _ensure_ray(stack: ExitStack) -> None:
@@ -192,6 +193,7 @@ def render(facts: dict[str, Any]) -> str:
     lines.append(f"  {data['task']} on {data['num_rows']:,} rows ({data['layout']}{shape}{classes})")
     lines.append("  " + ", ".join(f"{rows:,} {name}" for name, rows in splits.items()))
     lines += [f"  prepared {facts['way']}"] if facts.get("way") else []
+    lines += [f"  {note}" for note in facts.get("notes", [])]
     lines += ["", "What `auto` became"]
     width = max((len(reason["path"]) for reason in facts["reasons"]), default=0)
     lines += [f"  {r['path']:<{width}}  {r['value']}, because {r['reason']}" for r in facts["reasons"]] or ["  nothing"]

@@ -68,6 +68,17 @@ def test_explain_as_json_has_the_same_numbers(spec: Path, capsys: pytest.Capture
     assert facts["memory"]["total"] == sum(facts["memory"][part] for part in parts)
 
 
+def test_explain_says_how_columns_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{1 + row % 28}/02/2024,{row % 5} kg,{'no' if row % 2 else 'yes'}\n" for row in range(80))
+    (tmp_path / "t.csv").write_text("day,weight,y\n" + rows)
+    path = tmp_path / "s.yaml"
+    path.write_text(f"version: 1\ndata: {{source: {{kind: csv, path: {tmp_path}/t.csv}}, target: y}}\n")
+    assert main([str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "column 'day': its values are dates written %d/%m/%Y, such as '1/02/2024'" in text
+    assert "column 'weight': its values are numbers with the unit 'kg', such as '0 kg'" in text
+
+
 def test_a_wrong_spec_ends_in_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(TEXT.replace("wine", "wines"))

@@ -88,7 +88,7 @@ def fit_transforms(
             from trainers.data.fit.text import text_block
 
             assert isinstance(column, Texts)
-            block = text_block(spec, name, column)
+            block = text_block(spec, name, column, alone=set(table.roles.values()) == {"text"})
             if spec.encode.text == "token_ids":
                 outputs.append(Output(name=f"{name}_ids", datatype="INT64", blocks=(block,)))
             else:

@@ -19,29 +19,47 @@ from cluster.spec.data import DataSpec
 from trainers.data.read.infer import TEXT_WORDS_MEAN
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
+COMMON_ROWS = 10  # fewer training rows than this say nothing of a word
 LETTERS_MAX = 1_000  # the library's default limit of an alphabet; rarer letters make their word unknown
 
 
-def text_block(spec: DataSpec, name: str, column: Texts) -> Block:
-    """The block of one text column, by `encode.text`."""
+def text_block(spec: DataSpec, name: str, column: Texts, *, alone: bool = False) -> Block:
+    """The block of one text column, by `encode.text`. `alone`: no columns of other kinds are beside it."""
     counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.words))
-    vocabulary = train_vocabulary(column.words, _vocabulary_size(spec, name, column.words))
+    common = not alone and _is_short(spec, name, column.words)
+    if common:
+        vocabulary = _common_words(spec, column.words, counts)
+    else:
+        vocabulary = train_vocabulary(column.words, spec.encode.vocabulary)
     if spec.encode.text == "token_ids":
         length = spec.encode.text_length
         features = tuple(f"{name} token {index}" for index in range(length))
         return Block(columns=(name,), steps=(TokenIds(vocabulary=vocabulary, length=length),), features=features)
-    step = WordCounts(vocabulary=vocabulary, weights=_word_weights(vocabulary, column.words, counts))
+    weights = list(_word_weights(vocabulary, column.words, counts))
+    if common:
+        weights[vocabulary.unknown_id] = 0.0
+    step = WordCounts(vocabulary=vocabulary, weights=tuple(weights))
     return Block(columns=(name,), steps=(step,), features=tuple(f"{name}: {token}" for token in vocabulary.tokens))
 
 
-def _vocabulary_size(spec: DataSpec, name: str, words: tuple[str, ...]) -> int:
-    """Tokens of a column's vocabulary. Names and codes that were read as text, because most values come once, have no
-    sentences to learn from: letters, and as many pieces as a category would have values."""
+def _common_words(spec: DataSpec, words: tuple[str, ...], counts: np.ndarray) -> Vocabulary:
+    """The words that several rows share, such as titles in names and prefixes of codes.
+
+    Names and codes are no sentences: word pieces of values that come once are noise to a network beside other columns.
+    Measured on 900 rows, two columns of random names and codes beside three numbers, mean accuracy of three seeds: 0.86
+    without them, 0.84 so, 0.85 as 64 categories each, 0.82 with 2,000 pieces, 0.77 with letters and 64 pieces.
+    """
+    rows: Counter[str] = Counter()
+    for word, count in zip(words, counts, strict=True):
+        rows.update(dict.fromkeys(split_words(word), int(count)))
+    common = sorted((word for word in rows if rows[word] >= COMMON_ROWS), key=lambda word: (-rows[word], word))
+    return Vocabulary(tokens=(PADDING, UNKNOWN, *sorted(common[: spec.encode.max_categories])))
+
+
+def _is_short(spec: DataSpec, name: str, words: tuple[str, ...]) -> bool:
+    """Whether a column was read as text because most of its values come once, and holds no sentences."""
     num_words = sum(word.count(" ") + 1 for word in words)
-    if spec.columns.get(name) == "text" or num_words > TEXT_WORDS_MEAN * len(words):
-        return spec.encode.vocabulary
-    letters = len(_letters([split_words(word) for word in words]))
-    return min(spec.encode.vocabulary, len((PADDING, UNKNOWN)) + letters + spec.encode.max_categories)
+    return spec.columns.get(name) != "text" and num_words <= TEXT_WORDS_MEAN * len(words)
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
+import pyarrow as pa
 
 from cluster.bundle.transforms import Texts, Values
 from cluster.spec.remedy import drop_line, map_line
+from trainers.data.hashing import words_keys
 from trainers.data.quality.findings import Finding, Severity
 from trainers.data.read.reading import Reading, choice, line, sentence
 from trainers.data.read.writing import Writing
@@ -26,6 +28,7 @@ SENTINEL_ROWS_MIN = 2  # one such value is an outlier, not a habit
 SENTINEL_GAP = 1.0  # a sentinel lies at least this many ranges of all other values away from them
 DATE_SHARE = 0.95
 NEAR_SHARE = 0.999  # rows in which two category columns must agree, and |correlation| of two number columns
+UNIQUE_SHARE = 0.99  # of different words among the rows, from which columns are compared by their words
 PAIR_COLUMNS_MAX = 300  # pairs grow with the square
 DATES = (
     re.compile(r"^\d{4}-\d{2}-\d{2}([T ].*)?$"),
@@ -123,7 +126,13 @@ def near_duplicates(columns: Mapping[str, Values], rows: np.ndarray) -> list[Fin
             if twins:
                 score = float(min(correlation[index, twins[0]], 1.0))
                 found.append(_twin(name, names[twins[0]], f"correlation {score:.4f}", score))
-    kept = [name for name, codes in texts.items() if len(np.unique(codes)) > 1][:PAIR_COLUMNS_MAX]
+    different = {name: len(np.unique(codes)) for name, codes in texts.items()}
+    for name in texts:
+        if different[name] >= UNIQUE_SHARE * len(rows):
+            column = columns[name]
+            assert isinstance(column, Texts)
+            texts[name] = _keys(column)[rows]
+    kept = [name for name in texts if different[name] > 1][:PAIR_COLUMNS_MAX]
     for index, name in enumerate(kept):
         for other in kept[:index]:
             share = float((texts[name] == texts[other]).mean())
@@ -151,6 +160,11 @@ def _renumbered(codes: np.ndarray) -> np.ndarray:
     """Codes in the order of first appearance, so that two columns that differ in names alone are equal."""
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
+
+
+def _keys(column: Texts) -> np.ndarray:
+    """(N,) uint64 hash of each row's word: any two columns of unique words are equal by their order of appearance."""
+    return np.append(words_keys(pa.array(column.words, pa.string())), np.uint64(0))[column.codes]
 
 
 def _is_whole_date(value: float) -> bool:

@@ -24,7 +24,6 @@ from trainers.data.read.reading import (
     Reading,
     choice,
     epoch_of,
-    line,
     reading_of,
     sentence,
     sure_dates,
@@ -158,7 +157,7 @@ def _undeclared(spec: DataSpec, column: Column, look: Look) -> Inferred:
     if is_number(kind) and reading.kind == "words":  # without any value
         reading = Reading("number", {})
     note = sentence(reading, look.writing) if reading.other is None else ""
-    note = f"column '{name}': {note}; {_otherwise(name, reading)}" if note else ""
+    note = f"column '{name}': {note}; {_otherwise(name, reading, look.writing)}" if note else ""
     if reading.kind in ("date", "unit"):
         role: Role = "date" if reading.kind == "date" else "number"
         return Inferred(role, _with(column, role, _settled(name, reading, look)), note)
@@ -191,9 +190,10 @@ def _with(column: Column, kind: str, rules: dict[str, str]) -> Column:
     return Column.model_validate({**column.model_dump(), "kind": kind, **rules})
 
 
-def _otherwise(name: str, reading: Reading) -> str:
+def _otherwise(name: str, reading: Reading, writing: Writing) -> str:
     """How a reading is overruled."""
-    return f"{line(name, reading) if reading.kind == 'code' else written_line(name, 'category')} reads them otherwise"
+    kind = "number" if reading.kind == "code" or writing.numbers else "category"
+    return f"{written_line(name, kind)} reads them otherwise"
 
 
 def _settled(name: str, reading: Reading, look: Look) -> dict[str, str]:

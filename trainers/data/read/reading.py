@@ -115,8 +115,10 @@ def sentence(reading: Reading, writing: Writing) -> str:
     """What is said of a reading that was inferred; empty where there is nothing to say."""
     example = repr(writing.few[0]) if writing.few else ""
     if reading.other is not None:
-        first, second = (_value(reading.kind, rules, writing.few[0]) for rules in (reading.rules, reading.other))
-        return f"{example} can be read as {first} and as {second}, and no value settles which"
+        both = {word: [_value(reading.kind, rules, word) for rules in (reading.rules, reading.other)]
+                for word in writing.few}  # fmt: skip
+        word = next((word for word, (a, b) in both.items() if a.split()[0] != b.split()[0]), writing.few[0])
+        return f"{word!r} can be read as {both[word][0]} and as {both[word][1]}, and no value settles which"
     if reading.kind == "code":
         lost = "leading zeros" if writing.zeros else f"more than {DIGITS_MAX} digits"
         return f"its values are digits that a number would change ({lost}, such as {_code(writing)}): read as codes"

@@ -8,6 +8,7 @@ plain.py, cluster/report).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from cluster.telemetry.events import (
 StageStatus = Literal["waiting", "running", "done", "reused", "skipped", "failed"]
 SHARES: frozenset[str] = frozenset({"accuracy", "balanced_accuracy", "f1", "precision", "recall"})
 """Metrics that are shares of rows: shown as percentages."""
+WHOLE_DIGITS_BELOW = 1e15  # a float64 holds every whole number below 2**53
 
 
 @dataclass
@@ -119,16 +121,22 @@ def short_name(path: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A figure for people: four significant digits, thousands apart, no trailing noise."""
+    """A figure for people: four significant digits and never less than the whole ones, thousands apart, no noise."""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        if value == int(value) and abs(value) < 1e6:
-            return f"{int(value):,}"
-        return f"{value:.2e}" if value != 0 and not 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+        return _format_float(value)
     return str(value)
+
+
+def _format_float(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) < WHOLE_DIGITS_BELOW and (value.is_integer() or abs(value) >= 1000):
+        return f"{value:,.0f}"  # 99999.5 is not 1.000e+05, and not 100,000.0
+    return f"{value:.2e}" if not 1e-3 <= abs(value) < 1000 else f"{value:.4g}"
 
 
 def format_metric(name: str, value: float) -> str:

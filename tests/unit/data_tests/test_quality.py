@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from trainers.data.check import main
+from trainers.data.quality.findings import Finding
 from trainers.data.quality.page import to_html
-from trainers.data.quality.report import check_table, stability_index
+from trainers.data.quality.report import QualityReport, check_table, stability_index
 from trainers.data.quality.stream import check_stream
 
 
@@ -106,11 +109,33 @@ def test_the_command_prints_json_writes_html_and_ends_with_2_on_errors(
     assert "http" not in text
     assert "<script" not in text
     assert text.count("<rect class=holes") == 40  # of the one column with holes, a cell a run of rows
-    assert "1000000.0" in text  # evidence of the outliers, to four digits
+    assert "max: 999,999" in text
+    evidence = re.findall(r"<div class=soft>(.*?)</div>", text)
+    assert evidence
+    assert not re.search(r"[{}\[\]]|&quot;|1000000", "".join(evidence)), "it is said in words, not as JSON"
     assert main([str(path)]) == 0
     capsys.readouterr()
     assert main([str(path), "--target", "z"]) == 2
     assert "no column 'z'" in capsys.readouterr().err
+
+
+def test_evidence_reads_as_a_person_would_write_it() -> None:
+    evidence = {
+        "max": 99999.0, "min": 0.000123456, "fences": [-1.5, 99999.5], "words": {"?": 3, " ": 1},
+        "map": {">50K.": ">50K"}, "variants": [["Yes", "yes"]], "examples": [{"row": 12, "label": "a"}],
+        "values": list(range(9)),
+    }  # fmt: skip
+    report = QualityReport(
+        rows=3, columns={}, findings=(Finding("r", "info", "a_longColumn.name", "t", "f", evidence),)
+    )
+    page = html.unescape(to_html(report, "t.csv"))
+    lines = re.findall(r"<div class=soft>(.*?)</div>", page)
+    assert lines == [
+        "max: 99,999 · min: 1.23e-04", "fences: -1.5, 100,000", "words: ? 3, “ ” 1", "map: >50K. → >50K",
+        "variants: Yes, yes", "examples: row 12, label a", "values: 0, 1, 2, 3, 4 and 4 more",
+    ]  # fmt: skip
+    assert "a_<wbr>long<wbr>Column.<wbr>name" in page, "a name breaks between its words"
+    assert "anywhere" not in page, "and never inside one that fits"
 
 
 def test_values_of_the_data_are_escaped_on_the_page() -> None:

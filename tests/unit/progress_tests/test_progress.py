@@ -170,6 +170,10 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 def test_figures() -> None:
     assert [format_value(v) for v in (1797, 0.0031415, 1.5e-6, 3.0, 0.0)] == ["1,797", "0.003142", "1.50e-06", "3", "0"]
+    whole = (99999, 99999.0, 99999.5, 12345.6, -1234567.8, 54321.25, 2.5e16, float("inf"))
+    assert [format_value(v) for v in whole] == [
+        "99,999", "99,999", "100,000", "12,346", "-1,234,568", "54,321", "2.50e+16", "inf",
+    ]  # fmt: skip
     assert format_metric("validation.accuracy", 0.98765) == "98.77 %"
     assert format_metric("validation.loss", 0.98765) == "0.9877"
     assert [format_bytes(v) for v in (0, 999, 76_300, 2.5e9, None)] == ["0 B", "999 B", "76.3 kB", "2.5 GB", "unknown"]

@@ -8,16 +8,18 @@ Covered: both engines' reports, light and dark. Not covered: printing.
 from __future__ import annotations
 
 import html
-import json
-import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.telemetry.view import format_value
 from trainers.data.quality.findings import Finding
 from trainers.data.quality.report import QualityReport
 
 BAR, HEIGHT, CELL = 9, 36, 12
-EVIDENCE_MAX = 160  # characters
+EVIDENCE_ITEMS_MAX = 5  # of one list; how many more there are is said
+WORD_CHARACTERS_MAX = 60  # of one value of the data
 STYLE = """
 :root{--ink:#1c2430;--soft:#5d6b7c;--line:#dde3ea;--page:#fff;--bar:#3f6f9f;--hole:#b3341f;--warn:#8a5a00;--calm:#eef2f6}
 @media(prefers-color-scheme:dark){:root{--ink:#e6ebf1;--soft:#9aa7b6;--line:#313b47;--page:#141a21;--bar:#7fb0e0;
@@ -29,9 +31,10 @@ table{border-collapse:collapse;width:100%}td,th{padding:.35rem .7rem .35rem 0;te
 border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:500}
 .wide{overflow-x:auto}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font:13px/1.4 ui-monospace,monospace;background:var(--calm);padding:.05rem .3rem;border-radius:3px;
-overflow-wrap:anywhere}.name{font-weight:600;overflow-wrap:anywhere;min-width:6rem}.soft{color:var(--soft);font-size:13px}
+overflow-wrap:break-word}.name{font-weight:600;min-width:6rem}.soft{color:var(--soft);font-size:13px}
+.fit{width:max-content;max-width:min(22rem,70vw);overflow-wrap:break-word}.what{min-width:16rem}
 .error{color:var(--hole);font-weight:600}.warning{color:var(--warn);font-weight:600}.info{color:var(--soft)}
-svg{display:block}.bars{fill:var(--bar)}.empty{fill:var(--calm)}.holes{fill:var(--hole)}
+td.soft{min-width:10rem}svg{display:block}.bars{fill:var(--bar)}.empty{fill:var(--calm)}.holes{fill:var(--hole)}
 """
 
 
@@ -56,22 +59,57 @@ def to_html(report: QualityReport, name: str) -> str:
 
 
 def _finding(item: Finding) -> str:
-    evidence = json.dumps(_rounded(item.evidence), ensure_ascii=False, default=str)
-    evidence = evidence if len(evidence) <= EVIDENCE_MAX else evidence[: EVIDENCE_MAX - 1] + "…"
-    shown = f"<div class=soft>{html.escape(evidence)}</div>" if item.evidence else ""
+    short = [name for name, value in item.evidence.items() if isinstance(value, int | float | str)]
+    lines = [" · ".join(_line(name, item.evidence[name]) for name in short)] if short else []
+    lines += [_line(name, value) for name, value in item.evidence.items() if name not in short]
+    shown = "".join(f"<div class=soft>{html.escape(line)}</div>" for line in lines)
     return (
-        f"<tr><td class={item.severity}>{item.severity}<td>{item.rule}<td class=name>{html.escape(item.column)}"
-        f"<td>{html.escape(item.text)}{shown}<td><code>{html.escape(item.fix)}</code>"
+        f"<tr><td class={item.severity}>{item.severity}<td>{item.rule}<td class=name>{_name(item.column)}"
+        f"<td class=what>{html.escape(item.text)}{shown}<td><div class=fit><code>{html.escape(item.fix)}</code></div>"
     )
 
 
-def _rounded(value: Any) -> Any:
-    """Evidence for people: floats with four digits."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+def _name(name: str) -> str:
+    """A column's name: it breaks between its words, and inside one only where that one is wider than the cell."""
+    return f"<div class=fit>{_breakable(name)}</div>"
+
+
+def _breakable(text: str) -> str:
+    """Escaped, with a place to break after each mark that parts words (`_`, `.`, `-`, `/`, `:`, a change of case)."""
+    parts = re.split(r"(?<=[_./:,-])(?=\w)|(?<=[a-z])(?=[A-Z])", text)
+    return "<wbr>".join(html.escape(part) for part in parts)
+
+
+def _line(name: str, value: Any) -> str:
+    return f"{name.replace('_', ' ')}: {_plain(value)}"
+
+
+def _plain(value: Any) -> str:
+    """Evidence as a reader would write it: numbers with their digits, lists with commas, `old → new` of a map."""
+    if isinstance(value, Mapping):
+        return _pairs(value, " → " if all(isinstance(each, str) for each in value.values()) else " ")
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(each, Mapping | list | tuple) for each in value)
+        shown = [_pairs(each, " ") if isinstance(each, Mapping) else _plain(each) for each in value]
+        return _listed(shown, "; " if nested else ", ")
+    return _word(format_value(value))
+
+
+def _pairs(value: Mapping[Any, Any], between: str) -> str:
+    return _listed([f"{_word(key)}{between}{_plain(each)}" for key, each in value.items()], ", ")
+
+
+def _listed(parts: list[str], between: str) -> str:
+    more = len(parts) - EVIDENCE_ITEMS_MAX
+    return between.join(parts[:EVIDENCE_ITEMS_MAX]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _word(value: Any) -> str:
+    """A text of the data, cut where it is long; an empty one can be seen."""
+    text = str(value)
+    if not text.strip():
+        return f"“{text}”"
+    return text if len(text) <= WORD_CHARACTERS_MAX else text[: WORD_CHARACTERS_MAX - 1] + "…"
 
 
 def _missing_map(report: QualityReport) -> str:
@@ -80,7 +118,7 @@ def _missing_map(report: QualityReport) -> str:
     if not holed:
         return "<h2>Missing values</h2><p>None.</p>"
     strips = "".join(
-        f"<tr><td class=name>{html.escape(name)}<td class=number>{facts['missing_share']:.1%}"
+        f"<tr><td class=name>{_name(name)}<td class=number>{facts['missing_share']:.1%}"
         f"<td>{_strip(facts.get('missing_map', []))}"
         for name, facts in sorted(holed.items(), key=lambda item: -item[1]["missing_share"])
     )
@@ -102,7 +140,7 @@ def _strip(shares: list[float]) -> str:
 
 def _column(name: str, facts: dict[str, Any]) -> str:
     return (
-        f"<tr><td class=name>{html.escape(name)}<td>{facts['kind']}<td class=number>{facts['different']:,}"
+        f"<tr><td class=name>{_name(name)}<td>{facts['kind']}<td class=number>{facts['different']:,}"
         f"<td class=number>{facts['missing_share']:.1%}<td>{_picture(facts)}<td class=soft>{_words(facts)}"
     )
 
@@ -121,9 +159,9 @@ def _picture(facts: dict[str, Any]) -> str:
 
 def _words(facts: dict[str, Any]) -> str:
     if "median" in facts:
-        quantiles = " · ".join(f"{facts[key]:.4g}" for key in ("min", "q25", "median", "q75", "max"))
+        quantiles = " · ".join(format_value(float(facts[key])) for key in ("min", "q25", "median", "q75", "max"))
         outliers = f"; {facts['outliers']:,} outliers" if facts["outliers"] else ""
-        return f"{quantiles}<br>mean {facts['mean']:.4g}{outliers}"
+        return f"{quantiles}<br>mean {format_value(float(facts['mean']))}{outliers}"
     shown = [
         html.escape(word if len(word) <= 24 else word[:23] + "…") for word in list(facts.get("most_frequent", {}))[:4]
     ]

@@ -30,6 +30,7 @@ def summarize(
     summary: dict[str, Any] = {"run": run.name, "folder": str(run.path)}
     if "evaluate" in records:
         summary["metrics"] = records["evaluate"].facts.get("metrics", {})
+        summary["baseline"] = records["evaluate"].facts.get("baseline")  # None in older runs
     if "export" in records:
         summary.update(_bundle_figures(run, open_bundle(run.bundle)))
     if "predict" in records:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.report.figures import LINE, MUTED, SERIES, TEXT, axes_of, svg_of
+from cluster.report.evaluation import metric_name
+from cluster.report.figures import LINE, MUTED, SERIES, TEXT, axes_of, label_of, svg_of
+from cluster.telemetry.view import SHARES, counted
 
 BASELINE = "fp32"
 LOG_FROM = 4  # latencies that spread by more than this are read more easily on a logarithmic axis
@@ -35,8 +37,14 @@ def candidate_rows(facts: Mapping[str, Any], budget: float | None) -> dict[str, 
         return None if not isinstance(value, int | float) else 100 * (float(value) - low) / span
 
     best = frontier(points_of(facts))
+    metric = str(rows[0].get("metric") or "accuracy")
     shown = [
-        {**row, "places": {key: place(row.get(key)) for key in ("low", "high", "drop")}, "pareto": _name(row) in best}
+        {
+            **row,
+            "change": change_said(row, metric),
+            "places": {key: place(row.get(key)) for key in ("low", "high", "drop")},
+            "pareto": _name(row) in best,
+        }
         for row in rows
     ]
     return {
@@ -47,8 +55,46 @@ def candidate_rows(facts: Mapping[str, Any], budget: float | None) -> dict[str, 
         "skipped": facts.get("skipped") or [],
         "budget": budget,
         "budget_at": place(budget),
+        "measured": _measured(rows),
+        "metric": metric,
+        "budget_said": None if budget is None else _budget_said(budget, metric),
         "zero_at": place(0),
     }
+
+
+def change_said(row: Mapping[str, Any], metric: str) -> str:
+    """`-0.30 points, between -0.71 and +0.11, 2,000 rows`: minus the drop, as a change reads."""
+    if row.get("drop") is None:
+        return ""
+    said = said_change(-row["drop"], metric)
+    if row.get("low") is not None and row.get("high") is not None:
+        low, high = (said_change(-row[key], metric, unit=False) for key in ("high", "low"))
+        said += f", between {low} and {high}"
+    return f"{said}, {counted(row['n'], 'row')}" if row.get("n") else said
+
+
+def said_change(value: float, metric: str, *, unit: bool = True) -> str:
+    """Of a share in percentage points, of anything else (R²) in its own unit."""
+    if metric not in SHARES:
+        return f"{value:+.4f}" if abs(value) >= 5e-5 else "0"
+    points = f"{100 * value:+.2f}" if abs(100 * value) >= 0.005 else "0.00"
+    return f"{points} points" if unit else points
+
+
+def _budget_said(budget: float, metric: str) -> str:
+    return f"{budget:g}" if metric not in SHARES else f"{100 * budget:g} {'point' if budget == 0.01 else 'points'}"
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the two times of a row are: one call may be slower where many at once are faster."""
+    row = next((row for row in rows if row.get("batch_size") and row.get("best_batch_size")), None)
+    if row is None:
+        return ""
+    return (
+        f"Latency is that of one call of {counted(int(row['batch_size']), 'row')}; throughput is that of the batch "
+        "size at which each graph does most, so one can rise where the other falls. Ratios come from timing both "
+        "graphs in alternation."
+    )
 
 
 def points_of(facts: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -97,7 +143,9 @@ def pareto_plot(name: str, facts: Mapping[str, Any], budget: float | None) -> st
                 [latency], [accuracy], s=190, facecolors="none", edgecolors=SERIES[1], linewidths=1.8, zorder=3
             )
         if len(points) <= LABELS_MAX or one in best:
-            axes.annotate(one, (latency, accuracy), (6, 6), textcoords="offset points", color=TEXT, fontsize=9)
+            axes.annotate(
+                label_of(one), (latency, accuracy), (6, 6), textcoords="offset points", color=TEXT, fontsize=9
+            )
     latencies = [latency for latency, _ in points.values()]
     if max(latencies) / min(latencies) > LOG_FROM:
         axes.set_xscale("log")
@@ -107,7 +155,11 @@ def pareto_plot(name: str, facts: Mapping[str, Any], budget: float | None) -> st
         axes.xaxis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_ticks([], minor=True)
     axes.set_xlabel("latency, the float graph is 1")
-    axes.set_ylabel(str(next(iter(rows.values())).get("metric") or "accuracy"))
+    metric = str(next(iter(rows.values())).get("metric") or "accuracy")
+    if metric in SHARES:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.0 + 0.04 * (1.0 - axes.get_ylim()[0])))  # no share is above 1
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+    axes.set_ylabel(metric_name(metric))
     return svg_of(figure, name)
 
 

@@ -59,6 +59,8 @@ class RunReport:
     messages: list[Message]
     failure: RunFailed | None
     state: dict[str, Any]
+    evidence: dict[str, Any]
+    """Curves of the test rows and importance of the columns; empty before evaluate and in older runs."""
 
     def facts(self, stage: str) -> dict[str, Any]:
         """Facts of a stage, or an empty dict."""
@@ -98,6 +100,7 @@ def gather(run: RunFolder, last: Record | None = None) -> RunReport:
         messages=[event for event in events if isinstance(event, Message) and event.level != "info"],
         failure=failure if view.error is not None else None,
         state=run.read_state(),
+        evidence=_evidence(run),
     )
 
 
@@ -108,6 +111,12 @@ def by_update(steps: Iterable[TrainStep]) -> list[TrainStep]:
 
 def by_epoch(epochs: Iterable[EpochFinished]) -> list[EpochFinished]:
     return [epoch for _, epoch in sorted({epoch.epoch: epoch for epoch in epochs}.items())]
+
+
+def _evidence(run: RunFolder) -> dict[str, Any]:
+    path = run.stage("evaluate") / "evidence.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _trials(run: RunFolder, events: Sequence[Record], metric: str) -> list[TrialRow]:

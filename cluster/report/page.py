@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from cluster.atomic import write_text
-from cluster.report import compression, figures
+from cluster.report import compression, evaluation, figures, trials
 from cluster.report.facts import RunReport, gather
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import Record
-from cluster.telemetry.final import final_commands, final_rows
-from cluster.telemetry.view import format_bytes, format_duration, format_metric, format_value, short_name
+from cluster.telemetry.final import baseline_note, final_commands, final_rows
+from cluster.telemetry.view import counted, format_bytes, format_duration, format_metric, format_value, short_name
 
 PACKAGES_SHOWN = ("manta-ml", "ray", "torch", "onnx", "onnxruntime", "optuna", "numpy", "scikit-learn")
 LOG_FROM = 8  # a loss that falls less than this is read more easily on a linear axis
@@ -46,6 +46,9 @@ def _environment() -> Environment:
         "duration": format_duration,
         "bytes": format_bytes,
         "short": short_name,
+        "choice": trials.choice_name,
+        "counted": counted,
+        "named": evaluation.metric_name,
         "metric": lambda value, name: format_metric(name, value),
     }
     return environment
@@ -53,7 +56,7 @@ def _environment() -> Environment:
 
 def _parts(report: RunReport) -> dict[str, Any]:
     summary = report.view.summary or {}
-    evaluation = report.facts("evaluate")
+    facts = report.facts("evaluate")
     return {
         "style": Markup(_style()),  # our own file
         "state": _state(report),
@@ -62,11 +65,11 @@ def _parts(report: RunReport) -> dict[str, Any]:
         "commands": final_commands(summary),
         "curves": _curves(report),
         "trial_figures": _trial_figures(report),
+        "failed_trials": sum(map(trials.has_failed, report.trials)),
         "confusion": _confusion(report),
-        "per_class": evaluation.get("per_class", []),
-        "metrics": {
-            key: value for key, value in evaluation.get("metrics", {}).items() if isinstance(value, int | float)
-        },
+        "per_class": facts.get("per_class", []),
+        "compared": evaluation.compared_metrics(facts),
+        "panels": evaluation.panels_of(report),
         "repeats": report.facts("search").get("repeats", []),
         "candidates": compression.candidate_rows(report.facts("compress"), _budget(report)),
         "pareto": Markup(compression.pareto_plot("pareto", report.facts("compress"), _budget(report)) or ""),
@@ -90,11 +93,14 @@ def _state(report: RunReport) -> str:
 def _tiles(report: RunReport) -> list[dict[str, str]]:
     """The headline figures: at most five."""
     summary = report.view.summary or {}
-    metrics = report.facts("evaluate").get("metrics", {})
+    facts = report.facts("evaluate")
+    metrics = facts.get("metrics", {})
     tiles: list[dict[str, str]] = []
-    for name in ("accuracy", "rmse", "loss"):
+    for name in ("accuracy", "rmse", "r2", "loss"):
         if name in metrics and len(tiles) < 2:
-            tiles.append({"name": f"test {name}", "figure": format_metric(name, metrics[name]), "note": ""})
+            note = baseline_note(name, facts.get("baseline"), short=bool(tiles))
+            shown = f"test {evaluation.metric_name(name)}"
+            tiles.append({"name": shown, "figure": format_metric(name, metrics[name]), "note": note})
     before, after = summary.get("size_before_bytes"), summary.get("size_after_bytes")
     if after is not None:
         note = f"{before / after:.1f}× smaller than {format_bytes(before)}" if before and before > after else ""
@@ -131,7 +137,8 @@ def _curves(report: RunReport) -> list[tuple[str, Markup]]:
         xs, ys = [e.epoch for e in epochs if name in e.metrics], [e.metrics[name] for e in epochs if name in e.metrics]
         percent = format_metric(name, 0.5).endswith("%")
         svg = figures.line_plot(name, {name: (xs, ys)}, x_label="epoch", percent=percent)
-        found.append((name.replace(".", " ").capitalize(), Markup(svg)))
+        title = evaluation.metric_name(name)
+        found.append((title[0].upper() + title[1:], Markup(svg)))
     for title, field in (("Learning rate", "learning_rate"), ("Samples per second", "samples_per_s")):
         if steps:
             series = {title: ([s.update for s in steps], [getattr(s, field) for s in steps])}
@@ -147,13 +154,13 @@ def _trial_figures(report: RunReport) -> list[tuple[str, Markup]]:
     found: list[tuple[str, Markup]] = []
     if any(row.curve for row in rows):
         width = 5.2 if len(paths) == 2 else 10.6  # beside the scatter plot, or a row of its own
-        svg = figures.trial_curves("trial-curves", rows, report.trial_metric, report.best_trial, width)
+        svg = trials.trial_curves("trial-curves", rows, report.trial_metric, report.best_trial, width)
         found.append(("Each trial, epoch by epoch", Markup(svg)))
     if len(paths) == 2:
-        svg = figures.trial_scatter("trial-scatter", rows, paths, report.trial_metric, report.best_trial)
+        svg = trials.trial_scatter("trial-scatter", rows, paths, report.trial_metric, report.best_trial)
         found.append(("Where trials lie", Markup(svg)))
     elif len(paths) > 2:
-        svg = figures.parallel_plot("trial-parallel", rows, paths, report.trial_metric, report.best_trial)
+        svg = trials.parallel_plot("trial-parallel", rows, paths, report.trial_metric, report.best_trial)
         found.append(("Values and what came of them", Markup(svg)))
     return found
 

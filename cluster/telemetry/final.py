@@ -15,7 +15,10 @@ def final_rows(summary: Mapping[str, Any], duration_s: float | None = None) -> l
     rows: list[tuple[str, str]] = []
     metrics = summary.get("metrics") or {}
     for name in [name for name in METRICS_SHOWN if name in metrics]:
-        rows.append((f"test {name.replace('_', ' ')}", format_metric(name, metrics[name])))
+        beside = "" if rows else baseline_note(name, summary.get("baseline"), short=True)
+        rows.append(
+            (f"test {name.replace('_', ' ')}", format_metric(name, metrics[name]) + (beside and f" ({beside})"))
+        )
     rows += _model_rows(summary)
     rows += _endpoint_rows(summary)
     if summary.get("bundle"):
@@ -25,6 +28,24 @@ def final_rows(summary: Mapping[str, Any], duration_s: float | None = None) -> l
     if duration_s is not None:
         rows.append(("took", format_duration(duration_s)))
     return rows
+
+
+def baselines_of(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """`{"name", "metrics"}` of what the evaluate stage measured beside the network, the stronger first."""
+    model, constant = (found or {}).get("model"), (found or {}).get("constant")
+    rows = [{"name": model["name"], "metrics": model["metrics"]}] if model else []
+    if constant:
+        answer = constant["answer"]
+        said = f"always “{answer}”" if isinstance(answer, str) else "the mean"
+        rows.append({"name": said, "metrics": constant["metrics"]})
+    return rows
+
+
+def baseline_note(name: str, found: Mapping[str, Any] | None, *, short: bool = False) -> str:
+    """`baseline: boosted trees 87.05 %, always “<=50K” 76.38 %`; `short`: the strongest alone. Empty without one."""
+    rows = [row for row in baselines_of(found)[: 1 if short else None] if name in row["metrics"]]
+    shown = [f"{row['name']} {format_metric(name, row['metrics'][name])}" for row in rows]
+    return f"baseline: {', '.join(shown)}" if shown else ""
 
 
 def final_commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ def test_a_trained_run_becomes_a_bundle_that_answers_like_torch(make_context: An
     assert bundle.manifest.default_variant == records["compress"].facts["chosen"]
     with np.load(context.files("evaluate") / "predictions.npz") as arrays:
         assert arrays["logits"].shape == (270, 10)
+    evidence = json.loads((context.files("evaluate") / "evidence.json").read_text())
+    assert [curve["kind"] for curve in evidence["curves"]["roc"]] == ["micro", "macro", *["class"] * 10]
+    assert evidence["importance"] is None, "pixels are no columns"
+    assert records["evaluate"].facts["baseline"]["constant"]["metrics"]["accuracy"] < 0.2
     sample = bundle.sample()
     for variant in bundle.manifest.variants:
         rows = {"image": sample["inputs/image"]}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
+from cluster.report import write_report
 from cluster.report.compression import BASELINE, candidate_rows, frontier, pareto_plot, points_of
+from tests.unit.report_tests.test_report import full_run, record
 
 
 def candidate(name: str, accuracy: float | None, speedup: float | None, *, accepted: bool = True) -> dict[str, Any]:
@@ -52,3 +57,35 @@ def test_the_plot_names_every_candidate_that_was_measured() -> None:
         assert f">{name}<" in svg
     assert ">stopped<" not in svg
     assert pareto_plot("pareto", {"candidates": [candidate("stopped", None, None)]}, 0.01) is None
+
+
+def test_two_ratios_of_a_row_each_say_what_they_are(tmp_path: Path) -> None:
+    """A call of one row can be slower where many rows at once are faster."""
+    measured = {
+        "batch_size": 1,
+        "best_batch_size": 64,
+        "cost_ratio": 1.62,
+        "best_rows_per_s": 9e3,
+        "latency_ms_p50": 2.0,
+    }
+    run = full_run(tmp_path)
+    shutil.rmtree(run.stage("compress"))
+    record(run, "compress", {"candidates": [{**candidate("int8", 0.99, 0.81), **measured, "metric": "accuracy"}]})
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "0.81× as fast as fp32" in html
+    assert "1.62× the rows of fp32" in html
+    assert "Latency is that of one call of 1 row; throughput is that of the batch size" in html
+    assert not re.search(r">\d\.\d\d×<", html), "no bare ratio"
+
+
+def test_a_quantitys_r2_is_no_percentage() -> None:
+    row = {"name": "int8", "metric": "r2", "accuracy": 0.551, "drop": 0.0003, "low": -0.0005, "high": 0.0011, "n": 44}
+    table = candidate_rows({"candidates": [row]}, 0.01)
+    assert table is not None
+    assert table["metric"] == "r2"
+    assert table["rows"][0]["change"] == "-0.0003, between -0.0011 and +0.0005, 44 rows"
+    assert table["budget_said"] == "0.01"
+    share = candidate_rows({"candidates": [{**row, "metric": "accuracy", "drop": 0.0, "n": 1}]}, 0.01)
+    assert share is not None
+    assert share["rows"][0]["change"] == "0.00 points, between -0.11 and +0.05, 1 row"
+    assert share["budget_said"] == "1 point"

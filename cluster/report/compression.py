@@ -155,12 +155,15 @@ def pareto_plot(name: str, facts: Mapping[str, Any], budget: float | None) -> st
         axes.xaxis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_ticks([], minor=True)
     axes.set_xlabel("latency, the float graph is 1")
-    metric = str(next(iter(rows.values())).get("metric") or "accuracy")
+    _metric_axis(axes, str(next(iter(rows.values())).get("metric") or "accuracy"))
+    return svg_of(figure, name)
+
+
+def _metric_axis(axes: Any, metric: str) -> None:
     if metric in SHARES:
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.0 + 0.04 * (1.0 - axes.get_ylim()[0])))  # no share is above 1
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     axes.set_ylabel(metric_name(metric))
-    return svg_of(figure, name)
 
 
 def _name(row: Mapping[str, Any]) -> str:

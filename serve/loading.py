@@ -17,6 +17,7 @@ import numpy as np
 from cluster.atomic import sha256_file
 from cluster.bundle import Bundle, TensorSignature, Variant, open_bundle
 from cluster.bundle.manifest import MANIFEST
+from cluster.bundle.target import TargetTransform
 from cluster.errors import BundleError, EndpointError
 from cluster.probe.gpus import NvmlSource
 from cluster.spec.serve import BatchingSpec
@@ -144,7 +145,7 @@ def check_parity(engine: Engine, bundle: Bundle, variant: Variant) -> None:
     problems = [
         why
         for tensor in bundle.manifest.signature.outputs
-        if (why := _difference(tensor.name, variant, outputs, sample)) is not None
+        if (why := _difference(tensor.name, variant, outputs, sample, bundle.manifest.target)) is not None
     ]
     if problems:
         raise EndpointError(
@@ -156,7 +157,11 @@ def check_parity(engine: Engine, bundle: Bundle, variant: Variant) -> None:
 
 
 def _difference(
-    name: str, variant: Variant, outputs: Mapping[str, np.ndarray], sample: Mapping[str, np.ndarray]
+    name: str,
+    variant: Variant,
+    outputs: Mapping[str, np.ndarray],
+    sample: Mapping[str, np.ndarray],
+    target: TargetTransform | None,
 ) -> str | None:
     want = sample.get(f"outputs/{variant.name}/{name}")
     if want is None:
@@ -167,6 +172,9 @@ def _difference(
     if want.dtype.kind != "f":
         return None if np.array_equal(have, want.astype(have.dtype)) else f"output {name!r} differs from the sample"
     absolute, relative = TOLERANCE[variant.precision]
-    allowed = absolute + relative * float(np.abs(want).max(initial=0.0))
+    if target is not None and want.size:  # of a quantity: a hundredth of 200,000 ± 3,000 would be no check
+        allowed = float(target.allowed(want, absolute, relative).max())
+    else:
+        allowed = absolute + relative * float(np.abs(want).max(initial=0.0))
     largest = float(np.abs(have.astype(np.float64) - want.astype(np.float64)).max(initial=0.0))
     return None if largest <= allowed else f"output {name!r} is off by {largest:.3g}, allowed is {allowed:.3g}"

@@ -21,6 +21,7 @@ from cluster.spec.base import StrictSpec
 TARGET_UNIT = "target_unit"
 """In a module the name of the part that brings answers back into the unit; in an exported graph its nodes' prefix.
 Conversions to lower precision leave these nodes in float."""
+ROUNDINGS = 4  # of float32 on the way back into the unit
 TargetKind = Literal["standard", "log1p", "yeo_johnson"]
 
 
@@ -62,6 +63,14 @@ class TargetTransform(StrictSpec):
         if self.kind == "log1p":
             return xp.expm1(values)
         return _yeo_johnson_back(values, self.power, xp) * self.scale + self.center
+
+    def allowed(self, values: np.ndarray, absolute: float, relative: float) -> np.ndarray:
+        """The largest difference from `values` that counts as none: `absolute` in deviations of the training targets,
+        `relative` to the distance from the center (a thousandth of 200,000 ± 3,000 would be much), and what float32
+        rounds."""
+        values = values.astype(np.float64)
+        rounding = ROUNDINGS * np.finfo(np.float32).eps * np.abs(values)
+        return absolute * self.spread + relative * np.abs(values - self.center) + rounding
 
 
 def _yeo_johnson(values: Any, power: float, xp: Any) -> Any:

@@ -10,7 +10,9 @@ from cluster.spec.base import PositiveFloat, StrictSpec
 
 
 class ParitySpec(StrictSpec):
-    """Largest difference between torch and the exported file, on real samples at batch 1, 2 and an odd size."""
+    """Largest difference between torch and the exported file, on real samples at batch 1, 2 and an odd size. Of a
+    quantity `absolute` counts in deviations of its training values, and `relative` is to the distance from their mean
+    (after a logarithm: to the value)."""
 
     absolute: PositiveFloat = 1e-4
     relative: PositiveFloat = 1e-3

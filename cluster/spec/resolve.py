@@ -141,6 +141,7 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     decisions.take("data.task", spec.data.task, (data.task, f"the target looks like {data.task}"))
     decisions.take("data.encode.number", spec.data.encode.number, _number_encoding(data))
     if data.task == "classification":  # of a quantity the prepare stage decides, on its rows
+        _check_no_transform(spec)
         decisions.take("data.target_transform", spec.data.target_transform, ("none", "classes have no unit"))
     family = decisions.take("model.family", spec.model.family, _family(spec, data))
     if family in ("transformer", "transformers"):
@@ -180,6 +181,16 @@ class _Decisions:
         self.values[path] = value
         self.reasons.append(Reason(path=path, value=value, reason=reason))
         return value
+
+
+def _check_no_transform(spec: RunSpec) -> None:
+    if spec.data.target_transform not in ("auto", "none"):
+        raise SpecError(
+            "Cannot transform the target",
+            found=f"data.target_transform is {spec.data.target_transform!r} and the task is classification",
+            rule="only a quantity has a unit to be learned in",
+            remedy="Leave it out, or set data.task: regression.",
+        )
 
 
 def _decide_train(spec: RunSpec, host: HostFacts, data: DataFacts, decisions: _Decisions, family: str) -> None:

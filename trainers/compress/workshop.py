@@ -34,7 +34,7 @@ from trainers.data.shards import PreparedData
 from trainers.evaluate.predict import tensors_of
 from trainers.export.float_graph import real_rows
 from trainers.export.onnx import export_onnx
-from trainers.export.parity import check_parity, parity_of
+from trainers.export.parity import check_parity
 from trainers.loop import FitRequest, FitResult, fit
 
 PLAN = "plan.json"
@@ -121,7 +121,7 @@ class Workshop:
         """Write the graph of a module, prove parity; returns its size in parameters and multiply-accumulates."""
         spec, rows = self.resolved.spec.export, real_rows(self.prepared)
         export_onnx(module.eval(), self.prepared.inputs, rows, path, opset=spec.opset)
-        parity = check_parity(module, path, rows, parity_of(spec.parity, self.prepared.target))
+        parity = check_parity(module, path, rows, spec.parity, self.prepared.target)
         return {"parameters": count_parameters(module), "macs": count_macs(module, self.example()), "parity": parity}
 
     def _train(self, work: Work, folder: Path) -> dict[str, torch.Tensor]:

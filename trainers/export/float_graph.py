@@ -14,7 +14,7 @@ from trainers.export.graph_file import check_file
 from trainers.export.module import load_module
 from trainers.export.onnx import EXAMPLE_ROWS_MIN, export_onnx
 from trainers.export.optimize import optimize_graph
-from trainers.export.parity import BATCH_SIZES, check_parity, parity_of
+from trainers.export.parity import BATCH_SIZES, check_parity
 
 FLOAT_GRAPH = "model.onnx"
 FLOAT_VARIANT = "fp32"
@@ -33,7 +33,7 @@ def write_float_graph(spec: RunSpec, prepared: PreparedData, weights: Path, fold
     optimized = optimize_graph(path, spec.export.optimize)
     if optimized:
         facts = check_file(path)
-    parity = check_parity(module, path, rows, parity_of(spec.export.parity, prepared.target))
+    parity = check_parity(module, path, rows, spec.export.parity, prepared.target)
     return {
         "parity": parity,
         "optimized": optimized,

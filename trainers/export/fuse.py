@@ -20,9 +20,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cluster.bundle.signature import TensorSpec
+from cluster.bundle.target import TargetTransform
 from cluster.bundle.transforms import ArrayTransforms, Standardize, Transforms
 from cluster.errors import ModelError
 from cluster.spec.export import FusedPart, ParitySpec
+from trainers.export.parity import allowed_difference
 from trainers.export.session import open_session, run_batches
 
 PROBABILITIES, LABEL = "probabilities", "label"
@@ -38,6 +40,8 @@ class Fusion:
     classes: tuple[str, ...] = ()
     transforms: ArrayTransforms | None = None
     """The unfused transforms, when `normalize` is a part."""
+    target: TargetTransform | None = None
+    """Of a quantity: what difference matters follows its unit."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -62,7 +66,11 @@ class Fusion:
 
 
 def plan_fusion(
-    parts: tuple[FusedPart, ...], *, classes: tuple[str, ...], transforms: Transforms | ArrayTransforms | None
+    parts: tuple[FusedPart, ...],
+    *,
+    classes: tuple[str, ...],
+    transforms: Transforms | ArrayTransforms | None,
+    target: TargetTransform | None = None,
 ) -> Fusion | None:
     """What the spec asks for, if this model allows it. Raises ModelError."""
     if not parts:
@@ -82,9 +90,8 @@ def plan_fusion(
             rule="only classes have probabilities and labels",
             remedy=f"Take {', '.join(after)} out of export.fuse.",
         )
-    return Fusion(
-        parts, classes, transforms if isinstance(transforms, ArrayTransforms) and "normalize" in parts else None
-    )
+    normalized = transforms if isinstance(transforms, ArrayTransforms) and "normalize" in parts else None
+    return Fusion(parts, classes, normalized, target)
 
 
 def fuse_graph(path: Path, fusion: Fusion, rows: Mapping[str, np.ndarray], parity: ParitySpec, *, exact: bool) -> None:
@@ -153,7 +160,7 @@ def _compare(
         if found is None:
             continue
         difference = np.abs(found.astype(np.float64) - expected[name])
-        if (difference > allowed[0] + allowed[1] * np.abs(expected[name])).any():
+        if (difference > allowed_difference(expected[name], allowed, fusion.target)).any():
             raise ModelError(
                 f"Cannot accept the fused file {path.name}",
                 found=f"its {name} differ from the unfused file's by up to {difference.max():.3g}",

@@ -25,13 +25,16 @@ from trainers.export.session import open_session, run_batches
 BATCH_SIZES = (1, 2, 7)  # one row, the exporter's example, an odd size that no padding rule favors
 
 
-def parity_of(spec: ParitySpec, target: TargetTransform | None) -> ParitySpec:
-    """The tolerance for a quantity: `absolute` counts in deviations of its training values, whatever its unit."""
-    return spec if target is None else spec.model_copy(update={"absolute": spec.absolute * target.spread})
-
-
-def check_parity(module: nn.Module, path: Path, rows: Mapping[str, np.ndarray], spec: ParitySpec) -> dict[str, Any]:
+def check_parity(
+    module: nn.Module,
+    path: Path,
+    rows: Mapping[str, np.ndarray],
+    spec: ParitySpec,
+    target: TargetTransform | None = None,
+) -> dict[str, Any]:
     """Compare torch and the file on the first rows of `rows`, every output. Raises ModelError where they differ.
+
+    `target`: of a quantity, whose unit and level the tolerance follows.
 
     Returns:
         `{"<output>": {"max_abs_diff": float, "rows": int}, …, "batch_sizes": […], "absolute": …, "relative": …}`.
@@ -51,7 +54,8 @@ def check_parity(module: nn.Module, path: Path, rows: Mapping[str, np.ndarray], 
             )
         got = run_batches(session, some, batch_rows=size)
         for name, want in zip(names, expected, strict=True):
-            worst[name] = max(worst[name], _compare(name, want, got[name], spec, size))
+            allowed = allowed_difference(want, (spec.absolute, spec.relative), target)
+            worst[name] = max(worst[name], _compare(f"'{name}' at batch size {size}", want, got[name], allowed))
     return {
         **{name: {"max_abs_diff": worst[name], "rows": max(used)} for name in names},
         "batch_sizes": used,
@@ -73,19 +77,27 @@ def torch_outputs(module: nn.Module, inputs: Mapping[str, np.ndarray]) -> tuple[
     return tuple(one.float().numpy() if one.is_floating_point() else one.numpy() for one in listed)
 
 
-def _compare(output: str, expected: np.ndarray, got: np.ndarray, spec: ParitySpec, size: int) -> float:
-    attempted = f"Cannot accept the exported file: output '{output}' at batch size {size}"
+def allowed_difference(
+    expected: np.ndarray, tolerance: tuple[float, float], target: TargetTransform | None
+) -> np.ndarray:
+    """Largest difference from each value, by an absolute and a relative tolerance."""
+    if target is not None:
+        return target.allowed(expected, *tolerance)
+    return tolerance[0] + tolerance[1] * np.abs(expected)
+
+
+def _compare(output: str, expected: np.ndarray, got: np.ndarray, allowed: np.ndarray) -> float:
+    attempted = f"Cannot accept the exported file: output {output}"
     if got.shape != expected.shape:
         raise ModelError(attempted, found=f"has shape {list(got.shape)}, torch gives {list(expected.shape)}")
     if not np.isfinite(got).all():
         raise ModelError(attempted, found="holds NaN or infinity", rule="outputs must be finite")
     difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
-    allowed = spec.absolute + spec.relative * np.abs(expected)
     if (difference > allowed).any():
         raise ModelError(
             attempted,
             found=f"differs from torch by up to {difference.max():.3g}",
-            rule=f"at most {spec.absolute:g} + {spec.relative:g} × |torch| is allowed",
+            rule=f"export.parity allows at most {allowed[difference > allowed].max():.3g} there",
             remedy="Raise export.parity only if such differences do not matter to you; else report the operator.",
         )
     return float(difference.max()) if difference.size else 0.0

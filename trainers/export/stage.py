@@ -23,7 +23,6 @@ from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, w
 from trainers.export.footprint import with_footprint
 from trainers.export.fuse import Fusion, fuse_graph, plan_fusion
 from trainers.export.graph_file import file_bytes
-from trainers.export.parity import parity_of
 
 EVIDENCE = "evidence"
 OUTPUT = "logits"
@@ -95,12 +94,11 @@ def _fuse(context: StageContext, prepared: PreparedData, variants: tuple[Variant
     spec = context.run_resolved.spec.export
     path = folder / TRANSFORMS
     transforms = load_transforms(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-    fusion = plan_fusion(spec.fuse, classes=prepared.classes, transforms=transforms)
+    fusion = plan_fusion(spec.fuse, classes=prepared.classes, transforms=transforms, target=prepared.target)
     if fusion is None:
         return None
     for variant in variants:
-        parity = parity_of(spec.parity, prepared.target)
-        fuse_graph(folder / variant.file, fusion, real_rows(prepared), parity, exact=variant.precision == "fp32")
+        fuse_graph(folder / variant.file, fusion, real_rows(prepared), spec.parity, exact=variant.precision == "fp32")
     if (left := fusion.served_transforms()) is not None:
         write_json(path, left.to_json())
     return fusion

@@ -238,11 +238,13 @@ def count_training_rows(spec: DataSpec, plan: Plan) -> int:
     from trainers.data.fit.table import prepare_table, training_rows
 
     rows = training_rows(spec, plan.raw, plan.rows["train"], plan.targets)
-    if spec.balance is None or plan.task == "regression":
+    if spec.balance is None:
         return len(rows)
-    from trainers.data.fit.balance import balanced_rows
+    from trainers.data.fit.balance import balanced_rows, check_balance
 
-    count = balanced_rows(spec.balance, np.bincount(plan.targets[rows], minlength=len(plan.classes)))
+    counts = np.bincount(plan.targets[rows], minlength=len(plan.classes)) if plan.classes else np.zeros(1, np.int64)
+    check_balance(spec, plan.raw.table.roles if plan.raw.table else {}, counts, plan.classes)
+    count = balanced_rows(spec.balance, counts)
     if count is None:
         count = len(prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes).splits["train"])
     return count

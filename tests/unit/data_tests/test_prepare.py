@@ -161,7 +161,7 @@ def test_balance_touches_the_training_split_alone(method: str, category: str, tm
     ],
 )
 def test_a_step_that_cannot_be_done_says_what_to_do(values: dict, words: str, tmp_path: Path) -> None:
-    path = write_table(tmp_path / "t.csv")
+    path = write_table(tmp_path / "t.csv", positive=0.2)
     with pytest.raises(DataError) as caught:
         prepare(tmp_path / "run", run_spec({"kind": "csv", "path": str(path)}, target="y", **values))
     assert words in caught.value.message

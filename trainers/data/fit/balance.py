@@ -13,28 +13,45 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle.transforms import Block, Output, Texts, Transforms, Values
-from cluster.bundle.transforms.steps import MissingIndicator, TargetEncode, apply_steps
+from cluster.bundle.transforms.steps import MissingIndicator, apply_steps
 from cluster.errors import DataError
-from cluster.spec.data import BalanceSpec
+from cluster.spec.data import BalanceSpec, DataSpec
 from cluster.spec.rules import SYNTHETIC
-from trainers.data.read.raw import Table
+from trainers.data.read.raw import Role, Table
 from trainers.data.shards import Split
 
 
 def balance_training(
-    spec: BalanceSpec, transforms: Transforms, train: Split, table: Table, values: Mapping[str, Values]
-) -> tuple[Split, dict[str, Any]]:
+    data: DataSpec, transforms: Transforms, train: Split, table: Table, values: Mapping[str, Values],
+    classes: tuple[str, ...],
+) -> tuple[Split, dict[str, Any]]:  # fmt: skip
     """The training split, balanced, and the class counts before and after. Raises DataError."""
+    spec = data.balance
+    assert spec is not None
     if not is_synthetic(spec):
         return balance_rows(spec, train)
-    _check_classes(train)
-    _check_synthetic(spec, transforms, train, table)
+    check_balance(data, table.roles, np.bincount(_classes_of(train), minlength=len(classes)), classes)
     if spec.method == "smotenc":
-        balanced = _smotenc(spec, transforms, train, values)
+        balanced = _smotenc(spec, transforms, train, values, classes)
     else:
-        matrix, targets = _sampler(spec, train.targets).fit_resample(train.inputs["features"], train.targets)
+        sampler = _sampler(spec, train.targets)
+        matrix, targets = _resample(spec, sampler, train.inputs["features"], train.targets, classes)
         balanced = Split({"features": matrix.astype(np.float32)}, targets)
     return balanced, _facts(spec, train, balanced)
+
+
+def check_balance(data: DataSpec, roles: Mapping[str, Role], counts: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Raise DataError for a method that these columns, or the (C,) training rows of each class, cannot follow.
+
+    What the check stage knows is told there; `classes` is empty for a quantity.
+    """
+    spec = data.balance
+    assert spec is not None
+    if not classes:
+        raise _no_classes()
+    if is_synthetic(spec):
+        _check_columns(data, spec, roles)
+        _check_neighbors(spec, counts, classes)
 
 
 def is_synthetic(spec: BalanceSpec | None) -> bool:
@@ -44,7 +61,7 @@ def is_synthetic(spec: BalanceSpec | None) -> bool:
 
 def balance_rows(spec: BalanceSpec, train: Split) -> tuple[Split, dict[str, Any]]:
     """The training split of any layout, balanced by weights or by drawing its rows. Raises DataError."""
-    _check_classes(train)
+    _classes_of(train)
     if spec.method == "class_weights":
         balanced = Split(train.inputs, train.targets, class_weights(train.targets))
     else:
@@ -53,9 +70,15 @@ def balance_rows(spec: BalanceSpec, train: Split) -> tuple[Split, dict[str, Any]
     return balanced, _facts(spec, train, balanced)
 
 
-def _check_classes(train: Split) -> None:
+def _classes_of(train: Split) -> np.ndarray:
+    """(N,) class indices. Raises DataError for a quantity."""
     if not np.issubdtype(train.targets.dtype, np.integer):
-        raise DataError("Cannot balance", found="the task is regression", remedy="Set data.balance: null.")
+        raise _no_classes()
+    return train.targets
+
+
+def _no_classes() -> DataError:
+    return DataError("Cannot balance", found="the task is regression", remedy="Set data.balance: null.")
 
 
 def _facts(spec: BalanceSpec, train: Split, balanced: Split) -> dict[str, Any]:
@@ -97,10 +120,9 @@ def drawn_rows(spec: BalanceSpec, targets: np.ndarray) -> np.ndarray:
     return np.concatenate([np.arange(len(targets)), *extra])
 
 
-def _check_synthetic(spec: BalanceSpec, transforms: Transforms, train: Split, table: Table) -> None:
-    categories = [name for name, role in table.roles.items() if role == "category"]
-    encoded = any(isinstance(block.steps[0], TargetEncode) for block in transforms.outputs[0].blocks)
-    if spec.method != "smotenc" and categories and not encoded:
+def _check_columns(data: DataSpec, spec: BalanceSpec, roles: Mapping[str, Role]) -> None:
+    categories = [name for name, role in roles.items() if role == "category"]
+    if spec.method != "smotenc" and categories and data.encode.category != "target":
         raise DataError(
             f"Cannot balance with {spec.method}",
             found=f"{len(categories)} columns are categories ({', '.join(categories[:5])})",
@@ -111,21 +133,54 @@ def _check_synthetic(spec: BalanceSpec, transforms: Transforms, train: Split, ta
         raise DataError(
             "Cannot balance with smotenc", found="no column is a category", remedy="Set data.balance.method: smote."
         )
-    if len(transforms.outputs) > 1 or transforms.outputs[0].name != "features":
+    if data.encode.text == "token_ids" and "text" in roles.values():
         raise DataError(
             f"Cannot balance with {spec.method}",
             found="the model takes token ids",
             rule="synthetic rows are made of numbers",
             remedy="Set data.encode.text: word_counts, or data.balance.method: class_weights.",
         )
-    smallest = Counter(train.targets.tolist()).most_common()[-1][1]
-    if smallest <= spec.neighbors:
+
+
+def _check_neighbors(spec: BalanceSpec, counts: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Only classes that get new rows need neighbors."""
+    largest = int(counts.max())
+    wanted = largest // 2 if spec.method == "smote_under" else largest
+    few = [index for index in np.argsort(counts, kind="stable") if 0 < counts[index] < wanted]
+    few = [index for index in few if counts[index] <= spec.neighbors]
+    if not few:
+        return
+    smallest = int(counts[few[0]])
+    shown = ", ".join(f"class {classes[index]!r} has {counts[index]}" for index in few[:5])
+    more = f" (and {len(few) - 5} more)" if len(few) > 5 else ""
+    lower = f"Set data.balance.neighbors: {smallest - 1} or fewer, or " if smallest > 1 else "Set "
+    raise DataError(
+        f"Cannot balance with {spec.method}",
+        found=f"{shown} training row{'s' if smallest != 1 else ''}{more}, and data.balance.neighbors is "
+        f"{spec.neighbors}",
+        rule="each row of a class that gets new ones needs that many neighbors of its own class",
+        remedy=f"{lower}data.balance.method: over.",
+    )
+
+
+def _resample(
+    spec: BalanceSpec, sampler: Any, matrix: np.ndarray, targets: np.ndarray, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What imbalanced-learn makes of the rows. Raises DataError for whatever it refuses."""
+    try:
+        made, labels = sampler.fit_resample(matrix, targets)
+    except (ValueError, RuntimeError) as error:
+        counts = np.bincount(targets, minlength=len(classes))
+        rare = int(np.argmin(np.where(counts > 0, counts, len(targets))))
+        said = " ".join(str(error).split())
         raise DataError(
             f"Cannot balance with {spec.method}",
-            found=f"the smallest class has {smallest} training rows and data.balance.neighbors is {spec.neighbors}",
-            rule="each row of the class needs that many neighbors of its own class",
-            remedy=f"Set data.balance.neighbors: {max(smallest - 1, 1)} or fewer, or method: over.",
-        )
+            found=f"class {classes[rare]!r} has {counts[rare]} of {len(targets)} training rows, and imbalanced-learn "
+            f"says: {said[:300]}",
+            rule=f"data.balance.method {spec.method} makes new rows between neighbors, and not every class has them",
+            remedy="Set data.balance.method: over, or another one that makes no rows (class_weights, sampler).",
+        ) from error
+    return np.asarray(made), np.asarray(labels)
 
 
 def _sampler(spec: BalanceSpec, targets: np.ndarray) -> Any:
@@ -145,19 +200,24 @@ def _sampler(spec: BalanceSpec, targets: np.ndarray) -> Any:
     return pipeline.Pipeline([("over", over), ("under", under_sampling.RandomUnderSampler(**common))])
 
 
-def _smotenc(spec: BalanceSpec, transforms: Transforms, train: Split, values: Mapping[str, Values]) -> Split:
-    """SMOTENC on scaled numbers and category codes; new rows go through the same category steps as all others."""
-    from imblearn.over_sampling import SMOTENC
+def _smotenc(
+    spec: BalanceSpec, transforms: Transforms, train: Split, values: Mapping[str, Values], classes: tuple[str, ...]
+) -> Split:
+    """SMOTENC on scaled numbers and category codes; new rows go through the same category steps as all others.
+
+    Of categories alone SMOTEN makes rows (Chawla et al. 2002, section 6.2): SMOTENC needs a number beside them.
+    """
+    from imblearn.over_sampling import SMOTEN, SMOTENC
 
     output = transforms.outputs[0]
     parts = [_mixed(block, values) for block in output.blocks]
     kinds = np.concatenate([np.full(part.shape[1], categorical) for part, categorical in parts])
     matrix = np.concatenate([part for part, _ in parts], axis=1)
-    sampler = SMOTENC(
-        categorical_features=np.flatnonzero(kinds).tolist(), k_neighbors=spec.neighbors, random_state=spec.seed
-    )
-    mixed, targets = sampler.fit_resample(matrix, train.targets)
-    new = _features_of(output, np.asarray(mixed, dtype=np.float64)[len(train) :], parts, values)
+    common = {"k_neighbors": spec.neighbors, "random_state": spec.seed}
+    places = np.flatnonzero(kinds).tolist()
+    sampler = SMOTEN(**common) if kinds.all() else SMOTENC(categorical_features=places, **common)
+    mixed, targets = _resample(spec, sampler, matrix, train.targets, classes)
+    new = _features_of(output, mixed[len(train) :].astype(np.float64), parts, values)
     features = np.concatenate([train.inputs["features"], new.astype(np.float32)])
     return Split({"features": features}, targets)
 

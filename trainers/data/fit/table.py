@@ -55,7 +55,7 @@ def prepare_table(
     if spec.balance is not None:
         from trainers.data.fit.balance import balance_training
 
-        splits["train"], balanced = balance_training(spec.balance, transforms, splits["train"], raw.table, values)
+        splits["train"], balanced = balance_training(spec, transforms, splits["train"], raw.table, values, classes)
         facts |= balanced
     return PreparedTable(transforms.signature(), splits, transforms, facts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from cluster.atomic import sha256_file
 from cluster.bundle import Bundle, TensorSignature, Variant, open_bundle
+from cluster.bundle.independence import EPSILON, ROUNDINGS, measure_independence
 from cluster.bundle.manifest import MANIFEST
 from cluster.bundle.target import TargetTransform
 from cluster.errors import BundleError, EndpointError
@@ -32,6 +34,11 @@ LOG = logging.getLogger(__name__)
 # Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own
 # tolerance; the others round differently on each kind of CPU or GPU, and a wrong file is off by far more.
 TOLERANCE = {"fp32": (1e-4, 1e-3), "fp16": (1e-3, 2e-2), "bf16": (1e-2, 5e-2), "int8": (1e-2, 5e-2)}
+COMPANY_SIZES = (2, 9)  # rows of the batches in which an older bundle's rows are asked
+# Of the sample's largest answer, that company may move another row's: on a CPU what the gate allows; a GPU's kernels
+# for one row and for many differ by more, and a range taken from the batch by far more still.
+COMPANY_MOVES = {"cpu": 1e-5, "gpu": 1e-2}
+WHOLE_BATCH_RECIPE = "int8_dynamic"  # in bundles that do not say `rows_independent`: ranges of the whole batch
 
 
 class Loaded(NamedTuple):
@@ -67,6 +74,8 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
         policy = batch_policy(engine, bundle.manifest.signature, config.batching)
         warm_up(engine, bundle.manifest.signature, policy.max_rows)
         check_parity(engine, bundle, variant)
+        if not rows_independent(engine, bundle, variant, config.device, policy.max_rows):
+            policy = replace(policy, join=False, max_wait_s=0.0)
     except BaseException:
         engine.close()
         raise
@@ -136,12 +145,7 @@ def zeros(signature: TensorSignature, rows: int) -> dict[str, np.ndarray]:
 def check_parity(engine: Engine, bundle: Bundle, variant: Variant) -> None:
     """Run the bundle's sample rows and compare with the outputs that were recorded. Raises EndpointError."""
     sample = bundle.sample()
-    # an .npz without pickle holds strings as fixed-width bytes; the protocol's BYTES are objects
-    inputs = {
-        tensor.name: sample[f"inputs/{tensor.name}"].astype(tensor.dtype, copy=False)
-        for tensor in bundle.manifest.signature.inputs
-    }
-    outputs = engine.run(inputs)
+    outputs = engine.run(_sample_inputs(bundle, sample))
     problems = [
         why
         for tensor in bundle.manifest.signature.outputs
@@ -154,6 +158,48 @@ def check_parity(engine: Engine, bundle: Bundle, variant: Variant) -> None:
             rule="the engine must give the outputs that the bundle recorded for its sample rows",
             remedy="Make the bundle again on this kind of machine, or serve another variant.",
         )
+
+
+def _sample_inputs(bundle: Bundle, sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An .npz without pickle holds strings as fixed-width bytes; the protocol's BYTES are objects."""
+    return {
+        tensor.name: sample[f"inputs/{tensor.name}"].astype(tensor.dtype, copy=False)
+        for tensor in bundle.manifest.signature.inputs
+    }
+
+
+def rows_independent(engine: Engine, bundle: Bundle, variant: Variant, device: str, max_rows: int) -> bool:
+    """Whether requests of strangers may be joined: what the manifest says, else what the engine shows here.
+
+    A bundle of an older version says nothing. Its `int8_dynamic` takes ranges from the whole batch, which is known;
+    of any other variant the sample's rows are asked alone and in company.
+    """
+    if variant.rows_independent is not None:
+        why = "" if variant.rows_independent else "its manifest says so"
+    elif variant.recipe == WHOLE_BATCH_RECIPE:
+        why = f"recipe {WHOLE_BATCH_RECIPE} of a bundle without rows_independent takes ranges from the whole batch"
+    else:
+        why = _influence(engine, bundle, variant, device, max_rows)
+    if why:
+        LOG.warning(
+            "%s: rows of variant %s change one another's answers (%s): each request is an engine call of its own. "
+            "Compress the model again to have requests joined.",
+            *(bundle.manifest.name, variant.name, why),
+        )
+    return not why
+
+
+def _influence(engine: Engine, bundle: Bundle, variant: Variant, device: str, max_rows: int) -> str:
+    """How company moves a sample row's answer beyond rounding; empty where it does not."""
+    sizes = tuple(size for size in COMPANY_SIZES if size <= max_rows)
+    if not sizes:
+        return ""
+    inputs = _sample_inputs(bundle, bundle.sample())
+    share = COMPANY_MOVES["cpu" if device == "cpu" else "gpu"] + ROUNDINGS * EPSILON[variant.precision]
+    outputs = {name: array for name, array in engine.run(inputs).items() if array.dtype.kind == "f"}
+    allowed = {name: share * float(np.abs(array).max(initial=0.0)) for name, array in outputs.items()}
+    found = measure_independence(lambda rows: engine.run(rows), inputs, allowed, sizes)
+    return "" if found.independent else found.sentence()
 
 
 def _difference(

@@ -117,6 +117,12 @@ class ServedModel:
     def configuration(self) -> dict[str, Any]:
         """GET v2/models/M/config: Triton's ModelConfig, the part that describes this endpoint."""
         policy = self.batcher.policy
+        batching = {
+            "preferred_batch_size": list(policy.preferred_rows),
+            "max_queue_delay_microseconds": round(policy.max_wait_s * 1e6),
+            "priority_levels": 8,
+            "default_priority_level": 4,
+        }
         return {
             "name": self.name,
             "platform": self.engine.platform,
@@ -125,17 +131,15 @@ class ServedModel:
             "max_batch_size": policy.max_rows,
             "input": [_config_tensor(tensor, is_input=True) for tensor in self.signature.inputs],
             "output": [_config_tensor(tensor, is_input=False) for tensor in self.signature.outputs],
-            "dynamic_batching": {
-                "preferred_batch_size": list(policy.preferred_rows),
-                "max_queue_delay_microseconds": round(policy.max_wait_s * 1e6),
-                "priority_levels": 8,
-                "default_priority_level": 4,
-            },
+            **({"dynamic_batching": batching} if policy.join else {}),
             "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": policy.workers}],
             "default_model_filename": self.variant.file,
             "model_transaction_policy": {"decoupled": False},
             "response_cache": {"enable": False},
-            "parameters": {"variant": {"string_value": self.variant.name}},
+            "parameters": {
+                "variant": {"string_value": self.variant.name},
+                "rows_independent": {"string_value": "true" if policy.join else "false"},
+            },
         }
 
     def _choose(self, outputs: dict[str, np.ndarray], wanted: tuple[RequestedOutput, ...]) -> dict[str, np.ndarray]:

@@ -38,6 +38,9 @@ class Variant(StrictSpec):
     verdict: Literal["baseline", "pass", "fail", "inconclusive"] = "baseline"
     metrics: dict[str, float] = {}
     """`gate.accuracy`, `latency_ms_p50`, …"""
+    rows_independent: bool | None = None
+    """Whether a row's answer is the same alone and in any company (bundle/independence.py). `false`: an endpoint joins
+    no requests; null, in bundles of older versions: it finds out when it loads the variant."""
     footprint_bytes: int | None = None
     """Measured memory of the loaded engine at its largest batch; null where not measured."""
 

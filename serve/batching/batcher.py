@@ -57,6 +57,8 @@ class BatchPolicy:
     """Sizes that the engine likes (TensorRT profiles): a batch is cut down to the largest that it fills."""
     workers: int = 1
     """Engine calls at the same time; each has a thread."""
+    join: bool = True
+    """False where rows change one another's answers: each request is an engine call of its own, at once."""
 
 
 @dataclass(eq=False)
@@ -223,7 +225,7 @@ class Batcher:
             for group, queue in self._queues.items():
                 waiting_rows = sum(item.rows for item in itertools.islice(queue, self.policy.max_rows))
                 remaining = queue[0].entered_s + self.policy.max_wait_s - now
-                if self._closing or waiting_rows >= self.policy.max_rows or remaining <= 0:
+                if self._closing or not self.policy.join or waiting_rows >= self.policy.max_rows or remaining <= 0:
                     key = (group[0], queue[0].entered_s)
                     if best_key is None or key < best_key:
                         best, best_key = group, key
@@ -236,7 +238,12 @@ class Batcher:
         queue, policy = self._queues[group], self.policy
         items: list[Waiting] = [queue.popleft()]
         rows, num_bytes = items[0].rows, items[0].num_bytes
-        while queue and rows + queue[0].rows <= policy.max_rows and num_bytes + queue[0].num_bytes <= policy.max_bytes:
+        while (
+            policy.join
+            and queue
+            and rows + queue[0].rows <= policy.max_rows
+            and num_bytes + queue[0].num_bytes <= policy.max_bytes
+        ):
             items.append(queue.popleft())
             rows += items[-1].rows
             num_bytes += items[-1].num_bytes

@@ -29,17 +29,17 @@ from trainers.compress.proxies import Proxies, compare_outputs
 from trainers.compress.quantize import (
     convert_fp16,
     preprocess,
-    quantize_int8_dynamic,
     quantize_int8_static,
     quantize_weights_only,
     thin_convolutions,
 )
+from trainers.compress.row_wise import quantize_row_wise
 from trainers.compress.rows import CompressionRows, rows_of, spread_rows
 from trainers.data.shards import open_prepared
 from trainers.export.bfloat16 import convert_bf16
 from trainers.export.session import open_session, run_batches
 
-FORMAT = 2  # raise when a recipe's meaning changes: cached trials of the old meaning are then made again
+FORMAT = 3  # raise when a recipe's meaning changes: cached trials of the old meaning are then made again
 METHODS = {"int8_static_entropy": CalibrationMethod.Entropy, "int8_static_percentile": CalibrationMethod.Percentile}
 MODEL, GATE, OUTCOME = "model.onnx", "gate.npy", "outcome.json"
 
@@ -118,8 +118,7 @@ def _make(trial: GraphTrial, rows: CompressionRows, target: Path, scratch: Path)
     prepared = scratch / "prepared.onnx"
     preprocess(trial.parent, prepared)
     if recipe == "int8_dynamic":
-        quantize_int8_dynamic(prepared, target)
-        return {}
+        return {"scales": "row", "products": quantize_row_wise(prepared, target, preset_of(spec))}
     preset = preset_of(spec, per_channel=recipe != "int8_static_per_tensor")
     ranges = scratch / "ranges.json"
     notes = {

@@ -1,19 +1,22 @@
 """One candidate against the baseline: quality with its interval, speed, size, and the reason of the decision.
 
-Invariant: a candidate is accepted only if its outputs are finite, the gate does not fail it, no class loses more than
-allowed, and it gains what the target asks for; every rejection carries its reason.
+Invariant: a candidate is accepted only if its outputs are finite, a row's answer is the same alone and in any company,
+the gate does not fail it, no class loses more than allowed, and it gains what the target asks for; every rejection
+carries its reason.
 
 Covered: ONNX files. Not covered: which candidates are tried (ladder.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from cluster.bundle.independence import Independence
 from cluster.bundle.manifest import Variant
 from cluster.errors import ModelError
 from cluster.spec.compress import CompressSpec
@@ -23,6 +26,7 @@ from trainers.compress.measure import LARGEST_BATCH, Cost, paired_cost
 from trainers.compress.memory import peak_memory_bytes
 from trainers.compress.rows import CompressionRows
 from trainers.export.graph_file import file_bytes
+from trainers.export.independence import float_answers, graph_independence
 from trainers.export.session import open_session, run_batches
 
 ABOUT_EQUAL = 0.05  # a ratio this near to 1 is within what two measurements of one graph differ by
@@ -44,6 +48,9 @@ class Baseline:
     macs: int | None = None
     """Multiply-accumulates of one row."""
     peak_memory_bytes: int | None = None
+    answers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Every output for some gate rows."""
+    independence: Independence | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Judgment:
     agreement: float | None = None
     """Share of gate rows where candidate and baseline choose the same class."""
     worst_class_drop: float | None = None
+    independence: Independence | None = None
+    """How far a row's answer moves in company; null for a candidate that was stopped before."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Proxies, excluded nodes, pruning plan, …"""
 
@@ -90,6 +99,7 @@ class Judgment:
             "samples_needed": gate.samples_needed if gate else None,
             "agreement": self.agreement,
             "worst_class_drop": self.worst_class_drop,
+            "independence": self.independence.to_dict() if self.independence else None,
         }
         cost = self.cost.to_dict() if self.cost else dict.fromkeys(Cost.__dataclass_fields__)
         return {
@@ -119,6 +129,7 @@ class Judgment:
             precision=self.precision,
             recipe=self.recipe,
             verdict=self.gate.verdict,
+            rows_independent=self.independence.independent if self.independence else None,
             metrics={
                 f"gate.{self.gate.metric}": self.gate.candidate,
                 "gate.delta": self.gate.delta,
@@ -160,7 +171,16 @@ def make_baseline(path: Path, rows: CompressionRows) -> Baseline:
             rule="candidates are compared with the float graph's answers, which must be numbers",
             remedy="Look for extreme values in the data, or train with a lower learning rate.",
         )
-    return Baseline(path, outputs, file_bytes(path), graph_macs(path), peak_memory_bytes(path, rows=LARGEST_BATCH))
+    answers = float_answers(path, rows.gate)
+    return Baseline(
+        path,
+        outputs,
+        file_bytes(path),
+        graph_macs(path),
+        peak_memory_bytes(path, rows=LARGEST_BATCH),
+        answers,
+        graph_independence(path, rows.gate, answers),
+    )
 
 
 def bad_rows(outputs: np.ndarray) -> int:
@@ -185,6 +205,11 @@ def judge(candidate: Candidate, baseline: Baseline, rows: CompressionRows, spec:
         reason = f"{bad} of {len(candidate.outputs)} gate rows have NaN or infinite outputs"
         return Judgment(accepted=False, reason=reason, **common)
     gate = gate_outputs(baseline.outputs, candidate.outputs, rows, spec.budget.max_drop)
+    common["independence"] = independence = graph_independence(
+        candidate.path, rows.gate, baseline.answers, precision=candidate.precision
+    )
+    if not independence.independent:
+        return Judgment(accepted=False, reason=_dependent(independence, baseline), gate=gate, **common)
     before, after = paired_cost(baseline.path, candidate.path, rows.gate, spec.target)
     memory = peak_memory_bytes(candidate.path, rows=LARGEST_BATCH, threads=spec.target.threads)
     worst = agreement = None
@@ -223,6 +248,12 @@ def decide_candidate(
     if gate.drop > spec.budget.max_drop:
         return False, f"the gate split cannot tell and the point estimate is beyond the budget: {gate.sentence()}"
     return True, f"accepted on the point estimate, the gate split cannot tell: {gate.sentence()}"
+
+
+def _dependent(found: Independence, baseline: Baseline) -> str:
+    """The batcher joins strangers' requests, so whoever sends an outlier would move everyone's answers."""
+    also = baseline.independence is not None and not baseline.independence.independent
+    return f"rows change one another's answers{', as in the float graph' if also else ''}: {found.sentence()}"
 
 
 def worst_class_drop(baseline: np.ndarray, candidate: np.ndarray, rows: CompressionRows) -> float:

@@ -135,7 +135,14 @@ class Ladder:
         self.skipped.append({"name": candidate_name(parent.name, recipe), "recipe": recipe, "reason": reason})
 
     def _static_keeps_budget(self, found: list[Judgment]) -> bool:
-        return any(one.recipe in STATIC and one.gate and one.gate.drop <= self.spec.budget.max_drop for one in found)
+        return any(
+            one.recipe in STATIC
+            and one.gate
+            and one.gate.drop <= self.spec.budget.max_drop
+            and one.independence
+            and one.independence.independent
+            for one in found
+        )
 
 
 ModelStep = Callable[[Ladder], None]

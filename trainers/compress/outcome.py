@@ -38,7 +38,14 @@ def compression_facts(ladder: Ladder, chosen: Judgment | None) -> dict[str, Any]
             f"gate.{measured.gate.metric}": measured.gate.baseline,
             **{name: float(value) for name, value in measured.baseline_cost.to_dict().items()},
         }
-    float_variant = Variant(name=BASELINE, file=FLOAT_GRAPH, precision="fp32", metrics=metrics)
+    alone = ladder.baseline.independence
+    float_variant = Variant(
+        name=BASELINE,
+        file=FLOAT_GRAPH,
+        precision="fp32",
+        metrics=metrics,
+        rows_independent=alone.independent if alone else None,
+    )
     variants = [float_variant, *(judgment.variant() for judgment in accepted_of(ladder))]
     return {
         "chosen": chosen.name if chosen else BASELINE,
@@ -49,6 +56,7 @@ def compression_facts(ladder: Ladder, chosen: Judgment | None) -> dict[str, Any]
             "size_bytes": ladder.baseline.size_bytes,
             "macs": ladder.baseline.macs,
             "peak_memory_bytes": ladder.baseline.peak_memory_bytes,
+            "independence": alone.to_dict() if alone else None,
             **metrics,
         },
     }

@@ -3,7 +3,7 @@
 Invariant: the float graph is never changed; a quantized file holds Q/DQ pairs of the preset that was asked for, and no
 constant folding runs after they were inserted.
 
-Covered: static QDQ for CPU and TensorRT, dynamic INT8 of matrix products, weight-only INT8, FP16.
+Covered: static QDQ for CPU and TensorRT, weight-only INT8, FP16. Dynamic INT8 is in row_wise.py.
 Not covered: SmoothQuant (its dependency is gone upstream), 4-bit weights, FP8.
 """
 
@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from cluster.errors import ModelError
 from cluster.temporary import scratch_folder
 from trainers.compress.calibrate import quiet_quantizer, write_ranges
 from trainers.compress.presets import WEIGHTED, StaticRecipe
 from trainers.export.graph_file import unit_nodes
 
-DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM")
 WEIGHT_ONLY_ELEMENTS_MIN = 256  # a smaller tensor saves less than its scales and its node cost
 
 
@@ -63,26 +61,6 @@ def quantize_int8_static(
             calibration_cache_path=ranges,
         )
         target.write_bytes(out.read_bytes())
-
-
-def quantize_int8_dynamic(prepared: Path, target: Path) -> None:
-    """INT8 weights per channel; activations are quantized from their own range at run time. For matrix products."""
-    model = onnx.load(str(prepared))
-    if not any(node.op_type in DYNAMIC for node in model.graph.node):
-        raise ModelError(
-            "Cannot quantize dynamically",
-            found="the graph has no matrix product",
-            rule=f"dynamic quantization helps {', '.join(DYNAMIC)} only; convolutions lose speed and accuracy by it",
-            remedy="Use int8_static.",
-        )
-    with quiet_quantizer():
-        quantize_dynamic(
-            str(prepared),
-            str(target),
-            op_types_to_quantize=list(DYNAMIC),
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
 
 
 def quantize_weights_only(source: Path, target: Path) -> None:

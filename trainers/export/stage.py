@@ -23,6 +23,7 @@ from trainers.export.float_graph import FLOAT_GRAPH, FLOAT_VARIANT, real_rows, w
 from trainers.export.footprint import with_footprint
 from trainers.export.fuse import Fusion, fuse_graph, plan_fusion
 from trainers.export.graph_file import file_bytes
+from trainers.export.independence import SPREAD_ROWS, float_answers, graph_independence
 
 EVIDENCE = "evidence"
 OUTPUT = "logits"
@@ -37,11 +38,16 @@ def run_export(context: StageContext) -> StageResult:
     if not compressed.get("variants"):  # the compress stage was skipped: only the float graph is served
         context.progress(0, text="exporting the float graph")
         exported = write_float_graph(context.run_resolved.spec, prepared, context.files("train"), context.folder)
-        float_variant = Variant(name=FLOAT_VARIANT, file=FLOAT_GRAPH, precision="fp32")
+        rows, graph = real_rows(prepared, SPREAD_ROWS), context.folder / FLOAT_GRAPH
+        alone = graph_independence(graph, rows, float_answers(graph, rows))
+        float_variant = Variant(
+            name=FLOAT_VARIANT, file=FLOAT_GRAPH, precision="fp32", rows_independent=alone.independent
+        )
         compressed = {
             "chosen": FLOAT_VARIANT,
             "variants": [float_variant.model_dump(mode="json")],
             "parity": exported["parity"],
+            "baseline": {"independence": alone.to_dict()},
         }
         graphs = context.folder
     context.progress(1, text="packing the bundle")
@@ -150,4 +156,5 @@ def _json(value: Any) -> str:
 
 def _headline(manifest: BundleManifest, sizes: dict[str, int]) -> str:
     listed = ", ".join(f"{name} {size / 1024:,.0f} KiB" for name, size in sizes.items())
-    return f"bundle with {listed}; serves {manifest.default_variant}"
+    alone = "" if manifest.variant().rows_independent else "; its rows change one another's answers: none are joined"
+    return f"bundle with {listed}; serves {manifest.default_variant}{alone}"

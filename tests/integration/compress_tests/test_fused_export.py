@@ -12,6 +12,7 @@ import pytest
 
 from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS, open_bundle
+from cluster.bundle.independence import allowed_changes, measure_independence
 from cluster.bundle.transforms import ArrayTransforms, Standardize, load_transforms
 from cluster.errors import BundleError
 from serve.config import EndpointConfig, VersionConfig
@@ -56,7 +57,10 @@ def test_a_fused_bundle_takes_raw_rows_and_is_served_without_doing_it_twice(with
         version = VersionConfig(version="1", bundle=str(context.run.bundle), variant=variant.name)
         config = EndpointConfig(name="digits", versions=(version,), default_version="1")
         loaded = load_engine(config, version)  # compares the sample, texts included
-        answer = loaded.engine.run({"image": inputs["image"].astype(np.float32)})
+        raw_rows = {"image": inputs["image"].astype(np.float32)}
+        answer = loaded.engine.run(raw_rows)
+        alone = measure_independence(loaded.engine.run, raw_rows, allowed_changes(answer))
+        assert alone.independent, alone.sentence()  # labels and probabilities too
         loaded.engine.close()
         accuracy = float((answer["logits"].argmax(1) == targets).mean())
         assert accuracy == pytest.approx(records["evaluate"].facts["metrics"]["accuracy"], abs=0.02)

@@ -54,6 +54,8 @@ def test_a_trained_run_becomes_a_bundle_that_answers_like_torch(make_context: An
     assert evidence["importance"] is None, "pixels are no columns"
     assert records["evaluate"].facts["baseline"]["constant"]["metrics"]["accuracy"] < 0.2
     sample = bundle.sample()
+    assert len(bundle.manifest.variants) > 1
+    assert {variant.rows_independent for variant in bundle.manifest.variants} == {True}
     for variant in bundle.manifest.variants:
         rows = {"image": sample["inputs/image"]}
         answers = run_batches(open_session(bundle.path(variant.file)), rows)
@@ -64,7 +66,9 @@ def test_a_trained_run_becomes_a_bundle_that_answers_like_torch(make_context: An
 def test_without_a_compress_section_the_float_graph_alone_is_exported(make_context: Any) -> None:
     context, records = run_until_export(make_context, compress=None)
     bundle = open_bundle(context.run.bundle)
-    assert [variant.name for variant in bundle.manifest.variants] == ["fp32"]
+    assert [(variant.name, variant.rows_independent) for variant in bundle.manifest.variants] == [("fp32", True)]
+    evidence = json.loads((context.run.bundle / "evidence" / "compress.json").read_text(encoding="utf-8"))
+    assert evidence["baseline"]["independence"]["independent"] is True
     assert records["export"].facts["parity"]["logits"]["max_abs_diff"] < 1e-3
 
 

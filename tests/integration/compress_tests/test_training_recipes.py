@@ -57,6 +57,7 @@ def test_pruning_removes_arithmetic_bytes_and_time_and_is_compared_with_a_dense_
     assert half["notes"]["after"]["macs"] < half["notes"]["before"]["macs"] / 2
     assert half["speedup"] > 1
     assert weights_in(context.folder / "model.prune50.onnx") < weights_in(context.folder / "model.onnx") / 2
+    assert all(one["independence"]["independent"] for one in found.values() if one["verdict"] != "stopped")
     tried = {name for name in found if name.startswith("prune") and "_" not in name}
     skipped = {one["name"]: one["reason"] for one in facts["skipped"] if one["recipe"] == "prune"}
     assert tried | set(skipped) == {"prune25", "prune50", "prune75"}

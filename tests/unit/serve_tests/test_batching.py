@@ -67,6 +67,18 @@ def sums(answers: list[Any]) -> list[float]:
     return [float(answer["y"][0, 0]) for answer in answers]
 
 
+def test_requests_of_rows_that_influence_one_another_are_never_joined_and_never_wait_for_company() -> None:
+    async def test(bench: Bench) -> None:
+        first = await bench.occupy()
+        tasks = [bench.ask(value, rows=2) for value in (1.0, 2.0, 3.0)]
+        await asyncio.sleep(0)
+        bench.engine.gate.set()
+        assert sums(await asyncio.gather(first, *tasks)) == [0.0, 2.0, 4.0, 6.0]
+        assert bench.engine.calls == [1, 2, 2, 2]
+
+    run(test, policy=BatchPolicy(max_rows=8, max_wait_s=60.0, join=False))
+
+
 def test_requests_that_wait_become_one_call_and_each_gets_its_own_rows() -> None:
     async def test(bench: Bench) -> None:
         first = await bench.occupy()

@@ -22,6 +22,13 @@ STAGE_ENTRYPOINTS: dict[str, str] = {
 }
 """Stage -> `function(StageContext) -> StageResult`, in the order in which they run."""
 
+EARLY_ENTRYPOINTS: dict[str, str] = {
+    "train": "trainers.launch.warm:warm_workers",
+    "deploy": "serve.deployments.stages:start_early",
+}
+"""Stage -> `function(StageContext) -> Any`: starts what the stage will need, in a thread of the driver, while earlier
+stages work. The stage finds the result in `context.early` and ends it."""
+
 TENSORBOARD_ENTRYPOINT = "trainers.tensorboard:write_tensorboard"
 """`function(RunFolder) -> Path`: the run's events as TensorBoard files. The driver calls it when a run has ended."""
 

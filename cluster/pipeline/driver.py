@@ -17,7 +17,8 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cluster.pipeline.ray_thread import RayThread
 from cluster.pipeline.stage import StageContext, StageDefinition, StageResult, interrupted
 from cluster.pipeline.summary import summarize
 from cluster.pipeline.trackers import send_to_trackers
+from cluster.pipeline.warm import EarlyStarts
 from cluster.probe import host_facts, read_host, sum_facts
 from cluster.report import write_report
 from cluster.runtime.preflight import check_this_host
@@ -38,6 +40,7 @@ from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 from cluster.telemetry.events import (
     Message,
+    Progress,
     Record,
     RunFailed,
     RunFinished,
@@ -67,16 +70,29 @@ class Driver:
     spec: RunSpec
     host: HostFacts
     ray: RayThread
+    early: EarlyStarts
     records: dict[str, StageRecord] = field(default_factory=dict)
     resolved: ResolvedRun | None = None
 
     def drive(self) -> dict[str, Any]:
         """Run or reuse every stage; returns the summary. Raises MantaError."""
-        for stage in stages_until(self.options.until):
+        stages = stages_until(self.options.until)
+        for stage in stages:
             self._one(stage)
             if stage.name == "check":
                 self.ray.start()  # while the data is prepared
+                self._start_early(stages)
         return summarize(self.run, self.records, kept=self.options.keep, remote=self.ray.outlives_the_run)
+
+    def _start_early(self, stages: tuple[StageDefinition, ...]) -> None:
+        """Begin with what later stages need, where they will run: a finished stage is taken to be reused."""
+        assert self.resolved is not None
+        for stage in stages:
+            name = entrypoints.EARLY_ENTRYPOINTS.get(stage.name)
+            runs = stage.always or not self.run.stage(stage.name).exists()
+            if name and runs and not is_skipped(stage, self.resolved.spec):
+                context = self._context(stage, self.run.path, "")
+                self.early.begin(stage.name, partial(_call_named, name, context))
 
     def _one(self, stage: StageDefinition) -> None:
         events = self.run.sink()
@@ -107,7 +123,7 @@ class Driver:
         events = self.run.sink()
         events.emit(StageStarted(stage=stage.name, digest=digest))
         if stage.needs_ray:
-            self.ray.ready()
+            self._wait_for_ray(stage.name)
         started, clock = time.time(), time.monotonic()
         target = self.run.stage(stage.name)
         _drop_foreign_partial(target, digest)
@@ -138,18 +154,7 @@ class Driver:
     def _call(self, stage: StageDefinition, folder: Path, digest: str) -> StageResult:
         """Call the stage's function; an error that is not ours becomes StageFailedError with its traceback kept."""
         events = self.run.sink()
-        context = StageContext(
-            stage=stage.name,
-            run=self.run,
-            spec=self.spec,
-            resolved=self.resolved,
-            host=self.host,
-            folder=folder,
-            digest=digest,
-            records=dict(self.records),
-            events=events,
-            ensure_ray=self.ray.ready,
-        )
+        context = replace(self._context(stage, folder, digest), early=self.early.take(stage.name))
         try:
             return entrypoints.load(entrypoints.STAGE_ENTRYPOINTS[stage.name])(context)
         except MantaError as error:
@@ -165,6 +170,27 @@ class Driver:
             events.emit(StageFailed(stage=stage.name, error=failure.to_dict()))
             raise failure from error
 
+    def _wait_for_ray(self, stage: str) -> None:
+        """Blocks until Ray stands; says so where there is something to wait for."""
+        if not self.ray.stands:
+            self.run.sink().emit(Progress(stage=stage, done=0, text="waiting for Ray"))
+        self.ray.ready()
+
+    def _context(self, stage: StageDefinition, folder: Path, digest: str) -> StageContext:
+        return StageContext(
+            stage=stage.name,
+            run=self.run,
+            spec=self.spec,
+            resolved=self.resolved,
+            host=self.host,
+            folder=folder,
+            digest=digest,
+            records=dict(self.records),
+            events=self.run.sink(),
+            ensure_ray=partial(self._wait_for_ray, stage.name),
+            owns_host=not _address(self.options),
+        )
+
     def _resolve(self, resolved: ResolvedRun) -> None:
         self.resolved = resolved
         self.run.write_resolved(resolved)
@@ -179,11 +205,11 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     events.emit(
         RunStarted(run=run.name, stages=names, pid=os.getpid(), host=socket.gethostname(), address=options.address)
     )
-    with RayThread(options.address, logs=run.path / "ray-logs") as ray:
+    with RayThread(options.address, logs=run.path / "ray-logs") as ray, EarlyStarts() as early:
         try:
             spec = load_spec(run.path / "spec.yaml")
             check_this_host(spec, address=options.address, serves="deploy" in names)
-            driver = Driver(run, options, spec, _host_facts(options.address, ray), ray)
+            driver = Driver(run, options, spec, _host_facts(options, ray), ray, early)
             summary = driver.drive()
         except KeyboardInterrupt:
             return _fail(run, interrupted(run), started)
@@ -202,9 +228,18 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     return 0
 
 
-def _host_facts(address: str | None, ray: RayThread) -> HostFacts:
+def _call_named(entrypoint: str, context: StageContext) -> Any:
+    return entrypoints.load(entrypoint)(context)
+
+
+def _address(options: DriveOptions) -> str | None:
+    """Of the cluster that the run uses; None for a Ray of its own."""
+    return options.address or os.environ.get("RAY_ADDRESS")
+
+
+def _host_facts(options: DriveOptions, ray: RayThread) -> HostFacts:
     """Facts of the place where the run happens: all nodes of a cluster, or this host. Raises ResourceError."""
-    if not (address or os.environ.get("RAY_ADDRESS")):
+    if not _address(options):
         return host_facts()
     from cluster.runtime.nodes import on_every_node  # imports ray: only once a cluster is in use
 

@@ -26,6 +26,11 @@ class RayThread:
         """Whether the Ray that was used is a cluster of its own, so that an endpoint on it goes on answering."""
         return self._session is not None and not self._session.private
 
+    @property
+    def stands(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self._session is not None
+
     def start(self) -> None:
         """Begin to start or attach to Ray; returns at once."""
         if self._thread is None:

@@ -46,12 +46,16 @@ class StageContext:
     """Finished earlier stages."""
     events: EventSink
     ensure_ray: Callable[[], None] = _ray_stands
-    """Blocks until the run's Ray session stands. Stages after prepare find it standing; prepare calls this when
-    its data does not fit in memory and Ray Data must help."""
+    """Blocks until the run's Ray session stands. Stages with `needs_ray` find it standing; others call this when they
+    turn out to need it."""
+    owns_host: bool = False
+    """Whether the run has this host for itself: its Ray is private, or not there."""
+    early: Any = None
+    """What the stage's early entry point has started (cluster/entrypoints.py); the stage ends it."""
 
     def __getstate__(self) -> dict[str, Any]:
         """In another process Ray stands: what started it does not travel along."""
-        return {**self.__dict__, "ensure_ray": _ray_stands}
+        return {**self.__dict__, "ensure_ray": _ray_stands, "early": None}
 
     @property
     def run_resolved(self) -> ResolvedRun:
@@ -104,6 +108,7 @@ class StageDefinition:
     always: bool = False
     """Run it even when nothing changed: it looks at the world, or starts something that ends with the run."""
     needs_ray: bool = True
+    """Whether the driver waits for Ray before it; a stage that may need it calls `context.ensure_ray`."""
     outputs: tuple[str, ...] = ()
     """Folders of the run, besides its own, that it fills: hashed into its record."""
 
@@ -114,10 +119,16 @@ PIPELINE: tuple[StageDefinition, ...] = (
     ),
     StageDefinition("prepare", ("data", "seed"), ("check",), needs_ray=False),
     StageDefinition("search", ("search", "model", "train", "seed"), ("prepare",), skip_without="search"),
-    StageDefinition("train", ("model", "train", "seed"), ("prepare",)),
-    StageDefinition("evaluate", ("model",), ("prepare", "train")),
+    StageDefinition("train", ("model", "train", "seed"), ("prepare",), needs_ray=False),
+    StageDefinition("evaluate", ("model",), ("prepare", "train"), needs_ray=False),
     StageDefinition("compress", ("compress", "export", "model"), ("prepare", "train"), skip_without="compress"),
-    StageDefinition("export", ("export", "model"), ("prepare", "train", "evaluate", "compress"), outputs=("bundle",)),
+    StageDefinition(
+        "export",
+        ("export", "model"),
+        ("prepare", "train", "evaluate", "compress"),
+        needs_ray=False,
+        outputs=("bundle",),
+    ),
     StageDefinition("deploy", ("serve",), ("export",), skip_without="serve", always=True),
     StageDefinition("predict", ("serve",), ("prepare", "export", "deploy"), skip_without="serve", always=True),
 )

@@ -23,6 +23,7 @@ from cluster.telemetry.view import counted
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
 BATCH_SIZE_PER_WORKER_CPU = 256  # a CPU core's caches hold this many small samples; larger gains nothing
+WORKER_ROWS_MIN = 10_000  # CPUs: a small network does so many rows in a second; more workers take seconds to start
 PIECEWISE_ROWS_MIN = 2_000  # 16 bins then hold 125 rows each; below, they overfit
 BATCH_NORM_FAMILIES = ("cnn", "timm", "torchvision")
 BATCH_NORM_ROWS_MIN = 16  # means of fewer rows are noisy
@@ -195,7 +196,7 @@ def _check_no_transform(spec: RunSpec) -> None:
 
 def _decide_train(spec: RunSpec, host: HostFacts, data: DataFacts, decisions: _Decisions, family: str) -> None:
     train = spec.train
-    workers = decisions.take("train.workers", train.workers, _workers(host))
+    workers = decisions.take("train.workers", train.workers, _workers(host, data))
     decisions.take("train.precision", train.precision, _precision(host))
     batch = decisions.take("train.batch_size_global", train.batch_size_global, _batch_size_global(data))
     micro = _micro_batch(batch, most_workers(workers))
@@ -255,9 +256,11 @@ def _family(spec: RunSpec, data: DataFacts) -> tuple[str, str]:
     return "mlp", f"rows are a {data.layout}"
 
 
-def _workers(host: HostFacts) -> tuple[int, str]:
+def _workers(host: HostFacts, data: DataFacts) -> tuple[int, str]:
     if host.gpus:
         return len(host.gpus), f"the cluster has {counted(len(host.gpus), 'GPU')}, one worker each"
+    if data.num_rows_train < WORKER_ROWS_MIN:
+        return 1, f"no GPU; {data.num_rows_train} training rows are trained before a second worker has started"
     workers = max(1, min(2, host.cpu_cores))
     return workers, f"no GPU; {counted(host.cpu_cores, 'CPU core')} for {counted(workers, 'worker')}"
 

@@ -13,6 +13,7 @@ from cluster.telemetry.events import (
     EndpointReady,
     EpochFinished,
     Message,
+    Progress,
     Record,
     RunFailed,
     RunFinished,
@@ -34,6 +35,7 @@ class PlainDisplay:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._view = RunView()
+        self._said = ""
 
     def show(self, event: Record) -> None:
         """Write the event's line, if it has one."""
@@ -78,11 +80,19 @@ class PlainDisplay:
             return f"{event.stage:<{STAGE_WIDTH}} epoch {event.epoch}/{event.epochs}: {figures}"
         if isinstance(event, TrialUpdated):
             return self._trial(event)
+        if isinstance(event, Progress):
+            return self._waiting(event)
         if isinstance(event, EndpointReady):
             return f"endpoint {event.name} answers at {event.url} ({counted(event.replicas, 'replica')})"
         if isinstance(event, Message):
             return f"{event.level}: {event.text}"
         return ""
+
+    def _waiting(self, event: Progress) -> str:
+        """What a stage is at, where it counts nothing; once."""
+        said, self._said = self._said, event.text or self._said
+        new = event.total is None and event.text and event.text != said
+        return f"{event.stage:<{STAGE_WIDTH}} {event.text}" if new else ""
 
     def _trial(self, event: TrialUpdated) -> str:
         if event.state in ("pending", "running"):

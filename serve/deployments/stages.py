@@ -61,6 +61,17 @@ def deploy(context: StageContext) -> StageResult:
     )
 
 
+def start_early(context: StageContext) -> None:
+    """Start Ray Serve (controller and proxy) while the model is trained. On a cluster the deploy stage does it."""
+    spec = context.run_resolved.spec.serve
+    if spec is None or not context.owns_host:
+        return
+    context.ensure_ray()
+    from serve.deployments.endpoint import EndpointOptions, start_serve
+
+    start_serve(EndpointOptions(host=spec.host, port=spec.port, grpc_port=spec.grpc_port))
+
+
 def keeper() -> Callable[[], bool]:
     """What a kept run asks again and again: whether the Ray that this process uses is still needed."""
     from serve.deployments.endpoint import still_serves

@@ -41,7 +41,9 @@ BROAD_EXCEPTS = {
     "serve/engines/onnxruntime.py": "the classes of a C extension, raised again as one of ours",
     "trainers/loop/agree.py": "the exchange must be joined, else the other workers wait for ever; raised after it",
     "trainers/loop/sizing.py": "a model that cannot be counted without data: the trial with data decides",
-    "trainers/launch/fit.py": "handed to the thread that waits",
+    "trainers/launch/workers.py": "handed to the thread that waits",
+    "trainers/launch/local.py": "a worker's main",
+    "cluster/pipeline/warm.py": "best effort: the stage itself tries again and says what is wrong",
     "trainers/compress/graph_trial.py": "a quantizer raises anything: the recipe stops, with its words",
     "trainers/search/trial.py": "an error is an outcome of the trial",
 }

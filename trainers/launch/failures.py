@@ -31,6 +31,19 @@ class Failure:
     rank: int | None = None
 
 
+class AttemptFailed(Exception):
+    """An attempt at training ended; what decides about another one is `failure`."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
+def failure_of(error: MantaError, rank: int | None = None) -> Failure:
+    """Of an error of ours that a worker raised."""
+    return Failure(_kind(error), f"{type(error).__name__}: {error}", error, rank=rank)
+
+
 def classify(error: BaseException) -> Failure:
     """Of what `TorchTrainer.fit` raised."""
     from ray.exceptions import RayError

@@ -1,4 +1,5 @@
-"""Notices to stop: from the driver (Ctrl-C, SIGTERM, room for more workers) and from Ray (a node will be taken away).
+"""What workers are told: their job; to stop, by the driver (Ctrl-C, SIGTERM, room for more workers) or by Ray (a node
+will be taken away).
 
     driver ── StopBoard (an actor beside it) ◄── worker 0 asks      }  a thread a worker, once a POLL_S;
     Ray's control store, "nodes being drained" ◄── every worker asks }  `fit(interrupt=watch)` reads one flag
@@ -13,6 +14,7 @@ Covered: notices of Ray 2.60 (`ray drain-node`, the autoscaler, a SIGTERM to `ra
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from cluster.runtime.channel import beside_the_driver
@@ -20,6 +22,7 @@ from trainers.launch.places import going_nodes
 
 POLL_S = 1.0  # a notice comes 30 s (Azure, GCP) to 120 s (AWS) before the end
 ANSWER_S = 10.0
+JOB_POLL_S = 0.05
 
 
 class _Board:
@@ -27,6 +30,13 @@ class _Board:
 
     def __init__(self) -> None:
         self._reason = ""
+        self._jobs: list[Any] = []
+
+    def give(self, job: Any) -> None:
+        self._jobs = [job]
+
+    def jobs(self) -> list[Any]:
+        return self._jobs
 
     def ask(self, reason: str) -> None:
         self._reason = reason
@@ -40,6 +50,18 @@ class StopBoard:
 
     def __init__(self) -> None:
         self._actor: Any = beside_the_driver(_Board).remote()
+
+    def give(self, job: Any) -> None:
+        """What the workers do; None lets them end."""
+        self._actor.give.remote(job)
+
+    def wait_for_job(self) -> Any:
+        """Called by a worker. Blocks until there is a job. Raises RayError when the driver's node is gone."""
+        import ray
+
+        while not (jobs := ray.get(self._actor.jobs.remote())):
+            time.sleep(JOB_POLL_S)
+        return jobs[0]
 
     def ask(self, reason: str) -> None:
         """From now on every worker that looks is told to stop. Does not wait."""

@@ -1,4 +1,4 @@
-"""The train stage: the resolved run's training on Ray Train workers."""
+"""The train stage: the resolved run's training on Ray Train workers, or in one process of this host."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cluster.telemetry.events import Message, read_events
 from trainers.data.shard_store import prepared_of
 from trainers.diagnose import diagnose, findings_as_facts
 from trainers.launch.fit import launch_fit
+from trainers.launch.warm import ReadyWorkers, trains_locally
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.request import SizingRequest
 from trainers.loop.sizing import RANGE_REASON
@@ -33,7 +34,7 @@ def run_training(context: StageContext) -> StageResult:
         traces=context.run.path / "traces",
         find_learning_rate=resolved.spec.train.find_learning_rate and not _searched(resolved, LEARNING_RATE),
     )
-    result = launch_fit(request, events=context.run.events, folder=context.folder)
+    result = _fit(context, request)
     found = _found(result)
     metrics = {name: value for name, value in result.metrics.items() if value == value and abs(value) != float("inf")}
     return StageResult(
@@ -54,6 +55,17 @@ def run_training(context: StageContext) -> StageResult:
         },
         resolved=resolved.with_found(found) if found else None,
     )
+
+
+def _fit(context: StageContext, request: FitRequest) -> FitResult:
+    """On the workers that were started early, or on ones that start now."""
+    ready = context.early or ReadyWorkers(local=trains_locally(context))
+    try:
+        if not ready.local:
+            context.ensure_ray()
+        return launch_fit(request, events=context.run.events, folder=context.folder, ready=ready)
+    finally:
+        ready.close()
 
 
 def _diagnosis(context: StageContext) -> list[dict[str, Any]]:

@@ -28,8 +28,6 @@ class WorkerJob:
     sink: EventSink
     folder: str
     """Where rank 0 writes weights and history."""
-    board: StopBoard
-    """Where the driver says that it wants to stop."""
 
 
 class SilentSink:
@@ -39,17 +37,20 @@ class SilentSink:
         """Drop it."""
 
 
-def train_on_worker(config: dict[str, WorkerJob]) -> None:
-    """Ray Train's function: runs in each worker inside an initialized process group."""
+def train_on_worker(config: dict[str, StopBoard]) -> None:
+    """Ray Train's function: runs in each worker inside an initialized process group, and waits for its job."""
     import ray.train
     from ray.train.torch import get_device
 
-    job = config["job"]
+    board = config["board"]
+    job: WorkerJob | None = board.wait_for_job()
+    if job is None:
+        return
     context = ray.train.get_context()
     torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     first = current_world().rank == 0
-    notices = NoticeWatch(job.board if first else None)
+    notices = NoticeWatch(board if first else None)
     try:
         result = fit(job.request, sink=job.sink if first else SilentSink(), device=device, interrupt=notices)
     except Exception as error:  # worker main: a traceback does not travel, a note does

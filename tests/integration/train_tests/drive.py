@@ -13,7 +13,7 @@ os.environ.update(with_ray_environment(dict(os.environ)))  # before anything imp
 from cluster.runtime.session import ray_session
 from tests.integration.train_tests.test_kill import AT
 from tests.integration.train_tests.test_launch import victim_request
-from trainers.launch import launch_fit
+from trainers.launch.fit import launch_fit
 
 
 def main() -> None:

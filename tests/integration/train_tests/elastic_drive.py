@@ -31,7 +31,7 @@ from cluster.spec.train import WorkersSpec
 from cluster.telemetry.events import Message, TrainStep, read_events
 from tests.e2e.cluster_tests.head import free_ports
 from tests.unit.loop_tests.rig import request_for
-from trainers.launch import launch_fit
+from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest
 
 HERE = "tests.integration.train_tests.victims"

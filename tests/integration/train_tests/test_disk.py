@@ -12,7 +12,7 @@ import torch
 from cluster.errors import DiskFullError
 from cluster.telemetry.events import ListSink
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, write_data
-from trainers.launch import launch_fit
+from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest, fit
 from trainers.loop.checkpoint import CheckpointFolder, damage
 

@@ -22,7 +22,7 @@ from cluster.telemetry.events import CheckpointWritten, ListSink, Message, Train
 from tests.e2e.cluster_tests.head import clean_environment, wait_for
 from tests.integration.train_tests.elastic_drive import elastic_request
 from tests.unit.loop_tests.rig import write_data
-from trainers.launch import launch_fit
+from trainers.launch.fit import launch_fit
 from trainers.loop import fit
 
 

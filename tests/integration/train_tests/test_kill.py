@@ -18,7 +18,7 @@ from cluster.telemetry.events import FileSink, Message, TrainStep, read_events
 from tests.e2e.cluster_tests.head import clean_environment
 from tests.integration.train_tests.test_launch import victim_request
 from tests.unit.loop_tests.rig import run_ranks
-from trainers.launch import launch_fit
+from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest, fit
 from trainers.loop.outcome import write_outcome
 

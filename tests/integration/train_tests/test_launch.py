@@ -8,8 +8,7 @@ import pytest
 
 from cluster.errors import ModelError
 from tests.unit.loop_tests.rig import request_for, write_data
-from trainers.launch import launch_fit
-from trainers.launch.fit import FitRequest
+from trainers.launch.fit import FitRequest, launch_fit
 
 HERE = "tests.integration.train_tests.victims"
 

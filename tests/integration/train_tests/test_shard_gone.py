@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import DataError
 from tests.unit.loop_tests.rig import request_for, write_data
-from trainers.launch import launch_fit
+from trainers.launch.fit import launch_fit
 
 pytestmark = pytest.mark.slow  # workers of its own; the loop alone is tested in unit/data_tests/test_shard_removed.py
 

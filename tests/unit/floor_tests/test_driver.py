@@ -20,6 +20,7 @@ from cluster.telemetry.events import RunFailed, RunFinished, StageFinished, read
 
 SPEC = "version: 1\ndata:\n  source: {kind: sklearn, dataset: digits}\nserve: null\nseed: 1\n"
 CALLS: list[str] = []
+EARLY: list[str] = []
 FAIL: dict[str, BaseException] = {}
 
 STAGES = (
@@ -38,6 +39,9 @@ def stage_check(context: StageContext) -> StageResult:
 
 
 def stage_any(context: StageContext) -> StageResult:
+    if context.early is not None:
+        EARLY.append(f"{context.stage} has it")
+        context.early.close()
     return _result(context)
 
 
@@ -49,6 +53,24 @@ def _result(context: StageContext, **more: object) -> StageResult:
     return StageResult(facts={"stage": context.stage}, headline=f"did {context.stage}", **more)  # type: ignore[arg-type]
 
 
+class Begun:
+    """What an early entry point has started."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        EARLY.append(f"{stage} begun")
+
+    def close(self) -> None:
+        EARLY.append(f"{self.stage} ended")
+
+
+def begin(context: StageContext) -> Begun:
+    assert context.resolved is not None
+    if FAIL.get("early"):
+        raise FAIL["early"]
+    return Begun(context.stage)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     CALLS.clear()
@@ -56,6 +78,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     here = __name__
     names = {stage.name: f"{here}:stage_any" for stage in STAGES} | {"check": f"{here}:stage_check"}
     monkeypatch.setattr(entrypoints, "STAGE_ENTRYPOINTS", names)
+    monkeypatch.setattr(entrypoints, "EARLY_ENTRYPOINTS", {"train": f"{here}:begin", "search": f"{here}:begin"})
+    EARLY.clear()
     monkeypatch.setattr(driver_module, "stages_until", lambda last: STAGES)
     monkeypatch.setattr(driver_module.RayThread, "start", lambda self: None)
     (tmp_path / "r").mkdir()
@@ -139,3 +163,23 @@ def test_a_partial_folder_of_other_inputs_is_not_handed_on(run: RunFolder) -> No
     (partial / "old.txt").write_text("old")
     assert drive(run) == 0
     assert not (run.stage("train") / "old.txt").exists()
+
+
+def test_what_a_later_stage_needs_begins_after_check_and_ends_with_the_run(run: RunFolder) -> None:
+    """A stage that is skipped or finished begins nothing; one that fails to begin early runs all the same."""
+    FAIL["prepare"] = DataError("Cannot read x", found="it is empty")
+    assert drive(run) == 2
+    assert EARLY == ["train begun", "train ended"], "no stage took it"
+    FAIL.clear()
+    EARLY.clear()
+    assert drive(run) == 0
+    assert EARLY == ["train begun", "train has it", "train ended"]
+    EARLY.clear()
+    assert drive(run) == 0
+    assert EARLY == [], "train is finished"
+
+
+def test_an_early_start_that_fails_is_left_to_the_stage(run: RunFolder) -> None:
+    FAIL["early"] = RuntimeError("no room")
+    assert drive(run) == 0
+    assert "train" in CALLS

@@ -6,20 +6,21 @@ import itertools
 import json
 import signal
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 import trainers.launch.fit as fit_module
+import trainers.launch.workers as workers_module
 from cluster.errors import InterruptedRunError, MemoryShortError, ModelError, SpecError, WorkerLostError
 from cluster.spec import parse_spec
 from cluster.spec.resolve import batch_plan
 from cluster.spec.train import FaultSpec, WorkersSpec
 from tests.unit.loop_tests.rig import request_for
 from trainers.launch.failures import Budget, Failure, classify
-from trainers.launch.fit import no_retries
 from trainers.launch.places import count_places, wait_for_places
-from trainers.loop import FitRequest
+from trainers.launch.workers import no_retries
 
 SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
 
@@ -107,20 +108,24 @@ def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
     started, asked, written = threading.Event(), threading.Event(), []
 
     class Board:
+        def give(self, job: object) -> None:
+            pass
+
         def ask(self, reason: str) -> None:
             asked.set()
 
         def close(self) -> None:
             pass
 
-    def train(request: FitRequest, events: Path, folder: Path, board: Board) -> None:
+    def train(num_workers: int, timeout_s: float, storage: Path, board: Board) -> None:
         started.set()
         assert asked.wait(20)
         threading.Event().wait(0.5)  # the checkpoint takes its time
         written.append("checkpoint")
 
-    monkeypatch.setattr(fit_module, "StopBoard", Board)
-    monkeypatch.setattr(fit_module, "_train_once", train)
+    monkeypatch.setattr(workers_module, "StopBoard", Board)
+    monkeypatch.setattr(workers_module, "_train", train)
+    monkeypatch.setattr(fit_module, "worker_channel", lambda events: nullcontext())
     main = threading.get_ident()
 
     def press() -> None:
@@ -130,5 +135,5 @@ def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
     request = request_for(tmp_path, batch=4, micro=4)
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        fit_module._Attempt(request, tmp_path / "events.jsonl", tmp_path, may_grow=False).run()
+        fit_module._RayAttempt(request, tmp_path / "events.jsonl", tmp_path, None, may_grow=False).run()
     assert written == ["checkpoint"]

@@ -1,0 +1,129 @@
+"""Ray Train workers: started, given a job, waited for.
+
+They can be started before there is anything to train: controller, placement group and processes that load torch take
+ten seconds in which data is prepared and trials run.
+
+Invariant: Ray's storage is a folder that is thrown away and its failure handling is off; a group that gets no job ends
+without having touched anything.
+
+Covered: start, job, notices to stop, end. Not covered: trying again (fit.py), what a worker does (worker.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainers.launch.failures import AttemptFailed, classify
+from trainers.launch.notice import StopBoard
+from trainers.launch.worker import WorkerJob, train_on_worker
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.config import FailureConfig
+
+IDLE_END_S = 10.0  # workers look for a job every few milliseconds
+
+
+class WorkerGroup:
+    """One Ray Train run in a thread. Needs a running Ray session."""
+
+    def __init__(self, num_workers: int, collective_timeout_s: float, storage: Path) -> None:
+        """`storage`: a folder that every node sees, made and removed by the group."""
+        self.num_workers = num_workers
+        self.board = StopBoard()
+        self._error: BaseException | None = None
+        self._done = threading.Event()  # after a KeyboardInterrupt, Thread.join takes a living thread for ended
+        self._thread = threading.Thread(
+            target=self._run, args=(collective_timeout_s, storage), name="ray-train", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no job any more."""
+        return self._done.is_set()
+
+    def give(self, job: WorkerJob) -> None:
+        """What all workers do; they begin at once."""
+        self.board.give(job)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the job is done. Blocks up to `timeout_s`. Raises AttemptFailed."""
+        if not self._done.wait(timeout_s):
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def stop(self, reason: str, wait_s: float) -> None:
+        """Tell the workers to write a checkpoint and end; blocks until they have, up to `wait_s`."""
+        self.board.ask(reason)
+        self._done.wait(wait_s)
+
+    def close(self) -> None:
+        """End it: workers without a job return."""
+        if not self.ended:
+            self.board.give(None)
+            self._done.wait(IDLE_END_S)
+        self.board.close()
+
+    def _run(self, collective_timeout_s: float, storage: Path) -> None:
+        from ray.exceptions import RayError
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        try:
+            _train(self.num_workers, collective_timeout_s, storage, self.board)
+        except (TrainingFailedError, RayError) as error:
+            self._error = AttemptFailed(classify(error))
+            self._error.__cause__ = error
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._error = error
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+            self._done.set()
+
+
+def _train(num_workers: int, collective_timeout_s: float, storage: Path, board: StopBoard) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from trainers.launch.group import InterfaceTorchConfig
+
+    quiet_ray_train()
+    TorchTrainer(
+        train_on_worker,
+        train_loop_config={"board": board},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=uses_gpu(), resources_per_worker=resources_per_worker()
+        ),
+        torch_config=InterfaceTorchConfig(timeout_s=round(collective_timeout_s)),
+        run_config=RunConfig(name=storage.name, storage_path=str(storage), failure_config=no_retries()),
+    ).fit()
+
+
+def no_retries() -> FailureConfig:
+    """Ray Train tries nothing again: controllers and preemptions it would by itself, and for ever."""
+    from ray.train.v2.api.config import FailureConfig
+
+    return FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+
+
+def uses_gpu() -> bool:
+    """Whether the cluster has GPUs."""
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def quiet_ray_train() -> None:
+    """Ray Train tells its story on the screen; ours is in the event stream. Errors stay."""
+    for name in ("ray.train", "ray.train.v2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def resources_per_worker() -> dict[str, float]:
+    """Resources of one worker."""
+    return {"CPU": 1, "GPU": 1} if uses_gpu() else {"CPU": 1}

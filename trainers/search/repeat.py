@@ -20,6 +20,7 @@ from typing import Any, cast
 from ray.tune.search import Searcher
 
 from cluster.telemetry.events import append_line
+from trainers.search.deaths import MEMORY_NOTE, killed_for_memory
 from trainers.search.journal import Trial
 from trainers.search.schedulers import TIME, VALUE
 
@@ -97,7 +98,9 @@ class RepeatSearcher(Searcher):
         repeat = self._of[trial_id]
         if result and not error:
             self._take(repeat, result)
-        if repeat.state == "running":
+        if repeat.state == "running" and killed_for_memory():
+            repeat.state, repeat.note = "oom", MEMORY_NOTE
+        elif repeat.state == "running":
             repeat.state = "failed" if error or not result else "done"
         append_line(self._path, json.dumps({"key": repeat.key, "state": repeat.state, "reports": repeat.reports}))
         self._listen(repeat)

@@ -3,7 +3,7 @@
 Files: `trials.json` (all trials with values, epochs, states). Facts: `best`, `metrics`, `trials`.
 
 Invariant: the user's own configuration is always trial 0, so a search never ends with less than what was written;
-trials that ended before an interruption are not run again.
+trials that ended are not run again, after an interruption (history.py) and when more of them are asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EventSink, Message, TrialUpdated
 from cluster.telemetry.view import format_metric, format_value, short_name
 from trainers.data.shard_store import prepared_of
+from trainers.search.history import FOLDER, SearchHistory, identity_of
 from trainers.search.journal import Journal, Trial, TrialState, read_journal
 from trainers.search.preview import preview_search, trial_concurrency
 from trainers.search.repeat import FINALISTS, Finalist, Repeat, RepeatSearcher, judge, plan_repeats
@@ -35,8 +36,6 @@ from trainers.search.trial import TrialSetup
 if TYPE_CHECKING:
     from trainers.search.tuner import TuneSettings
 
-JOURNAL = "journal.jsonl"
-REPEATS = "repeats.jsonl"
 TRIALS = "trials.json"
 SHOWN_STATES: dict[TrialState, Literal["running", "done", "stopped", "failed", "rejected"]] = {
     "running": "running",
@@ -55,19 +54,19 @@ def run_search(context: StageContext) -> StageResult:
     if search is None:
         return StageResult(status="skipped", headline="no search asked")
     check_spec(resolved.spec)
-    journal = context.folder / JOURNAL
-    study = open_study(resolved, search, journal, context.run)
+    history = SearchHistory(context.run.path / FOLDER, identity_of(context))
+    history.open()
+    study = open_study(resolved, search, history.journal, context.run)
     done = sum(trial.ended for trial in study.trials)
     text = preview_search(resolved, search, context.host).sentence()
     if done:
-        text = f"{done} of {search.trials} trials ended before; they are not run again"
+        text = f"{done} of {max(done, search.trials)} trials ended before; they are not run again"
     context.events.emit(Message(stage=context.stage, text=text))
     _run_trials(context, study, search.trials - done)
-    finalists = _run_repeats(context, study) if search.repeats else []
+    finalists = _run_repeats(context, study, history.repeats) if search.repeats else []
     result = search_result(study, resolved, search, finalists)
     write_json(context.folder / TRIALS, trial_table(study))
-    for path in (journal, context.folder / REPEATS):
-        path.unlink(missing_ok=True)  # trials.json and the facts say the same, without the order of arrival
+    history.finish()
     return result
 
 
@@ -190,13 +189,12 @@ def _run_trials(context: StageContext, study: Study, num_trials: int) -> None:
     run_tune(StudySearcher(study, listen), make_scheduler(rule, study.trials), _setup(context), settings)
 
 
-def _run_repeats(context: StageContext, study: Study) -> list[Finalist]:
+def _run_repeats(context: StageContext, study: Study, path: Path) -> list[Finalist]:
     """Train the finalists under other seeds; the best mean comes first."""
     from trainers.search.tuner import run_tune
 
     search = _search_of(context)
     finalists = study.ranked()[:FINALISTS]
-    path = context.folder / REPEATS
     repeats = plan_repeats(finalists, context.run_resolved.spec.seed, search.repeats, path)
 
     def listen(repeat: Repeat) -> None:

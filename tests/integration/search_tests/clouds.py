@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def write_clouds(run: Path) -> Path:
 
 
 def context_over(run: Path, folder: Path, search: dict[str, Any], events: EventSink | None = None) -> StageContext:
-    """A search stage's context; `search` overrides the section."""
+    """A search stage's context in a copy of the run beside `folder`; `search` overrides the section."""
+    own = folder.with_name(f"{folder.name}.run")
+    if not own.exists():
+        shutil.copytree(run, own)
     spec = validate_spec(
         {
             "version": 1,
@@ -61,7 +65,7 @@ def context_over(run: Path, folder: Path, search: dict[str, Any], events: EventS
     folder.mkdir(exist_ok=True)
     return StageContext(
         stage="search",
-        run=RunFolder(run),
+        run=RunFolder(own),
         spec=spec,
         resolved=resolve(spec, name="clouds", host=HOST, data=DATA),
         host=HOST,

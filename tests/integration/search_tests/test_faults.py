@@ -19,8 +19,9 @@ from ray._private.state import actors
 
 from cluster.pipeline.stage import StageContext
 from cluster.telemetry.events import ListSink, Record, TrialUpdated
+from trainers.search.history import JOURNAL
 from trainers.search.journal import read_journal
-from trainers.search.stage import JOURNAL, TRIALS, run_search
+from trainers.search.stage import TRIALS, run_search
 
 MakeContext = Callable[..., StageContext]
 ROOT = Path(__file__).resolve().parents[3]
@@ -85,7 +86,7 @@ def test_a_search_whose_driver_was_killed_ends_like_one_that_was_not(
     command = [sys.executable, "-m", "tests.integration.search_tests.clouds", str(clouds), str(folder)]
     driver = subprocess.Popen([*command, json.dumps(search)], cwd=ROOT, start_new_session=True)
     try:
-        ended_before = wait_for_ended(folder / JOURNAL, 2, driver)
+        ended_before = wait_for_ended(folder, 2, driver)
     finally:
         family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
         os.kill(driver.pid, signal.SIGKILL)
@@ -102,12 +103,42 @@ def test_a_search_whose_driver_was_killed_ends_like_one_that_was_not(
     assert not told & ended_before  # nothing that had ended was run again
 
 
-def wait_for_ended(journal: Path, count: int, driver: subprocess.Popen[bytes]) -> set[str]:
+@pytest.mark.slow
+def test_a_trial_that_the_memory_monitor_kills_is_an_outcome_and_the_search_goes_on(
+    clouds: Path, tmp_path: Path
+) -> None:
+    """Ray kills the process that takes the host's memory past its threshold; Tune alone would end the experiment."""
+    headroom_bytes = 5 << 29  # for Ray's own processes and those of two trials; the large model asks for 4 GB
+    memory = psutil.virtual_memory()
+    search = {
+        "space": {"model.hidden": {"kind": "choice", "values": [[8], [40_000, 25_000]]}},
+        "trials": 2,
+        "concurrency": 1,
+    }
+    environment = {
+        **os.environ,
+        "RAY_memory_usage_threshold": f"{(memory.total - memory.available + headroom_bytes) / memory.total:.4f}",
+        "RAY_memory_monitor_refresh_ms": "50",
+    }
+    folder = tmp_path / "search"
+    command = [sys.executable, "-m", "tests.integration.search_tests.clouds", str(clouds), str(folder)]
+    for _ in range(2):  # a search that is started again meets the outcome in its journal
+        done = subprocess.run(
+            [*command, json.dumps(search)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        trials = json.loads((folder / TRIALS).read_text(encoding="utf-8"))
+        assert [(item["values"]["model.hidden"][0], item["state"]) for item in trials] == [(8, "done"), (40_000, "oom")]
+        assert "memory monitor" in trials[1]["note"]
+
+
+def wait_for_ended(folder: Path, count: int, driver: subprocess.Popen[bytes]) -> set[str]:
     """Numbers of the trials that have ended, once there are `count`."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         assert driver.poll() is None, "the driver ended before it was killed"
-        ended = {str(trial.number) for trial in read_journal(journal) if trial.ended}
+        journals = folder.with_name(f"{folder.name}.run").glob(f"search/*/{JOURNAL}")
+        ended = {str(trial.number) for journal in journals for trial in read_journal(journal) if trial.ended}
         if len(ended) >= count:
             return ended
         time.sleep(0.02)

@@ -6,14 +6,16 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from cluster.errors import RunError
+from cluster.errors import RunError, SpecError
 from cluster.pipeline.stage import StageContext
 from cluster.telemetry.events import ListSink, TrialUpdated
+from trainers.search.history import FOLDER, SearchHistory, identity_of
 from trainers.search.journal import Journal, Trial
-from trainers.search.stage import JOURNAL, TRIALS, run_search
+from trainers.search.stage import TRIALS, run_search
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 MakeContext = Callable[..., StageContext]
@@ -45,7 +47,7 @@ def test_the_best_values_go_into_the_run(make_context: MakeContext) -> None:
     assert result.resolved is not None
     assert result.resolved.spec.train.optimizer.learning_rate == best["values"][RATE]
     assert result.resolved.batch.batch_size_global == best["values"][BATCH]
-    assert not (context.folder / JOURNAL).exists()
+    assert sorted(path.name for path in context.folder.iterdir()) == [TRIALS]
 
 
 def test_every_trial_tells_its_epochs_and_one_final_state(make_context: MakeContext) -> None:
@@ -83,7 +85,9 @@ def test_a_trial_that_diverges_is_rejected_and_the_search_goes_on(make_context: 
 
 def test_trials_that_ended_before_an_interruption_are_not_run_again(make_context: MakeContext) -> None:
     context = make_context(trials=3)
-    journal = Journal(context.folder / JOURNAL)
+    history = SearchHistory(context.run.path / FOLDER, identity_of(context))
+    history.open()
+    journal = Journal(history.journal)
     done = Trial(0, {RATE: 3e-3, BATCH: 16}, "current")
     journal.asked(done)
     for epoch in (1, 2, 3):
@@ -102,9 +106,51 @@ def test_trials_that_ended_before_an_interruption_are_not_run_again(make_context
     assert {event.trial for event in updates(context)} == {"1", "2"}
 
 
+def test_a_finished_search_grows_by_what_is_missing(make_context: MakeContext) -> None:
+    """More trials go on from those that ended, repeats are added to them; fewer change nothing."""
+    first = table_of(make_context(trials=2, concurrency=1))
+    more = make_context(trials=4, concurrency=2, repeats=1)
+    grown = table_of(more)
+    assert grown[:2] == first
+    assert len(grown) == 4
+    whole = {event.trial for event in updates(more) if "/" not in event.trial}
+    assert whole == {"2", "3"}, "nothing that had ended was run again"
+    fewer = make_context(trials=3, repeats=1)
+    assert table_of(fewer) == grown
+    assert updates(fewer) == []
+
+
+def test_an_interrupted_search_is_not_exchanged_for_another_without_a_word(make_context: MakeContext) -> None:
+    context = make_context(trials=3)
+    history = SearchHistory(context.run.path / FOLDER, identity_of(context))
+    history.open()
+    journal = Journal(history.journal)
+    trial = Trial(0, {RATE: 3e-3, BATCH: 16}, "current")
+    journal.asked(trial)
+    journal.reported(0, 1, 0.4, {})
+    trial.state = "stopped"
+    journal.ended(trial)
+    before = history.journal.read_bytes()
+    space = {RATE: {"kind": "log_uniform", "low": 1e-3, "high": 0.5}, BATCH: {"kind": "choice", "values": [8, 16]}}
+    with pytest.raises(SpecError, match="interrupted after 1 trial") as caught:
+        run_search(make_context(trials=3, space=space))
+    assert f"search.space.{RATE}.high: 0.1 -> 0.5" in str(caught.value)
+    assert f"search.space.{BATCH}.values: [8, 16, 32] -> [8, 16]" in str(caught.value)
+    assert "--fresh" in str(caught.value)
+    assert history.journal.read_bytes() == before
+    history.finish()
+    assert len(table_of(make_context(trials=1, space=space))) == 1, "a finished one stays, and another may follow"
+    assert history.journal.read_bytes() == before
+
+
+def table_of(context: StageContext) -> list[dict[str, Any]]:
+    run_search(context)
+    return table(context)
+
+
 def test_a_search_without_one_good_trial_says_why(make_context: MakeContext) -> None:
-    context = make_context(metric="validation.nonsense", mode="max", trials=2)
-    with pytest.raises(RunError, match=r"no metric 'validation\.nonsense' among") as caught:
+    context = make_context(metric="validation.rmse", trials=2)
+    with pytest.raises(RunError, match=r"no metric 'validation\.rmse' among") as caught:
         run_search(context)
     assert "validation.loss" in str(caught.value)
 
@@ -143,7 +189,6 @@ def test_the_best_points_are_trained_again_under_other_seeds(make_context: MakeC
     assert result.facts["best_trial"] == finalists[0]["trial"]
     told = {event.trial for event in updates(context)}
     assert {f"{item['trial']}/{seed}" for item in finalists for seed in (8, 9)} <= told
-    assert not (context.folder / "repeats.jsonl").exists()
 
 
 @pytest.mark.parametrize("scheduler", ["hyperband", "median"])

@@ -40,7 +40,7 @@ def test_the_current_point_holds_the_values_as_written() -> None:
 def test_a_micro_batch_that_was_auto_follows_the_batch_that_a_search_found() -> None:
     """Else a search from 64 to 512 would train with eight times the accumulation that the memory asks for."""
     host = HostFacts(cpu_cores=2, memory_bytes=8 << 30)
-    data = DataFacts(task="classification", layout="array", num_rows=999, num_rows_train=900, source_digest="x")
+    data = DataFacts(task="classification", layout="array", num_rows=30_000, num_rows_train=20_000, source_digest="x")
     auto = resolve(spec_with(SPACE), name="x", host=host, data=data)
     assert auto.batch.batch_size_per_worker == 32
     larger = auto.with_values({"train.batch_size_global": 256})

@@ -260,6 +260,9 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         some = model["rows"] < model["rows_all"]
         rows = f"{model['rows']:,} of {model['rows_all']:,}" if some else f"all {model['rows']:,}"
         said = f"{model['name']}: a quick scikit-learn model that nothing was tuned for, on {rows} training rows."
+        asked, tested = model.get("rows_test", 0), model.get("rows_test_all", 0)
+        if asked < tested:
+            said += f" It was asked for {asked:,} of {tested:,} test rows."
         notes.append(said[0].upper() + said[1:])
     return notes
 

@@ -1,7 +1,7 @@
 """What is reached without a network: by one answer for every row, and by a quick scikit-learn model.
 
-Invariant: deterministic and bounded: the rows that the quick model learns from follow from the number of features and
-outputs, never from a clock. It sees training rows only.
+Invariant: deterministic and bounded: the rows that the quick model learns from and predicts follow from the number of
+features and outputs, never from a clock. It learns from training rows only, and never ends a run.
 
 Covered: any task by one answer; tables (numbers, categories, word counts) by boosted trees, wide ones by a linear
 model. Not covered: images, token ids.
@@ -23,6 +23,8 @@ TREES_FEATURES_MAX = 256  # wider tables go to the linear model: trees look at e
 TREE_CELLS_MAX = 1_000_000  # rows × features × outputs: less than a second of one core for TREES
 LINEAR_CELLS_MAX = 4_000_000
 ROWS_MAX = 10_000
+TREES_OUTPUTS_MAX = 10  # each class has trees of its own: beyond, the linear model is the quick one
+TEST_CELLS_MAX = 4_000_000  # rows × features of the test split that are predicted
 ROWS_MIN = 50  # fewer say nothing about what trees can do
 TREES = 60
 LEARNING_RATE = 0.15  # fewer, larger steps than scikit-learn's 100 of 0.1
@@ -32,7 +34,9 @@ PROBABILITY_MIN = 1e-6  # logarithms of what trees call impossible
 
 
 def reach_without_network(prepared: PreparedData, targets: np.ndarray) -> dict[str, Any]:
-    """`{"constant": {"answer", "metrics"}, "model": {"name", "rows", "rows_all", "metrics"} | None}` on the test rows.
+    """What is reached on the test rows: `{"constant": {"answer", "metrics"}, "model": {…} | None}`.
+
+    A model is `{"name", "rows", "rows_all", "rows_test", "rows_test_all", "metrics"}`.
 
     Args:
         prepared: its training rows are learned from, its test rows predicted.
@@ -57,30 +61,38 @@ def quick_model(prepared: PreparedData, targets: np.ndarray) -> dict[str, Any] |
     width = table_width(prepared)
     if width is None:
         return None
-    trees = width <= TREES_FEATURES_MAX
-    rows = _training_rows(prepared, width, trees)
-    if len(rows) < ROWS_MIN:
-        return None
-    train = prepared.splits["train"]
+    trees = width <= TREES_FEATURES_MAX and len(prepared.classes) <= TREES_OUTPUTS_MAX
+    train, test = prepared.splits["train"], prepared.splits["test"]
+    rows, asked = _training_rows(prepared, width, trees), _sample(len(test), TEST_CELLS_MAX // width)
     goal = np.asarray(train.targets)[rows]
-    weights = None if train.weights is None else np.asarray(train.weights)[rows]
-    if prepared.task == "classification" and len(np.unique(goal)) < 2:
+    if len(rows) < ROWS_MIN or (prepared.classes and len(np.unique(goal)) < 2):
         return None
-    model = _trees(prepared.task) if trees else _linear(prepared.task)
-    with warnings.catch_warnings(), threadpool_limits(1):  # more threads gain little, and lose much on a busy machine
-        warnings.simplefilter("ignore")  # "did not converge": what is reached in these steps is the baseline
-        model.fit(_features(train, rows, dense=trees), goal, sample_weight=weights)
-        answers = _answers(model, prepared, _features(prepared.splits["test"], None, dense=trees))
+    answers = _learned(prepared, rows, asked, trees)
+    if not np.isfinite(answers).all():  # values too large for a linear model
+        return None
     if prepared.task == "classification":
-        metrics = classification_metrics(answers, targets, prepared.classes)["metrics"]
+        metrics = classification_metrics(answers, targets[asked], prepared.classes)["metrics"]
     else:
-        metrics = regression_metrics(answers, targets)["metrics"]
+        metrics = regression_metrics(answers, targets[asked])["metrics"]
     return {
         "name": "boosted trees" if trees else ("logistic regression" if prepared.classes else "ridge regression"),
         "rows": len(rows),
         "rows_all": len(train),
+        "rows_test": len(asked),
+        "rows_test_all": len(test),
         "metrics": {name: float(f"{value:.6g}") for name, value in metrics.items()},
     }
+
+
+def _learned(prepared: PreparedData, rows: np.ndarray, asked: np.ndarray, trees: bool) -> np.ndarray:
+    """Learn from training rows, answer for test rows."""
+    train = prepared.splits["train"]
+    weights = None if train.weights is None else np.asarray(train.weights)[rows]
+    model = _trees(prepared.task) if trees else _linear(prepared.task)
+    with warnings.catch_warnings(), threadpool_limits(1):  # more threads gain little, and lose much on a busy machine
+        warnings.simplefilter("ignore")  # "did not converge": what is reached in these steps is the baseline
+        model.fit(_features(train, rows, dense=trees), np.asarray(train.targets)[rows], sample_weight=weights)
+        return _answers(model, prepared, _features(prepared.splits["test"], asked, dense=trees))
 
 
 def table_width(prepared: PreparedData) -> int | None:
@@ -97,20 +109,28 @@ def _training_rows(prepared: PreparedData, width: int, trees: bool) -> np.ndarra
     outputs = len(prepared.classes) if len(prepared.classes) > 2 else 1  # two classes are one sum of trees
     cells = (TREE_CELLS_MAX if trees else LINEAR_CELLS_MAX) // (width * outputs)
     limit = min(ROWS_MAX, cells)
-    if len(train) <= limit:
-        return np.arange(len(train))
-    return np.sort(np.random.default_rng(0).choice(len(train), limit, replace=False))
+    return _sample(len(train), limit)
 
 
-def _features(split: Split, rows: np.ndarray | None, *, dense: bool) -> Any:
+def _sample(rows: int, limit: int) -> np.ndarray:
+    """Ascending rows, all of them where they are few."""
+    if rows <= limit:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
+
+
+def _features(split: Split, rows: np.ndarray, *, dense: bool) -> Any:
     """(N, F) of all inputs side by side; sparse where a linear model gains by it."""
-    parts = [np.asarray(array if rows is None else array[rows]) for array in split.inputs.values()]
+    parts = [np.asarray(array[rows]) for array in split.inputs.values()]
     matrix = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    if dense or np.count_nonzero(matrix) > DENSE_SHARE * matrix.size:
+    if dense:
         return matrix
+    wide = matrix.astype(np.float64)  # products of two float32 always fit
+    if np.count_nonzero(wide) > DENSE_SHARE * wide.size:
+        return wide
     from scipy.sparse import csr_matrix
 
-    return csr_matrix(matrix)
+    return csr_matrix(wide)
 
 
 def _trees(task: str) -> Any:

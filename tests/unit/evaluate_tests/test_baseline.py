@@ -38,6 +38,8 @@ def test_the_rows_that_are_learned_from_follow_from_the_width(monkeypatch: pytes
     monkeypatch.setattr(baseline, "TREE_CELLS_MAX", 4 * 300)
     found = measured(exclusive_or_table())["model"]
     assert (found["rows"], found["rows_all"]) == (300, 1_500)
+    monkeypatch.setattr(baseline, "TEST_CELLS_MAX", 4 * 100)
+    assert measured(exclusive_or_table())["model"]["rows_test"] == 100
     monkeypatch.setattr(baseline, "TREE_CELLS_MAX", 4 * (baseline.ROWS_MIN - 1))
     assert measured(exclusive_or_table())["model"] is None
 
@@ -96,3 +98,22 @@ def test_images_token_ids_and_a_handful_of_rows_have_the_one_answer_alone(inputs
     found = measured(prepared)
     assert found["model"] is None
     assert found["constant"]["metrics"]["accuracy"] == pytest.approx(6 / 9)
+
+
+def test_many_classes_get_the_linear_model_because_each_has_trees_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    goal = np.repeat(np.arange(12), 40)
+    features = (rng.normal(size=(480, 6)) + 2 * np.eye(12, 6)[goal]).astype(np.float32)
+    found = measured(table({"x": (features, features)}, (goal, goal), tuple(map(str, range(12)))))["model"]
+    assert found["name"] == "logistic regression"
+    assert found["metrics"]["accuracy"] > 0.3
+
+
+@pytest.mark.parametrize("classes", [("a", "b"), ()])
+def test_values_at_the_end_of_float32_do_not_end_the_run(classes: tuple[str, ...]) -> None:
+    """The baseline is left out or finite: it is not what the run is for."""
+    features = np.full((200, 300), 1e30, np.float32)
+    features[::2] *= -1
+    goal = np.arange(200) % 2 if classes else np.arange(200.0) * 1e30
+    found = measured(table({"x": (features, features)}, (goal, goal), classes))["model"]
+    assert found is None or all(np.isfinite(value) for value in found["metrics"].values())

@@ -29,7 +29,14 @@ IMPORTANCE = {
 }  # fmt: skip
 BASELINE = {
     "constant": {"answer": "<none>", "metrics": {"accuracy": 0.51}},
-    "model": {"name": "boosted trees", "rows": 300, "rows_all": 900, "metrics": {"accuracy": 0.97, "loss": 0.2}},
+    "model": {
+        "name": "boosted trees",
+        "rows": 300,
+        "rows_all": 900,
+        "rows_test": 40,
+        "rows_test_all": 50,
+        "metrics": {"accuracy": 0.97, "loss": 0.2},
+    },
 }
 
 
@@ -89,6 +96,7 @@ def test_the_baseline_stands_beside_the_headline_and_is_said_where_it_is_better(
     html = page(evaluated(tmp_path, {"metrics": {"accuracy": accuracy, "loss": 0.1}, "baseline": BASELINE}, None))
     assert "baseline: boosted trees 97.00 %, always “&lt;none&gt;” 51.00 %" in html
     assert "Boosted trees: a quick scikit-learn model that nothing was tuned for, on 300 of 900 training rows." in html
+    assert "It was asked for 40 of 50 test rows." in html
     assert f"<strong>{max(100 * accuracy, 97):.2f} %</strong>" in html
     assert ("A baseline is better than the network" in html) == (accuracy < 0.97)
 

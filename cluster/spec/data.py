@@ -83,6 +83,9 @@ class ParquetSource(StrictSpec):
     """A file that is the test split; `data.split.test` is then not used."""
 
 
+FileSource = CsvSource | JsonlSource | ParquetSource
+
+
 class NumpySource(StrictSpec):
     """Arrays in `.npy` files, or two arrays of one `.npz`."""
 
@@ -281,7 +284,7 @@ class BalanceSpec(StrictSpec):
 Rule = Literal[
     "class_balance", "codes", "constant", "date_like", "drift", "duplicate_rows", "hidden_missing", "identifier",
     "infinite", "label_noise", "label_variants", "leakage", "missing", "mixed_types", "near_duplicate", "outliers",
-    "overlap", "target", "units", "white_space",
+    "overlap", "target", "units", "unusable_type", "white_space",
 ]  # fmt: skip
 
 

@@ -23,17 +23,17 @@ from pydantic import ValidationError
 from cluster.atomic import write_text
 from cluster.errors import DataError
 from cluster.spec.base import Auto
-from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
+from cluster.spec.data import CsvSource, FileSource, JsonlSource, ParquetSource
 from cluster.telemetry.edge import run_command
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import QualityReport, check_table
 from trainers.data.quality.stream import check_files
-from trainers.data.read.batches import FileSource, read_batches, whole_bytes
+from trainers.data.read.batches import read_batches, whole_bytes
 from trainers.data.read.columns import plain_numbers
 from trainers.data.read.delimited import file_start, settle_source
 from trainers.data.read.fetch import called_by_url
 from trainers.data.read.files import zip_member
-from trainers.data.read.table_files import find_files, read_file
+from trainers.data.read.table_files import find_files, plain_source, read_file
 
 MEMORY_MB = 1024
 
@@ -217,13 +217,13 @@ def _column_names(source: FileSource) -> list[str]:
 def read_any(source: FileSource, path: str) -> pa.Table:
     """The files of a path by a source, numbers in text with decimal points. Raises DataError."""
     source, _ = settle(source)
-    tables = [plain_numbers(source, read_file(source, file)) for file in find_files(path)]
+    tables = [read_file(source, file) for file in find_files(path)]
     for table in tables:
         if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
             raise DataError(
                 f"Cannot read {path}", found=f"column '{twice[0]}' is there twice", remedy="Rename one of them."
             )
-    return pa.concat_tables(tables, promote_options="permissive")
+    return plain_numbers(source, plain_source(source, pa.concat_tables(tables, promote_options="permissive")))
 
 
 def make_report(

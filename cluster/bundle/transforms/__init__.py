@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -102,8 +103,29 @@ class Transforms(StrictSpec):
 
     def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
         """Raw rows -> values by column, as `apply` takes them. Raises DataError."""
+        rows = [self._flat(row) for row in rows]
         self.check_schema(rows)
         return {column.name: self._read(column, [row[column.name] for row in rows]) for column in self.columns}
+
+    def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row with objects and lists of numbers as columns of their parts, where training read them so."""
+        names = self._names
+        if not isinstance(row, Mapping) or row.keys() <= names:
+            return row
+        flat: dict[str, Any] = {}
+        for name, value in row.items():
+            parts = () if name in names else [part for part in names if part.startswith((f"{name}.", f"{name}["))]
+            if parts and value is None:
+                flat |= dict.fromkeys(parts)
+            elif parts and isinstance(value, Mapping | list | tuple | np.ndarray):
+                flat |= _parts(str(name), value, names)
+            else:
+                flat[name] = value
+        return flat
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset((*(column.name for column in self.columns), *self.ignored))
 
     def unseen(self, values: Mapping[str, Values]) -> dict[str, np.ndarray]:
         """Column -> (N,) bool, for columns with a category that training did not have or a number far outside its
@@ -199,6 +221,19 @@ def _block_input(block: Block, values: Mapping[str, Values]) -> Values:
     if isinstance(first, Texts):
         return first
     return np.stack([np.asarray(values[name]) for name in block.columns], axis=1)
+
+
+def _parts(name: str, value: Any, names: Set[str]) -> dict[str, Any]:
+    """`name.field` of an object and `name[0]` of a list, as deep as `names` go."""
+    if name in names:
+        return {name: value}
+    if isinstance(value, Mapping):
+        pairs = [(f"{name}.{key}", part) for key, part in value.items()]
+    elif isinstance(value, list | tuple | np.ndarray):
+        pairs = [(f"{name}[{place}]", part) for place, part in enumerate(value)]
+    else:
+        return {name: value}
+    return {key: found for part_name, part in pairs for key, found in _parts(part_name, part, names).items()}
 
 
 def _nearest(name: str, names: set[str]) -> str:

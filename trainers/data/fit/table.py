@@ -24,6 +24,7 @@ from trainers.data.fit.seen import example_row, seen_columns
 from trainers.data.read.raw import RawData, Table
 from trainers.data.shards import Split
 
+FEATURES = "features"  # name of the tensor that most columns go to
 FOLDS = 5  # of cross-fitted target encoding: each fold is encoded by the other 80 % of the rows
 
 
@@ -76,9 +77,9 @@ def fit_transforms(
     spec: DataSpec, table: Table, values: Mapping[str, Values], targets: np.ndarray, classes: tuple[str, ...]
 ) -> tuple[Transforms, dict[str, Any]]:
     """Transforms fitted on training `values` (rows of the training split alone), and what was chosen."""
-    numbers = [name for name, role in table.roles.items() if role in ("number", "date")]
+    numbers = [name for name, role in table.roles.items() if role in ("number", "date") and name not in table.lists]
     blocks: list[Block] = number_blocks(spec, numbers, values, targets) if numbers else []
-    outputs: list[Output] = []
+    outputs = _list_outputs(spec, table, values, targets)
     for name, role in table.roles.items():
         column = values[name]
         if role == "category":
@@ -95,7 +96,7 @@ def fit_transforms(
                 blocks.append(block)
     facts: dict[str, Any] = {}
     if blocks:
-        features = Output(name="features", blocks=tuple(blocks))
+        features = Output(name=FEATURES, blocks=tuple(blocks))
         outputs.insert(0, features)
     transforms = Transforms(
         columns=table.columns, ignored=table.ignored, outputs=tuple(outputs),
@@ -110,6 +111,22 @@ def fit_transforms(
     facts["num_features"] = {output.name: len(output.features) for output in transforms.outputs}
     facts["columns"] = dict(table.roles)
     return transforms, facts
+
+
+def _list_outputs(spec: DataSpec, table: Table, values: Mapping[str, Values], targets: np.ndarray) -> list[Output]:
+    """An input of its own for each list of numbers, as long as the list: imputed and scaled, without bins."""
+    number = "standard" if spec.encode.number == "piecewise_linear" else spec.encode.number
+    plain = spec.model_copy(update={
+        "encode": spec.encode.model_copy(update={"number": number}),
+        "clean": spec.clean.model_copy(update={"missing_indicators": False}),
+    })  # fmt: skip
+    outputs = []
+    for parent in dict.fromkeys(table.lists.values()):
+        items = [name for name, of in table.lists.items() if of == parent and table.roles.get(name) == "number"]
+        name = parent if parent != FEATURES else f"{parent}_list"
+        if items:
+            outputs.append(Output(name=name, blocks=tuple(number_blocks(plain, items, values, targets))))
+    return outputs
 
 
 def apply_out_of_fold(

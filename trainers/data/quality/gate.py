@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import DataError
-from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
+from cluster.spec.data import SPLITS, CsvSource, DataSpec, FileSource, JsonlSource, ParquetSource
 from trainers.data.quality.findings import SEVERITIES, Finding
 from trainers.data.quality.report import QualityReport, check_table
 from trainers.data.quality.stream import check_stream
-from trainers.data.read.batches import FileSource, read_batches
+from trainers.data.read.arrow_types import check_usable, parents_of, with_parts
+from trainers.data.read.batches import read_batches
 from trainers.data.read.columns import make_column, to_texts
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.table_files import find_files
@@ -32,7 +33,9 @@ SHOWN_MAX = 5
 def check_quality(spec: DataSpec, table: pa.Table, fixed: np.ndarray | None) -> QualityReport:
     """The report of the columns that the spec uses. Raises DataError with the findings that `fail_on` names."""
     spec, _ = settle_spec(spec)
+    spec = with_parts(spec, parents_of(table.schema))
     check_columns(spec, table.column_names, "the source")
+    check_usable(spec, table.schema)
     table = _as_read(spec, table)
     test = None
     if fixed is not None and (fixed == SPLITS.index("test")).any():
@@ -88,6 +91,7 @@ def refuse_arrays(origin: str) -> None:
 
 def _as_read(spec: DataSpec, table: pa.Table) -> pa.Table:
     """Without dropped columns, with mapped values and the spec's missing words in place."""
+    spec = with_parts(spec, parents_of(table.schema))
     gone = {*spec.drop_columns, *(name for name, kind in spec.columns.items() if kind == "drop")}
     special = {spec.split.group, spec.split.time, spec.split.column}
     columns: dict[str, Any] = {}

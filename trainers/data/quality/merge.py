@@ -40,7 +40,7 @@ def merged_report(whole: Part, target: str | None = None, *, test: Part | None =
     ]
     for name, column in whole.columns.items():
         found += _column_findings(name, column, whole, is_target=name == target)
-    found += [_white_space(whole), _repeats(whole)]
+    found += [_white_space(whole), _repeats(whole), *quality_rules.unusable_types(whole.gone)]
     if target is not None and (counts := whole.columns[target].words) is not None:
         found.append(quality_rules.target_finding(target, counts))
     if test is not None:

@@ -51,6 +51,8 @@ class Part:
     shared: int = 0
     """Rows whose features are among `Ask.known`."""
     sample: pa.Table = field(default_factory=lambda: pa.table({}))
+    gone: dict[str, str] = field(default_factory=dict)
+    """Columns whose type cannot be used, and why."""
     numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     """Of the sample's rows: file << `FILE_ROWS_BITS`, plus the row in it."""
 
@@ -62,6 +64,7 @@ class Part:
             else:
                 self.columns[name] = facts
         self.rows += other.rows
+        self.gone |= other.gone
         self.shared += other.shared
         self.repeats.merge(other.repeats)
         self.features.merge(other.features)

@@ -27,6 +27,7 @@ from trainers.data.quality import label_noise
 from trainers.data.quality import rules as quality_rules
 from trainers.data.quality.findings import SEVERITIES, Finding
 from trainers.data.quality.rules import CLASSES_MAX, OUTLIER_FENCE_IQR, SUSPICIOUS, is_prose
+from trainers.data.read.arrow_types import usable_table
 from trainers.data.read.columns import numbers_there, to_numbers, to_texts
 from trainers.data.read.reading import reading_of
 from trainers.data.read.writing import Writing, writing_of, writing_of_numbers
@@ -55,10 +56,10 @@ class QualityReport:
 
 def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | None = None) -> QualityReport:
     """Look at every column, the target and, where given, the test table."""
-    table = as_plain(table)
+    table, gone = usable_table(as_plain(table))
     test = test if test is None else as_plain(test)
     facts: dict[str, dict[str, Any]] = {}
-    findings: list[Finding | None] = []
+    findings: list[Finding | None] = quality_rules.unusable_types(gone)
     values: dict[str, np.ndarray | Texts] = {}
     for name in table.column_names:
         raw = table.column(name)

@@ -106,6 +106,12 @@ def outliers_finding(name: str, facts: Mapping[str, Any]) -> Finding | None:
                    {"count": count, "min": facts["min"], "max": facts["max"], "fences": facts["fences"]})  # fmt: skip
 
 
+def unusable_types(gone: Mapping[str, str]) -> list[Finding | None]:
+    """`gone`: column -> why nothing can be learned from its type."""
+    return [Finding("unusable_type", "warning", name, f"{why}: it is left out", f"data.drop_columns: [{name}]",
+                    {"reason": why}) for name, why in gone.items()]  # fmt: skip
+
+
 def white_space(counts: Mapping[str, int]) -> Finding | None:
     """`counts`: column -> values with outer white space."""
     if not counts:

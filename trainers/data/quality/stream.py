@@ -25,11 +25,13 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import DataError
+from cluster.spec.data import FileSource
 from trainers.data.quality.facts import ColumnFacts
 from trainers.data.quality.merge import merged_report
 from trainers.data.quality.part import FILE_ROWS_BITS, SAMPLE_ROWS, Ask, Part, place
 from trainers.data.quality.report import QualityReport, as_plain
-from trainers.data.read.batches import FileSource, Piece, find_pieces, read_piece
+from trainers.data.read.arrow_types import usable_table
+from trainers.data.read.batches import Piece, find_pieces, read_piece
 from trainers.data.read.columns import plain_numbers
 
 SAMPLE_SPARE = 1.2  # a threshold that keeps a fifth more rows than the sample needs falls short once in 10^200 tables
@@ -140,7 +142,8 @@ def look(part: Part, batch: pa.Table, first: int, ask: Ask, known: Mapping[str, 
             f"Cannot check {ask.name}", found=f"it has no column '{ask.target}'",
             rule="its columns are " + ", ".join(batch.column_names[:20]), remedy="Mend --target.",
         )  # fmt: skip
-    batch = as_plain(batch)
+    batch, gone = usable_table(as_plain(batch))
+    part.gone |= gone
     part.rows += batch.num_rows
     features, label = np.zeros(batch.num_rows, dtype=np.uint64), np.zeros(1, dtype=np.uint64)
     for name in batch.column_names:

@@ -21,7 +21,8 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
-from cluster.spec.data import CsvSource, JsonlSource, ParquetSource
+from cluster.spec.data import CsvSource, FileSource, JsonlSource, ParquetSource
+from trainers.data.read.arrow_types import file_list_lengths, plain_schema, plain_table
 from trainers.data.read.delimited import (
     BLOCK_BYTES,
     BlockReader,
@@ -33,7 +34,6 @@ from trainers.data.read.delimited import (
 )
 from trainers.data.read.files import packing, text_file, unpacked, zip_member
 
-FileSource = CsvSource | JsonlSource | ParquetSource
 BATCH_ROWS = 65_536
 BUFFER_BYTES = 1 << 20
 WHOLE_FACTOR = 8  # bytes that the report in memory is taken to need for each byte of the table
@@ -57,6 +57,10 @@ class Piece:
     """Row of the file with which the piece begins."""
     rows: int | None = None
     """Where known without reading."""
+    schema: pa.Schema | None = None
+    """Of Parquet: the columns of plain types."""
+    lengths: tuple[tuple[str, int], ...] = ()
+    """Of lists of numbers of one length in all files, by column."""
 
 
 def whole_bytes(paths: Sequence[Path], source: FileSource) -> int:
@@ -84,12 +88,14 @@ def find_pieces(paths: Sequence[Path], source: FileSource) -> list[Piece]:
     names: tuple[str, ...] = ()
     if isinstance(source, CsvSource):
         source = settle_source(source, paths[0]).source
+    lengths = _list_lengths(paths, source)
     for place, path in enumerate(paths):
         if isinstance(source, JsonlSource):
             pieces.append(Piece(text_file(path, "utf-8"), source, place, ()))
             continue
         meta = None if isinstance(source, CsvSource) else _parquet(path)
-        found = file_start(path, source).names if isinstance(source, CsvSource) else meta.schema_arrow.names  # type: ignore[union-attr]
+        schema = plain_schema(meta.schema_arrow, lengths) if meta else None
+        found = schema.names if schema else file_start(path, source).names  # type: ignore[arg-type]
         names = names or tuple(found)
         _check_names(path, found, names)
         if meta is None:
@@ -98,9 +104,17 @@ def find_pieces(paths: Sequence[Path], source: FileSource) -> list[Piece]:
         first = 0
         for group in range(meta.metadata.num_row_groups):
             rows = meta.metadata.row_group(group).num_rows
-            pieces.append(Piece(path, source, place, names, group, first, rows))
+            known = tuple(lengths.items())
+            pieces.append(Piece(path, source, place, names, group, first, rows, schema, known))
             first += rows
     return pieces
+
+
+def _list_lengths(paths: Sequence[Path], source: FileSource) -> dict[str, int]:
+    if not isinstance(source, ParquetSource):
+        return {}
+    with _parquet_errors(paths[0]):
+        return file_list_lengths(paths)
 
 
 def read_batches(paths: Sequence[Path], source: FileSource) -> Iterator[pa.Table]:
@@ -109,25 +123,24 @@ def read_batches(paths: Sequence[Path], source: FileSource) -> Iterator[pa.Table
         yield from read_piece(piece)
 
 
-def read_piece(piece: Piece, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The batches of a piece. Raises DataError, also midway."""
+def read_piece(piece: Piece) -> Iterator[pa.Table]:
+    """The batches of a piece, with columns of plain types. Raises DataError, also midway."""
     if isinstance(piece.source, CsvSource):
-        return _csv_batches(piece, piece.source, columns)
-    if isinstance(piece.source, JsonlSource):
-        return _jsonl_batches(piece)
-    return _parquet_batches(piece, list(columns or piece.names))
+        return _csv_batches(piece, piece.source)
+    return _jsonl_batches(piece) if isinstance(piece.source, JsonlSource) else _parquet_batches(piece)
 
 
-def _parquet_batches(piece: Piece, names: list[str]) -> Iterator[pa.Table]:
+def _parquet_batches(piece: Piece) -> Iterator[pa.Table]:
     with _parquet_errors(piece.path):
         coded = _coded_columns(piece)
         file = pa_parquet.ParquetFile(
             piece.path, read_dictionary=coded, pre_buffer=False, buffer_size=BUFFER_BYTES,
             page_checksum_verification=True,
         )  # fmt: skip
-        batches = file.iter_batches(BATCH_ROWS, row_groups=[piece.row_group], columns=names, use_threads=False)
+        lengths = dict(piece.lengths)
+        batches = file.iter_batches(BATCH_ROWS, row_groups=[piece.row_group], use_threads=False)
         for batch in batches:
-            yield pa.Table.from_batches([batch]).select(names)
+            yield plain_table(pa.Table.from_batches([batch]), lengths).select(list(piece.names))
 
 
 def _coded_columns(piece: Piece) -> list[str]:
@@ -137,16 +150,16 @@ def _coded_columns(piece: Piece) -> list[str]:
     places = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
     return [
         name
-        for name in piece.names
+        for name in schema.names
         if pa.types.is_string(schema.field(name).type)
         and places[name].total_uncompressed_size < DICTIONARY_BYTES_MAX * max(places[name].num_values, 1)
     ]
 
 
-def _csv_batches(piece: Piece, source: CsvSource, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _csv_batches(piece: Piece, source: CsvSource) -> Iterator[pa.Table]:
     """The batches of one file with every column as text."""
     start = file_start(piece.path, source)
-    options = parse_options(start.names, source, columns or piece.names)
+    options = parse_options(start.names, source, piece.names)
     reading = start.read_options(block_size=BLOCK_BYTES, use_threads=False)
     try:
         with _opened(piece.path) as stream:
@@ -173,7 +186,7 @@ def _jsonl_batches(piece: Piece) -> Iterator[pa.Table]:
                     continue
                 table = pa_json.read_json(io.BytesIO(block), pa_json.ReadOptions(use_threads=False))
                 rows += table.num_rows
-                yield table
+                yield plain_table(table, {})
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"Cannot read {piece.path} as JSON Lines",

@@ -78,7 +78,7 @@ def to_numbers(column: Column, values: pa.ChunkedArray) -> np.ndarray:
         column.parse_number(float("inf"), int(bad[0]))  # raises, unless infinity means missing
         return np.where(np.isinf(numbers), np.nan, numbers)
     if column.kind == "date" and pa.types.is_temporal(whole.type):
-        return column.from_rows(whole.cast(pa.timestamp("us")).to_pylist())  # type: ignore[return-value]
+        return column.from_rows(whole.cast(pa.timestamp("us"), safe=False).to_pylist())  # type: ignore[return-value]
     encoded = (whole.cast(whole.type.value_type) if pa.types.is_dictionary(whole.type) else whole).dictionary_encode()
     codes = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy(zero_copy_only=False)
     parsed = column.from_rows(encoded.dictionary.to_pylist())

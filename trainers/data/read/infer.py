@@ -146,6 +146,8 @@ def _undeclared(spec: DataSpec, column: Column, look: Look) -> Inferred:
         return Inferred("number", _with(column, "number", {}))
     if pa.types.is_temporal(kind):
         return Inferred("date", _with(column, "date", {}))
+    if pa.types.is_null(kind):
+        return Inferred("category", make_column(spec, name))  # without a word
     if not is_number(kind) and not is_text(kind):
         raise DataError(
             f"Cannot use column '{name}'",

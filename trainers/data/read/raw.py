@@ -26,6 +26,8 @@ class Table:
     roles: dict[str, Role]
     ignored: tuple[str, ...] = ()
     """Columns of the source that no feature is made of."""
+    lists: dict[str, str] = field(default_factory=dict)
+    """Column that is an item of a list -> the list, which becomes an input of its own."""
 
 
 @dataclass(frozen=True)

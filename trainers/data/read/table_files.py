@@ -23,7 +23,8 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
-from cluster.spec.data import SPLITS, CsvSource, JsonlSource, ParquetSource, PythonSource
+from cluster.spec.data import SPLITS, CsvSource, FileSource, JsonlSource, ParquetSource, PythonSource
+from trainers.data.read.arrow_types import plain_table
 from trainers.data.read.delimited import parse_options, row_blocks, settle_source, table_start
 from trainers.data.read.fetch import called_by_url, fetch
 from trainers.data.read.files import digest_files, open_bytes, readable_file, text_file
@@ -35,19 +36,24 @@ def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
     if isinstance(source, PythonSource):
         table = call_function(source.function)
         assert isinstance(table, pa.Table), "sources.py has taken pairs of arrays"
-        return table, None, _digest_table(table)
+        return plain_table(table), None, _digest_table(table)
     paths = find_files(source.path)
     if isinstance(source, CsvSource):
         source = settle_source(source, paths[0]).source
     main = _join([(path, read_file(source, path)) for path in paths])
     if source.test_path is None:
-        return main, None, digest_files(paths)
+        return plain_source(source, main), None, digest_files(paths)
     test_paths = find_files(source.test_path)
     test = _join([(path, read_file(source, path)) for path in test_paths])
     both = _join([(Path(source.path), main), (Path(source.test_path), test)])
     fixed = np.full(len(both), FREE, dtype=np.int8)
     fixed[len(main) :] = SPLITS.index("test")
-    return both, fixed, digest_files([*paths, *test_paths])
+    return plain_source(source, both), fixed, digest_files([*paths, *test_paths])
+
+
+def plain_source(source: FileSource, table: pa.Table) -> pa.Table:
+    """All rows of a source with columns of plain types: lists of JSON Lines are not, whose blocks know no lengths."""
+    return plain_table(table, {} if isinstance(source, JsonlSource) else None)
 
 
 def find_files(pattern: str) -> list[Path]:

@@ -19,6 +19,7 @@ from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec
 from cluster.spec.remedy import map_line, written_line
 from trainers.data.hashing import column_keys, table_keys
+from trainers.data.read.arrow_types import check_usable, lists_of, parents_of, type_notes, unusable, with_parts
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, infer_column, target_column
@@ -40,8 +41,11 @@ def table_data(
     spec: DataSpec, table: pa.Table, *, digest: str, origin: str, fixed: np.ndarray | None = None
 ) -> RawData:
     """A raw table -> RawData: target, split columns, cleaned features. Raises DataError."""
+    spec = with_parts(spec, parents_of(table.schema))
     check_columns(spec, table.column_names, origin)
+    check_usable(spec, table.schema)
     table, fixed, notes = _drop_rows(spec, table, fixed, origin)
+    notes += type_notes(table.schema)
     _check_header_rows(table, origin)
     targets = _targets(spec, table)
     special = [name for name in (spec.split.group, spec.split.time, spec.split.column) if name]
@@ -141,6 +145,9 @@ def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple
     for name in table.column_names:
         if name in excluded or spec.columns.get(name) == "drop":
             continue
+        if why := unusable(table.column(name).type):
+            dropped[name] = why
+            continue
         inferred = infer_column(spec, name, table.column(name))
         read = read_values(inferred.column, table.column(name))
         why = _why_useless(spec, read, inferred)
@@ -151,7 +158,8 @@ def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple
         said += [inferred.note] if inferred.note else []
         values[name], roles[name] = read, inferred.role
     ignored = tuple(name for name in table.column_names if name not in values)
-    return Table(tuple(columns), values, roles, ignored), dropped, said
+    lists = {name: parent for name, parent in lists_of(table.schema).items() if name in values}
+    return Table(tuple(columns), values, roles, ignored, lists), dropped, said
 
 
 def _why_useless(spec: DataSpec, values: Values, inferred: Inferred) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec
 from cluster.spec.remedy import kind_line
+from trainers.data.read.arrow_types import unusable
 from trainers.data.read.infer import IDENTIFIER_WHY, Inferred
 from trainers.data.stream.scan import WORDS_MAX, Columns, Seen, infer_seen
 
@@ -22,6 +23,9 @@ def feature_columns(spec: DataSpec, columns: Columns) -> tuple[dict[str, Inferre
     notes = [f"{columns.dropped} rows are left out: a value is missing"] if columns.dropped else []
     for name, seen in columns.seen.items():
         if name in apart or spec.columns.get(name) == "drop":
+            continue
+        if why := unusable(seen.kind):
+            notes.append(f"column '{name}' is left out: {why}")
             continue
         inferred = infer_seen(spec, name, seen, columns.rows)
         why = _why_useless(spec, seen, inferred, columns.rows)

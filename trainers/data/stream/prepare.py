@@ -24,11 +24,12 @@ import numpy as np
 from cluster.bundle.transforms import Block, Column, Output, Transforms
 from cluster.bundle.transforms.steps import Clip, Impute, MissingIndicator, OneHot, Ordinal, Scale
 from cluster.errors import DataError
-from cluster.spec.data import SPLITS, CsvSource, DataSpec, JsonlSource, ParquetSource
+from cluster.spec.data import SPLITS, DataSpec, FileSource
 from trainers.data import targets as target_rules
 from trainers.data.fit.seen import example_row
-from trainers.data.fit.table import fit_transforms, take_rows
+from trainers.data.fit.table import FEATURES, fit_transforms, take_rows
 from trainers.data.fit.target import target_facts
+from trainers.data.read.arrow_types import parents_of, type_notes, with_parts
 from trainers.data.read.batches import Piece, find_pieces, whole_bytes
 from trainers.data.read.columns import make_column, read_values
 from trainers.data.read.delimited import settle_spec
@@ -93,7 +94,7 @@ class Scanned:
 def choose_way(spec: DataSpec, host_memory_bytes: int) -> Way:
     """In memory where the table fits. Raises DataError where it does not and the spec asks for all rows together."""
     source = spec.source
-    if not isinstance(source, CsvSource | JsonlSource | ParquetSource):
+    if not isinstance(source, FileSource):
         return Way(False, f"in memory: a {source.kind} source has no other way")
     paths = _paths(source)
     with called_by_url([*paths[0], *paths[1]]):
@@ -131,18 +132,18 @@ def _hindrances(spec: DataSpec) -> list[str]:
 def scan(spec: DataSpec, run: Run) -> Scanned:
     """Both passes. Raises DataError."""
     source = spec.source
-    assert isinstance(source, CsvSource | JsonlSource | ParquetSource)
+    assert isinstance(source, FileSource)
     paths, tests = _paths(source)
     with called_by_url([*paths, *tests]):
         spec, _ = settle_spec(spec, paths[0])
-        assert isinstance(spec.source, CsvSource | JsonlSource | ParquetSource)
+        assert isinstance(spec.source, FileSource)
         return _scan(spec, spec.source, paths, tests, run)
 
 
-def _scan(
-    spec: DataSpec, source: CsvSource | JsonlSource | ParquetSource, paths: list[Path], tests: list[Path], run: Run
-) -> Scanned:
+def _scan(spec: DataSpec, source: FileSource, paths: list[Path], tests: list[Path], run: Run) -> Scanned:
     pieces = find_pieces([*paths, *tests], source)
+    schema = pieces[0].schema
+    spec = with_parts(spec, parents_of(schema)) if schema is not None else spec
     if pieces[0].names:
         check_columns(spec, list(pieces[0].names), source.path)
     columns = Columns()
@@ -151,6 +152,7 @@ def _scan(
     if not columns.rows:
         raise DataError(f"Cannot use {source.path}", found=f"zero rows are left of {columns.dropped}",
                         rule="training needs rows with a target", remedy="Look at data.target.")  # fmt: skip
+    spec = with_parts(spec, {name: seen.parent for name, seen in columns.seen.items()})
     check_columns(spec, list(columns.seen), source.path)
     task, classes, codes, target = _labels(spec, columns.seen[spec.target])
     found, notes = feature_columns(spec, columns)
@@ -159,7 +161,8 @@ def _scan(
         raise DataError(f"Cannot use {source.path}", found="no feature column is left", remedy="; ".join(notes))
     rules = tuple(inferred.column for inferred in found.values())
     ignored = tuple(name for name in columns.seen if name not in roles)
-    layout = Layout(spec, rules, roles, ignored, len(paths) if tests else None, codes, target)
+    layout = Layout(spec, rules, roles, ignored, len(paths) if tests else None, codes, target, columns.lists)
+    notes += type_notes(schema) if schema is not None else []
     whole, counts = Statistics(), []
     for statistics in run(scan_rows, pieces, layout):
         counts.append(tuple(statistics.splits))
@@ -180,7 +183,7 @@ def fit(scanned: Scanned) -> tuple[Transforms, dict[str, Any]]:
     layout, whole = scanned.layout, scanned.whole
     sample = whole.sample.sample
     values = {rule.name: read_values(rule, sample.column(rule.name)) for rule in layout.columns}
-    table = Table(layout.columns, values, layout.roles, layout.ignored)
+    table = Table(layout.columns, values, layout.roles, layout.ignored, layout.lists)
     every = take_rows(values, np.arange(sample.num_rows))
     targets = read_targets(layout, sample)
     if scanned.task == "regression":
@@ -252,7 +255,7 @@ def in_threads(function: Callable[..., Any], items: Sequence[Any], *arguments: A
                 future.cancel()
 
 
-def _paths(source: CsvSource | JsonlSource | ParquetSource) -> tuple[list[Path], list[Path]]:
+def _paths(source: FileSource) -> tuple[list[Path], list[Path]]:
     return find_files(source.path), find_files(source.test_path) if source.test_path else []
 
 
@@ -288,10 +291,11 @@ def _exact(spec: DataSpec, output: Output, roles: dict[str, Role], whole: Statis
             blocks.append(_category(spec, block, whole.words[name]))
         elif not isinstance(block.steps[0], MissingIndicator):
             blocks.append(_numbers(spec, block, whole.numbers) if roles[name] in ("number", "date") else block)
-    numbers = [name for name, role in roles.items() if role in ("number", "date")]
-    holes = tuple(name for name in numbers if whole.numbers[name].missing)
+    numbers = [name for block in output.blocks for name in block.columns if roles[name] in ("number", "date")]
+    holes = tuple(name for name in dict.fromkeys(numbers) if whole.numbers[name].missing)
     if (
         spec.clean.missing_indicators
+        and output.name == FEATURES
         and holes
         and any(roles[block.columns[0]] in ("number", "date") for block in blocks)
     ):

@@ -26,6 +26,7 @@ from trainers.data.fit.seen import EXAMPLE_ROWS
 from trainers.data.hashing import column_keys, table_keys, words_keys
 from trainers.data.quality.facts import COLUMN_HASHES, DistinctSketch
 from trainers.data.quality.part import FILE_ROWS_BITS, Part, join_rows
+from trainers.data.read.arrow_types import check_usable, lists_of, parents_of, unusable, usable_table
 from trainers.data.read.batches import Piece, read_piece
 from trainers.data.read.columns import make_column, read_values, to_texts
 from trainers.data.read.infer import Inferred, Look, decide, is_text, look_at
@@ -50,9 +51,13 @@ class Seen:
     writing: Writing = field(default_factory=Writing)
     different: DistinctSketch = field(default_factory=lambda: DistinctSketch(COLUMN_HASHES))
     """Of all words."""
+    parent: str = ""
+    """The column of the source that it is made of."""
+    list_of: str = ""
+    """The list that it is an item of."""
 
     def merge(self, other: Seen) -> None:
-        self.kind = other.kind if pa.types.is_null(self.kind) else self.kind
+        self.kind = other.kind if pa.types.is_null(self.kind) or unusable(other.kind) else self.kind
         self.missing += other.missing
         self.words |= other.words
         self.overflow = self.overflow or other.overflow or len(self.words) > WORDS_MAX
@@ -69,6 +74,11 @@ class Columns:
     rows: int = 0
     dropped: int = 0
     seen: dict[str, Seen] = field(default_factory=dict)
+
+    @property
+    def lists(self) -> dict[str, str]:
+        """Column that is an item of a list -> the list."""
+        return {name: seen.list_of for name, seen in self.seen.items() if seen.list_of}
 
     def merge(self, other: Columns) -> None:
         for name, seen in other.seen.items():
@@ -97,6 +107,8 @@ class Layout:
     """Word of the target -> class index; empty for a quantity."""
     target: Column
     """How a quantity is read."""
+    lists: dict[str, str] = field(default_factory=dict)
+    """Column that is an item of a list -> the list."""
 
 
 @dataclass
@@ -174,11 +186,14 @@ def scan_columns(piece: Piece, spec: DataSpec) -> Columns:
     """Pass one over a piece. Raises DataError."""
     found = Columns()
     for batch in read_piece(piece):
+        check_usable(spec, batch.schema)
+        parents, lists = parents_of(batch.schema), lists_of(batch.schema)
         part = Columns()
         rows = batch.filter(pa.array(_kept(spec, batch)))
         part.rows, part.dropped = rows.num_rows, batch.num_rows - rows.num_rows
         for name in rows.column_names:
-            part.seen[name] = _look(spec, name, rows.column(name))
+            part.seen[name] = seen = _look(spec, name, rows.column(name))
+            seen.parent, seen.list_of = parents[name], lists.get(name, "")
         found.merge(part)
     return found
 
@@ -210,7 +225,8 @@ def scan_rows(piece: Piece, layout: Layout) -> Statistics:
 def typed_batches(piece: Piece, layout: Layout) -> Any:
     """(row numbers, raw rows, values by column, split index, targets) of every batch of a piece. Raises DataError."""
     spec, number = layout.spec, (piece.file << FILE_ROWS_BITS) + piece.first_row
-    for whole in read_piece(piece):
+    for batch in read_piece(piece):
+        whole, _ = usable_table(batch)  # blocks of JSON may have other types of what no feature is made of
         keep = _kept(spec, whole)
         numbers = np.arange(number, number + whole.num_rows, dtype=np.uint64)[keep]
         number += whole.num_rows

@@ -68,8 +68,8 @@ def test_the_planted_table_has_every_kind_of_finding_in_its_column(tmp_path: Pat
     paths = write(tmp_path, "parquet")
     exact = report(*paths, 1 << 40)
     assert {(f.rule, f.column) for f in exact.findings} == PLANTED
-    # a target of one value has no classes; wrong labels have a test of their own below
-    assert {rule for rule, _ in PLANTED} == set(get_args(Rule)) - {"target", "label_noise"}
+    # a target of one value has no classes; wrong labels and types that no text has, have tests of their own
+    assert {rule for rule, _ in PLANTED} == set(get_args(Rule)) - {"target", "label_noise", "unusable_type"}
     for finding in exact.findings:
         assert finding.evidence, finding.rule
         assert finding.severity in ("info", "warning", "error")

@@ -19,6 +19,7 @@ from serve.limits import Limits
 from serve.loading import Loaded
 from serve.problems import bad_request
 from serve.protocol.codec import InferAnswer, InferRequest, RequestedOutput
+from serve.protocol.tensors import is_finite
 from serve.statistics import ModelStatistics
 
 
@@ -89,8 +90,8 @@ class ServedModel:
         """Raise ProtocolError for NaN and infinity: what a graph makes of them is no answer, and an integer graph's
         looks like one."""
         for name in self._floats:
-            finite = np.isfinite(inputs[name])
-            if not finite.all():
+            if not is_finite(inputs[name]):
+                finite = np.isfinite(inputs[name])
                 row = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
                 raise bad_request(
                     f"input {name!r} holds NaN or infinity in row {row}",

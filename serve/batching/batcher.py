@@ -34,6 +34,7 @@ from cluster.bundle.signature import TensorSignature
 from cluster.errors import InferenceError, MantaError
 from serve.limits import Limits
 from serve.problems import overloaded
+from serve.protocol.tensors import is_finite
 from serve.statistics import ModelStatistics
 
 Arrays = dict[str, np.ndarray]
@@ -306,7 +307,7 @@ class Batcher:
                 found = "no such output" if array is None else f"{array.shape[0] if array.ndim else 'no'} rows"
                 raise _unusable(f"output {tensor.name!r} has {found} for {rows} rows of input")
         finite = {
-            tensor.name: array.dtype.kind != "f" or bool(np.isfinite(array).all())
+            tensor.name: array.dtype.kind != "f" or is_finite(array)
             for tensor in self._outputs
             for array in (outputs[tensor.name],)
         }

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle.transforms import Transforms
-from cluster.bundle.transforms.seen import SeenNumbers
 from serve.model import ServedModel
 from serve.problems import bad_request
 from serve.protocol.tensors import array_of_json, nested_shape
@@ -79,12 +78,8 @@ def _table(model: ServedModel, transforms: Transforms, rows: list[Any]) -> ReadR
 def _told(transforms: Transforms, strange: dict[str, list[int]], rows: list[Any]) -> str:
     parts = []
     for name, places in list(strange.items())[:TOLD_COLUMNS]:
-        seen, value = transforms.seen[name], _cut(rows[places[0]][name])
-        what = "which training did not have"
-        if isinstance(seen, SeenNumbers):
-            what = f"far outside training's {seen.low:g} to {seen.high:g}"
-            if transforms.is_date(name):
-                what = "far outside training's dates"
+        span, value = transforms.seen_range(name), _cut(rows[places[0]][name])
+        what = f"far outside training's {span}" if span else "which training did not have"
         parts.append(f"column '{name}' has {value!r} in row {places[0]}, {what}")
     more = len(strange) - len(parts)
     return "; ".join(parts) + (f"; and {more} more columns" if more else "")

@@ -60,10 +60,17 @@ def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str, *
         raise bad_request(f"input {name!r} is {datatype} and its 'data' holds true or false", rule="numbers alone")
     _check_range(found, dtype, datatype, name)
     found = _reshape(found, shape, name)
-    if found.dtype == np.float64 and dtype == np.float32:
-        with np.errstate(over="ignore"):  # what is too large becomes infinity, which is refused as such
-            return found.astype(dtype)
-    return found.astype(dtype, copy=False)
+    return found if found.dtype == dtype else _cast(found, dtype)
+
+
+@np.errstate(over="ignore")  # too large becomes infinity, which is refused as such; a decorator costs half of a `with`
+def _cast(found: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return found.astype(dtype)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element of a float array is NaN or infinity. In half the time of `.all()` on a small tensor."""
+    return b"\0" not in np.isfinite(array).tobytes()
 
 
 def nested_shape(data: Any) -> tuple[int, ...]:

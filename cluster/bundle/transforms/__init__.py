@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 from cluster.bundle.signature import DATATYPE_OF, Datatype, TensorSpec
 from cluster.bundle.transforms.arrays import ArrayTransforms, Pixels, Standardize
 from cluster.bundle.transforms.columns import Column, Texts, Values
+from cluster.bundle.transforms.dates import written
 from cluster.bundle.transforms.seen import SeenColumn, SeenNumbers
 from cluster.bundle.transforms.steps import Step, apply_steps
 from cluster.errors import BundleError, DataError
@@ -133,9 +134,15 @@ class Transforms(StrictSpec):
         found = {name: seen.strange(values[name]) for name, seen in self.seen.items() if name in values}
         return {name: strange for name, strange in found.items() if strange.any()}
 
-    def is_date(self, name: str) -> bool:
-        """Whether a raw column holds dates."""
-        return any(column.name == name and column.kind == "date" for column in self.columns)
+    def seen_range(self, name: str) -> str:
+        """The smallest and largest training value of a number or date column, in words; empty for another one."""
+        seen = self.seen.get(name)
+        column = next((column for column in self.columns if column.name == name), None)
+        if column is None or not isinstance(seen, SeenNumbers):
+            return ""
+        if column.kind == "date":
+            return f"{written(seen.low, column.date)} to {written(seen.high, column.date)}"
+        return f"{seen.low:g} to {seen.high:g}"
 
     def _read(self, column: Column, raw: list[Any]) -> Values:
         if column.kind != "text" and not self._takes_flags(column.name):

@@ -116,6 +116,33 @@ def test_the_facts_are_those_of_the_training_rows_and_the_example_is_one_of_them
                                  for name, column in values.items()}) == {}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("column", "number", "sent"),
+    [
+        (Column(name="a", kind="date", date="%d/%m/%Y %H:%M"), 20000.75, "04/10/2024 18:00"),
+        (Column(name="a", kind="date", date="epoch_ms"), 20000.5, "1728043200000"),
+        (Column(name="a", kind="date", date="%m.%Y"), 20000.5, None),
+        (Column(name="a", kind="number", unit="%"), 12.5, 12.5),
+        (Column(name="a", kind="number", missing=("", "-9")), -9.0, -9),
+        (Column(name="a", kind="number", decimal=",", thousands="."), 1350.25, 1350.25),
+    ],
+)
+def test_the_example_is_written_as_its_column_is_read(column: Column, number: float, sent: Any) -> None:
+    found = example_row((column,), {"a": np.array([number])})
+    assert found == {"a": sent}
+    if sent is not None:
+        assert np.asarray(column.from_rows([sent])).tolist() == [number]
+
+
+def test_a_range_is_told_in_the_columns_writing() -> None:
+    day = Column(name="day", kind="date", date="%d.%m.%Y")
+    block = Block(columns=("day",), steps=(Impute(values=(0.0,)),), features=("day",))
+    seen = {"day": SeenNumbers(low=20000.0, high=20010.0), "kind": SeenWords(words=())}
+    made = Transforms(columns=(day, COLUMNS[1]), outputs=(Output(name="x", blocks=(block,)),), seen=seen)
+    assert made.seen_range("day") == "04.10.2024 to 14.10.2024"
+    assert made.seen_range("kind") == made.seen_range("other") == ""
+
+
 def test_a_category_that_is_not_kept_as_a_feature_is_known_all_the_same() -> None:
     spec = DataSpec.model_validate_json(json.dumps({
         "source": {"kind": "csv", "path": "x.csv"}, "target": "y", "encode": {"max_categories": 2},

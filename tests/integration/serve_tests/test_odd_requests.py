@@ -10,11 +10,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from serve.client import EndpointClient
@@ -171,3 +173,45 @@ def test_ray_serves_own_refusals_are_json(endpoint: EndpointClient) -> None:
     wire = Wire(endpoint.url)
     ((status, found, text),) = wire.talk(wire.request("GET /metrics", "X-Request-Timeout-Seconds: 0.000001"))
     assert (status, found["content-type"], list(json.loads(text))) == (408, "application/json", ["error"])
+
+
+@pytest.mark.slow  # the deadline as it is, ten seconds
+@pytest.mark.parametrize("way", ["one process", "the proxy", "a replica's own port"])
+def test_a_head_that_never_ends_is_ended_and_others_are_answered(
+    way: str, request: pytest.FixtureRequest, endpoint: EndpointClient
+) -> None:
+    wire = request.getfixturevalue("plain") if way == "one process" else Wire(endpoint.url)
+    place = (wire.host, replica_port() if way == "a replica's own port" else wire.port)
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(place, timeout=0.2)) for _ in range(50)]
+        started, left, answers = time.monotonic(), list(slow), []
+        for connection in slow:
+            connection.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        while left and time.monotonic() - started < 40:
+            for connection in list(left):
+                try:
+                    connection.settimeout(0.001)
+                    answers.append(connection.recv(4096))
+                    left.remove(connection)
+                except TimeoutError:
+                    with suppress(ConnectionError):
+                        connection.sendall(b"a")
+                except ConnectionError:  # it sent while the answer was on its way
+                    left.remove(connection)
+            assert [status for status, _, _ in wire.talk(wire.request(f"POST {INFER}", LENGTH, body=BODY))] == [200]
+        took_s = time.monotonic() - started
+    assert left == []
+    assert 8 < took_s < 30
+    assert {answer[9:12] for answer in answers if answer} == {b"408"}
+    if way != "the proxy":  # HAProxy's parser has a fixed page
+        assert all(b"the head did not arrive in time" in answer for answer in answers if answer)
+
+
+def replica_port() -> int:
+    """Where the replica's own HTTP server listens."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any("EndpointReplica" in word or "ServeReplica:digits" in word for word in process.info["cmdline"] or ()):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and 30000 <= connection.laddr.port <= 31000:
+                    return int(connection.laddr.port)
+    raise AssertionError("no replica listens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,9 +80,16 @@ def predict_request(bundle: Bundle) -> dict[str, Any] | None:
     transforms = load_transforms(raw) if raw is not None else None
     if isinstance(transforms, ArrayTransforms):
         row = transforms.undo({transforms.name: bundle.sample()[f"inputs/{transforms.name}"][:1]})[transforms.name][0]
-        rounded = [float(f"{value:.{DIGITS}g}") for value in row.ravel().tolist()]
-        return {"rows": [np.reshape(rounded, row.shape).tolist()]}
+        return {"rows": [_rounded(row).tolist()]}
     return {"rows": [transforms.example]} if transforms is not None and transforms.example else None
+
+
+def _rounded(row: np.ndarray) -> np.ndarray:
+    """The row to `DIGITS` digits of its largest value: -9.9e-08 beside 16 is the 0 that it was."""
+    largest = float(np.abs(row).max(initial=0.0))
+    if largest == 0.0:
+        return row
+    return np.asarray(np.round(row.astype(np.float64), DIGITS - 1 - math.floor(math.log10(largest))) + 0.0)
 
 
 def infer_request(bundle: Bundle) -> dict[str, Any]:

@@ -6,6 +6,7 @@ asks ONNX Runtime; the other side is `python -m serve` as a process, asked with 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -32,6 +33,7 @@ from cluster.bundle import (
 from cluster.bundle.files import TRANSFORMS
 from cluster.pipeline.summary import predict_request
 from cluster.spec.data import DataSpec
+from serve.deployments import commands
 from tests.bundles import linear_graph
 from tests.contract.protocol_tests.conftest import server_process
 from trainers.data.fit.table import PreparedTable, prepare_table
@@ -217,6 +219,20 @@ def test_what_training_did_not_have_is_named_by_column_and_row_and_counted(peopl
     assert {name: count for name, count in grown.items() if count} == {"age": 1, "job": 3}
     stats = httpx.get(f"{people.url}/stats", timeout=30, trust_env=False).json()
     assert stats[0]["unseen"] == after
+
+
+def test_manta_predict_tells_it_as_a_note(
+    people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text("age,income,job,member\n40,1500,Q,yes\n40,1500,clerk,no\n")
+    monkeypatch.setattr(commands, "_url", lambda *_: people.url)
+    options = argparse.Namespace(
+        name="people", rows=tmp_path / "rows.csv", version="", token_file=None, json=False, address=None
+    )
+    assert commands.predict(options) == 0
+    told = capsys.readouterr()
+    assert "Note: training did not have 'Q' in column 'job'." in told.err + told.out
+    assert told.out.count("\n") >= 2
 
 
 def unseen_counts(people: People) -> dict[str, int]:

@@ -28,6 +28,7 @@ from serve.observe.monitor import add_monitor
 from serve.problems import bad_request
 from serve.protocol.codec import InferRequest
 
+SMALL_BYTES = 64 << 10  # of JSON that the event loop may read itself: about a millisecond
 DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/doors/images.py)
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}, "required": ["file"]}
@@ -115,7 +116,11 @@ def _add_rows(app: FastAPI, handler: Handler) -> None:
         response_model_exclude_unset=True,
     )
     async def predict(request: Request) -> RowsResponse:
-        asked = read_request(await request.body(), handler.limits)
+        body = await request.body()
+        small = len(body) <= SMALL_BYTES
+        asked = (
+            read_request(body, handler.limits) if small else await asyncio.to_thread(read_request, body, handler.limits)
+        )
         model = handler.repository.find(handler.repository.name, asked.version)
         try:
             read = await asyncio.to_thread(rows_to_inputs, model, asked.rows)

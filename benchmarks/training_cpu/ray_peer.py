@@ -1,7 +1,7 @@
 """A plain Ray TorchTrainer as Ray's documentation shows it, for one epoch of digits: what `manta train` is held
-against. Two workers, DDP, AdamW, the same rows, batch, network and split sizes; validation loss after the epoch.
+against. Two workers or as many as asked for, DDP, AdamW, the same rows, batch, network and split sizes; validation loss after the epoch.
 
-    python -m benchmarks.training_cpu.ray_peer FOLDER
+    python -m benchmarks.training_cpu.ray_peer FOLDER [WORKERS]
 
 writes FOLDER/first_update (Unix time after the first optimizer step) and lets Ray keep its results in FOLDER.
 """
@@ -46,7 +46,7 @@ def train_function(config: dict) -> None:
     train.report({"loss": loss})
 
 
-def main(folder: str) -> None:
+def main(folder: str, workers: str = "2") -> None:
     """The driver of the documentation's quickstart."""
     import ray
     from ray.train import RunConfig, ScalingConfig
@@ -56,10 +56,10 @@ def main(folder: str) -> None:
     TorchTrainer(
         train_function,
         train_loop_config={"folder": folder, "rows_train": 1437},
-        scaling_config=ScalingConfig(num_workers=2),
+        scaling_config=ScalingConfig(num_workers=int(workers)),
         run_config=RunConfig(name="peer", storage_path=folder),
     ).fit()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """A plain Ray TorchTrainer as Ray's documentation shows it, for one epoch of digits: what `manta train` is held
-against. Two workers or as many as asked for, DDP, AdamW, the same rows, batch, network and split sizes; validation loss after the epoch.
+against. Two workers or as many as asked for, DDP, AdamW, the same rows, batch, network and split sizes; validation loss
+after the epoch.
 
     python -m benchmarks.training_cpu.ray_peer FOLDER [WORKERS]
 

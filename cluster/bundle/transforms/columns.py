@@ -22,6 +22,7 @@ from cluster.errors import DataError
 from cluster.spec.base import StrictSpec
 from cluster.spec.date_format import check_date_format
 
+EXACT_BELOW = 2.0**53  # from here on float64 skips whole numbers
 GROUP_DIGITS = 3  # between two separators of thousands
 
 
@@ -149,7 +150,7 @@ class Column(StrictSpec):
         elif isinstance(value, int | np.integer):
             value = str(int(value))  # by way of a float the digits from the 16th on would be others
         elif isinstance(value, float | np.number):
-            value = number_text(float(value))
+            value = self._float_text(float(value), row)
         elif not isinstance(value, str):
             raise DataError(
                 f"Cannot read column '{self.name}'",
@@ -171,6 +172,17 @@ class Column(StrictSpec):
             word = self.parse_text(value, row)
             codes[row] = -1 if word is None else index.setdefault(word, len(index))
         return Texts(codes, tuple(index))
+
+    def _float_text(self, value: float, row: int) -> str:
+        """A float as a category. Raises DataError for one whose last digits are anybody's guess."""
+        if abs(value) < EXACT_BELOW or not math.isfinite(value):
+            return number_text(value)
+        raise DataError(
+            f"Cannot read column '{self.name}'",
+            found=f"row {row} has {value!r}, a number that has lost digits on its way",
+            rule="the column holds texts, and numbers from 2^53 on keep no more than 16 digits",
+            remedy="Send it as a string.",
+        )
 
     def _infinity(self, row: int) -> float:
         if self.infinite == "missing":

@@ -286,7 +286,8 @@ def test_long_integers_of_parquet_and_json_keep_their_digits(tmp_path: Path) -> 
     account = 9_007_199_254_740_993 + np.arange(ROWS) % 12  # 2^53 + 1: float64 cannot tell it from its neighbors
     table = pa.table({"account": account, "b": np.arange(ROWS) % 7, "y": np.arange(ROWS) % 2})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=7)
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    rows = [{**row, "big": 10**24 + at % 3} for at, row in enumerate(table.to_pylist())]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for kind in ("parquet", "jsonl"):
         raw = same_both_ways({"kind": kind, "path": str(tmp_path / f"t.{kind}")})
         assert raw.table is not None
@@ -294,6 +295,10 @@ def test_long_integers_of_parquet_and_json_keep_their_digits(tmp_path: Path) -> 
         column = column_of(raw, "account")
         served = column.from_rows([int(account[0]), str(account[0])])
         assert served.words == (str(account[0]),)
+        if kind == "jsonl":
+            assert sorted(raw.table.values["big"].words) == [str(10**24 + at) for at in range(3)]
+    with pytest.raises(DataError, match=r"has lost digits on its way.*Send it as a string"):
+        column.from_rows([float(10**24)])
     grouped = read_source(data_spec({"kind": "parquet", "path": str(tmp_path / "t.parquet")}, target="y",
                                     split={"group": "account"}))  # fmt: skip
     assert grouped.keys is not None

@@ -8,7 +8,6 @@ Covered: Parquet, CSV and JSON Lines, plain, gzip or zip, CSV in any encoding. N
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from cluster.errors import DataError
@@ -33,6 +31,7 @@ from trainers.data.read.delimited import (
     settle_source,
 )
 from trainers.data.read.files import packing, text_file, unpacked, zip_member
+from trainers.data.read.table_files import json_table
 
 BATCH_ROWS = 65_536
 BUFFER_BYTES = 1 << 20
@@ -184,7 +183,7 @@ def _jsonl_batches(piece: Piece) -> Iterator[pa.Table]:
             for block in line_blocks(stream):
                 if not block.strip():
                     continue
-                table = pa_json.read_json(io.BytesIO(block), pa_json.ReadOptions(use_threads=False))
+                table = json_table(block, threads=False)
                 rows += table.num_rows
                 yield plain_table(table, {})
     except (pa.ArrowInvalid, OSError) as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import importlib
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
@@ -111,7 +113,7 @@ def read_jsonl(path: Path) -> pa.Table:
     """JSON Lines. Raises DataError that names the line's trouble."""
     data = open_bytes(text_file(path, "utf-8"))
     try:
-        return pa_json.read_json(io.BytesIO(data))
+        return json_table(data, threads=True)
     except pa.ArrowInvalid as error:
         raise DataError(
             f"Cannot read {path} as JSON Lines",
@@ -119,6 +121,21 @@ def read_jsonl(path: Path) -> pa.Table:
             rule="each line is one flat JSON object with values of the same types",
             remedy="Mend that line, or choose the source that fits.",
         ) from None
+
+
+def json_table(data: bytes, *, threads: bool) -> pa.Table:
+    """Lines of JSON as Arrow reads them, but whole numbers beyond 64 bits as texts: as floats they lose their digits.
+    Raises pa.ArrowInvalid."""
+    table = pa_json.read_json(io.BytesIO(data), pa_json.ReadOptions(use_threads=threads))
+    for place, name in enumerate(table.column_names):
+        column = table.column(name)
+        if not pa.types.is_floating(column.type) or (pc.max(pc.abs(column)).as_py() or 0) < 2**63:
+            continue
+        values = [json.loads(line).get(name) for line in data.splitlines() if line.strip()]
+        if all(value is None or (isinstance(value, int) and not isinstance(value, bool)) for value in values):
+            digits = [None if value is None else str(value) for value in values]
+            table = table.set_column(place, name, pa.chunked_array([pa.array(digits, pa.string())]))
+    return table
 
 
 def read_parquet(path: Path) -> pa.Table:

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ from trainers.data.read.sources import read_source
 from trainers.data.stages import make_plan
 
 TOLERANCE = 1e-5
+START = datetime(2020, 1, 1)
 JOBS = ("baker", "clerk", "Dr. med.", "élève")
-HEADER = ("age", "income", "job", "member", "label")
+HEADER = ("age", "income", "job", "member", "since", "weight", "postcode", "label")
+WRITTEN = {"since": "13/07/2022 21:00", "weight": "71.5 kg", "postcode": "00501"}
+"""A row's date, number with a unit and code of digits, as the file writes them."""
 
 
 def write_csv(path: Path, rows: int, seed: int, jobs: tuple[str, ...]) -> list[dict[str, str]]:
@@ -57,6 +61,9 @@ def write_csv(path: Path, rows: int, seed: int, jobs: tuple[str, ...]) -> list[d
                 "income": "" if rng.random() < 0.1 else f"{income:.2f}",
                 "job": "" if rng.random() < 0.1 else str(rng.choice(jobs)),
                 "member": str(rng.choice(["yes", "no"])),
+                "since": f"{START + timedelta(minutes=int(rng.integers(0, 2_000_000))):%d/%m/%Y %H:%M}",
+                "weight": f"{rng.uniform(50, 100):.1f} kg",
+                "postcode": f"{501 + rng.integers(0, 5):05}",
                 "label": ("low", "mid", "high")[int(income > 1000) + int(age > 50)],
             }
         )
@@ -148,6 +155,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
 def typed(row: dict[str, str]) -> dict[str, Any]:
     """The row as a program sends it: numbers as numbers, null for what is missing."""
     numbers = {key: float(row[key]) if row[key] else None for key in ("age", "income")}
+    numbers["weight"] = float(row["weight"].removesuffix(" kg")) if row["weight"] else None
     return {key: value or None for key, value in row.items()} | numbers
 
 
@@ -184,8 +192,10 @@ def test_a_target_column_in_the_row_changes_nothing(people: People) -> None:
         ({"age": "forty"}, ["age", "forty"]),
         ({"age": [1]}, ["age"]),
         ({"job": {"a": 1}}, ["job"]),
+        ({"since": "07-13-2022"}, ["column 'since'", "row 1 has '07-13-2022'", "dates written %d/%m/%Y %H:%M"]),
+        ({"weight": "150 lb"}, ["column 'weight'", "row 1 has '150 lb'", "with the unit 'kg'"]),
     ],
-    ids=["missing", "renamed", "text for a number", "list", "object"],
+    ids=["missing", "renamed", "text for a number", "list", "object", "another writing", "another unit"],
 )
 def test_a_wrong_schema_is_a_json_400_that_names_the_columns(
     people: People, change: dict[str, Any], words: list[str]
@@ -204,7 +214,7 @@ def test_true_is_no_number(people: People, value: bool) -> None:
 
 
 def test_what_training_did_not_have_is_named_by_column_and_row_and_counted(people: People) -> None:
-    known = {"age": 40, "income": 1500.0, "job": "clerk", "member": "yes"}
+    known = {"age": 40, "income": 1500.0, "job": "clerk", "member": "yes", **WRITTEN}
     before = unseen_counts(people)
     plain = people.ask([known, {**known, "age": None, "job": None}]).json()
     assert "unseen" not in plain
@@ -252,12 +262,13 @@ def test_the_row_that_a_run_prints_is_a_training_row_that_predict_takes(people: 
     (row,) = request["rows"]
     assert list(row) == list(HEADER[:-1])
     assert None not in row.values(), "the first rows have some without a hole"
+    assert datetime.strptime(row["since"], "%d/%m/%Y %H:%M") > START
     answer = people.ask(request["rows"])
     assert (answer.status_code, "unseen" in answer.json()) == (200, False)
 
 
 def test_refuse_answers_what_training_did_not_have_with_400(people: People) -> None:
-    strange = {"age": -500, "income": 1.0, "job": "Q", "member": "yes"}
+    strange = {"age": -500, "income": 1.0, "job": "Q", "member": "yes", **WRITTEN}
     with server_process(people.bundle, "--unseen", "refuse") as address:
         url = f"http://{address}/predict"
         answer = httpx.post(url, json={"rows": [strange]}, timeout=30, trust_env=False)

@@ -15,6 +15,7 @@ from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS
 from cluster.bundle.transforms import Transforms, load_transforms
 from cluster.pipeline.stage import StageContext, StageResult
+from cluster.telemetry.view import format_value
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.evaluate.baseline import reach_without_network
 from trainers.evaluate.curves import classification_curves, regression_points
@@ -73,4 +74,5 @@ def transforms_of(folder: Path) -> Transforms | None:
 def _headline(metrics: dict[str, float], rows: int) -> str:
     if "accuracy" in metrics:
         return f"test accuracy {metrics['accuracy']:.2%}, macro F1 {metrics['macro_f1']:.3f} on {rows:,} rows"
-    return f"test RMSE {metrics['rmse']:.4g}, R² {metrics.get('r2', float('nan')):.3f} on {rows:,} rows"
+    r2 = f", R² {metrics['r2']:.3f}" if "r2" in metrics else ""
+    return f"test RMSE {format_value(metrics['rmse'])}{r2} on {rows:,} rows"

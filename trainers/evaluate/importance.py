@@ -1,7 +1,7 @@
 """Which raw columns the network leans on: how much worse it gets when one column's values change rows.
 
 Invariant: all features of one raw column move together (the one-hot columns of a category, a number with its bins and
-its missing indicator), so that no row becomes impossible within a column; deterministic; the work is bounded by counts
+its missing indicator, the places of a list), so that no row becomes impossible within a column; deterministic; the work is bounded by counts
 (rows × columns × repeats × parameters), never by a clock.
 
 Source: permutation importance, Breiman, "Random Forests" (2001), on rows that training has not seen.
@@ -12,6 +12,7 @@ say the same share what is lost (permuting one leaves the other).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,8 @@ REPEATS = 5
 WORK_MAX = 2e10  # multiply-accumulates: about a second of one core
 COLUMNS_KEPT = 30  # the report draws no more
 
+PLACE = re.compile(r"(\[\d+\])+$")  # `embedding[7]` is a place of the raw column `embedding`, a list of numbers
+
 Features = dict[str, dict[str, list[int]]]
 """Raw column -> input -> indices of its features."""
 
@@ -40,7 +43,7 @@ def column_features(transforms: Transforms) -> Features:
     """Where each raw column lies in the model's inputs. Columns that feature selection left out are not in it."""
     found: Features = {}
     for output in transforms.outputs:
-        owners = [owner for block in output.blocks for owner in _owners(block)]
+        owners = [PLACE.sub("", owner) for block in output.blocks for owner in _owners(block)]
         places = range(len(owners)) if output.selected is None else output.selected
         for index, place in enumerate(places):
             found.setdefault(owners[place], {}).setdefault(output.name, []).append(index)

@@ -60,6 +60,14 @@ def test_all_features_of_a_column_are_found_also_after_selection() -> None:
     }
 
 
+def test_the_places_of_a_list_are_one_column_and_the_fields_of_an_object_are_not() -> None:
+    names = ("shape[0][0]", "shape[0][1]", "shape[1][0]", "home.zip", "home.rooms")
+    block = Block(columns=names, steps=(Impute(values=(0.0,) * 5),), features=names)
+    columns = tuple(Column(name=name, kind="number") for name in names)
+    found = column_features(Transforms(columns=columns, outputs=(Output(name="x", blocks=(block,)),)))
+    assert found == {"shape": {"x": [0, 1, 2]}, "home.zip": {"x": [3]}, "home.rooms": {"x": [4]}}
+
+
 def test_the_mapping_names_every_feature_that_the_prepare_stage_makes(tmp_path: Path) -> None:
     """With bins and indicators each feature's own name begins with its column's."""
     from trainers.evaluate.stage import open_prepared, transforms_of

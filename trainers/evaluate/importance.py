@@ -1,8 +1,8 @@
 """Which raw columns the network leans on: how much worse it gets when one column's values change rows.
 
 Invariant: all features of one raw column move together (the one-hot columns of a category, a number with its bins and
-its missing indicator, the places of a list), so that no row becomes impossible within a column; deterministic; the work is bounded by counts
-(rows × columns × repeats × parameters), never by a clock.
+its missing indicator, the places of a list), so that no row becomes impossible within a column; deterministic; the
+work is bounded by counts (rows × columns × repeats × parameters), never by a clock.
 
 Source: permutation importance, Breiman, "Random Forests" (2001), on rows that training has not seen.
 

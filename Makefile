@@ -7,7 +7,7 @@ WRK    ?= wrk
 # outside the repository: the peers' pins contradict ours
 BENCH_PEERS ?= $(HOME)/.cache/manta-bench/serving
 BENCH_TRAINING_PEERS ?= $(HOME)/.cache/manta-bench/training
-# `make test-core`: one environment for each pair of Python and torch
+# `make test-core`: one environment for each pair of Python and torch; older torches want an older setuptools
 CORE_ENVS ?= $(HOME)/.cache/manta-core
 CORE      ?= tests/unit
 TORCH     ?=
@@ -46,7 +46,7 @@ test-core: ## Unit tests on another Python or torch: PYTHON=python3.12 TORCH=2.1
 	@set -e; env="$(CORE_ENVS)/$$($(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')$(TORCH:%=-torch%)"; \
 	if [ ! -e "$$env/.installed" ] || [ pyproject.toml -nt "$$env/.installed" ] || [ constraints.txt -nt "$$env/.installed" ]; then \
 		[ -x "$$env/bin/python" ] || $(PYTHON) -m venv "$$env"; \
-		sed 's/^torch==.*/$(if $(TORCH),torch==$(TORCH),&)/' constraints.txt > "$$env/constraints.txt"; \
+		sed $(if $(TORCH),-e 's/^torch==.*/torch==$(TORCH)/' -e '/^setuptools==/d') -e '' constraints.txt > "$$env/constraints.txt"; \
 		"$$env/bin/pip" install --quiet --constraint "$$env/constraints.txt" pip setuptools wheel; \
 		"$$env/bin/pip" install --quiet --constraint "$$env/constraints.txt" --editable '.[dev]'; \
 		touch "$$env/.installed"; \

@@ -9,6 +9,7 @@ modules that torch.export cannot trace for other reasons (their first reason is 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,8 @@ def export_error(error: BaseException, module: nn.Module, retrace: Retrace | Non
     if fixed := STATIC.search(text):
         return ModelError(
             attempted,
-            found=f"its forward fixes axis 0 of '{fixed.group('input')}' to {fixed.group('size')} rows{_where(text)}",
+            found=f"its forward fixes axis 0 of '{_parameter(module, fixed.group('input'))}' to "
+            f"{fixed.group('size')} rows{_where(text)}",
             rule=BATCH_RULE,
             remedy=BATCH_REMEDY,
         )
@@ -115,6 +117,12 @@ def _place_of(operator: str, retrace: Retrace | None) -> str:
             place = f"part {part or 'itself'}, {str(kind).rpartition('.')[2]}"
             return f" ({'; '.join((place, _line(node.meta.get('stack_trace') or '')))})"
     return ""
+
+
+def _parameter(module: nn.Module, named: str) -> str:
+    """Of forward: torch names it, from 2.14 on by its position."""
+    names = list(inspect.signature(module.forward).parameters)
+    return names[int(named)] if named.isdigit() and int(named) < len(names) else named
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -142,4 +142,5 @@ def count_pairs(batch: MicroBatch, outputs: torch.Tensor, classes: int) -> torch
     if batch.weights is None:
         return torch.bincount(pairs, minlength=classes * classes).double()
     each = batch.weights.reshape(-1, *[1] * (batch.targets.dim() - 1)).expand_as(batch.targets)[valid]
-    return torch.bincount(pairs, weights=each.double(), minlength=classes * classes)
+    # bincount with weights has no deterministic form on a GPU
+    return torch.zeros(classes * classes, dtype=torch.float64, device=pairs.device).index_add_(0, pairs, each.double())

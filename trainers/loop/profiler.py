@@ -35,5 +35,6 @@ def profiled(job: Job) -> Iterator[Callable[[], None]]:
             job.sink.emit(Message(stage=job.request.stage, text=text))
 
     plan = torch.profiler.schedule(wait=WAIT_UPDATES, warmup=WARM_UPDATES, active=updates, repeat=1)
-    with torch.profiler.profile(schedule=plan, on_trace_ready=export) as recording:
+    # acc_events: there is one cycle; torch 2.11 warns that others would be forgotten
+    with torch.profiler.profile(schedule=plan, on_trace_ready=export, acc_events=True) as recording:
         yield recording.step

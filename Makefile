@@ -13,7 +13,7 @@ CORE      ?= tests/unit
 TORCH     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-core check format docs bench-data bench-serving bench-training bench-compress clean
+.PHONY: help install quickstart test test-slow test-core check format docs bench-data bench-serving bench-training bench-compress gpu-evidence clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -90,6 +90,9 @@ bench-serving: $(VENV)/.installed-dev $(BENCH_PEERS)/.installed ## Requests per 
 
 bench-compress: $(VENV)/.installed-dev ## Compression: speed, size and accuracy, in pieces of at most 5 minutes
 	$(BIN)/python -m benchmarks.compress.run $(ARGS)
+
+gpu-evidence: $(VENV)/.installed-dev ## Everything that only a GPU can prove, in 8 minutes
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

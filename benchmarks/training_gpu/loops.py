@@ -35,6 +35,8 @@ class Case:
     batch: int
     scale: int = 1
     """Divides widths, depths and image sides: 1 is the real thing, more is a dry run."""
+    compile: bool = False
+    """Both sides by torch.compile."""
 
     @property
     def factory(self) -> str:
@@ -53,7 +55,7 @@ def write_rows(folder: Path, case: Case, rows: int) -> Path:
     rng = np.random.default_rng(0)
     if case.images:
         side = networks.IMAGE // case.scale
-        inputs = rng.normal(size=(rows, 3, side, side)).astype(np.float32)
+        inputs = rng.standard_normal((rows, 3, side, side), dtype=np.float32)
         spec, classes = TensorSpec(name="x", datatype="FP32", shape=(-1, 3, side, side)), networks.CLASSES
     else:
         inputs = rng.integers(0, networks.VOCABULARY, (rows, networks.TOKENS))
@@ -80,6 +82,7 @@ def request_of(case: Case, prepared: Path):  # type: ignore[no-untyped-def]  # i
         "epochs": 1000,
         "precision": case.precision,
         "channels_last": case.images,
+        "compile": case.compile,
         "clip_norm": CLIP_NORM,
         "optimizer": {"learning_rate": LEARNING_RATE},
         "schedule": {"name": "constant", "warmup": 0.0},
@@ -108,6 +111,11 @@ def request_of(case: Case, prepared: Path):  # type: ignore[no-untyped-def]  # i
 
 def ours(case: Case, prepared: Path, device: torch.device, updates: int, warm_up: int) -> float:
     """Rows a second over `updates` steady updates of the engine."""
+    return _timed(our_update(case, prepared, device), case, device, updates, warm_up)
+
+
+def our_update(case: Case, prepared: Path, device: torch.device) -> Callable[[], None]:
+    """One update of the engine, as its loop does it."""
     from cluster.telemetry.events import ListSink
     from trainers.loop.loop import windows_left
     from trainers.loop.setup import set_up
@@ -121,12 +129,18 @@ def ours(case: Case, prepared: Path, device: torch.device, updates: int, warm_up
         if not state.lagging:
             settle(job, state)
 
-    return _timed(one, case, device, updates, warm_up)
+    return one
 
 
 def by_hand(case: Case, prepared: Path, device: torch.device, updates: int, warm_up: int) -> float:
     """The same by hand."""
+    return _timed(update_by_hand(case, prepared, device), case, device, updates, warm_up)
+
+
+def update_by_hand(case: Case, prepared: Path, device: torch.device) -> Callable[[], None]:
+    """One update of a hand-written loop."""
     from trainers.data.shards import open_prepared
+    from trainers.loop.setup import COMPILE_BACKEND
 
     split = open_prepared(prepared).splits["train"]
     x, y = (torch.from_numpy(np.array(a)) for a in (split.inputs["x"], split.targets))
@@ -136,6 +150,7 @@ def by_hand(case: Case, prepared: Path, device: torch.device, updates: int, warm
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=case.precision == "fp16")
+    forward = torch.compile(model, backend=COMPILE_BACKEND) if case.compile else model
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.precision, torch.float32)
     rows = _endless(lambda: iter(torch.randperm(len(x)).split(case.batch)), lambda: None)
 
@@ -146,14 +161,14 @@ def by_hand(case: Case, prepared: Path, device: torch.device, updates: int, warm
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=dtype, enabled=case.precision != "fp32"):
-            loss = F.cross_entropy(model(inputs), targets)
+            loss = F.cross_entropy(forward(inputs), targets)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM, foreach=True)
         scaler.step(optimizer)
         scaler.update()
 
-    return _timed(one, case, device, updates, warm_up)
+    return one
 
 
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -173,14 +188,15 @@ def _endless(make: Callable[[], Iterator], between: Callable[[], None]) -> Itera
 def _timed(one: Callable[[], None], case: Case, device: torch.device, updates: int, warm_up: int) -> float:
     for _ in range(warm_up):
         one()
-    _wait(device)
+    wait_for(device)
     started = time.perf_counter()
     for _ in range(updates):
         one()
-    _wait(device)
+    wait_for(device)
     return updates * case.batch / (time.perf_counter() - started)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

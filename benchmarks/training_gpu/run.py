@@ -1,7 +1,7 @@
 """Our loop against a hand-written one on a GPU: ResNet-50 and BERT-base, bf16 and fp16, and the micro-batch probe.
 
-    python -m benchmarks.training_gpu.run                 needs an NVIDIA GPU; writes result.json
-    python -m benchmarks.training_gpu.run --device cpu    a dry run: tiny networks, prints, writes nothing
+    python -m benchmarks.training_gpu.run                 needs an NVIDIA GPU; prints
+    python -m benchmarks.training_gpu.run --device cpu    a dry run: tiny networks
 
 Ratio = our rows a second / theirs: above 1 ours is faster. Alternating pairs in processes of their own, medians.
 Covered: one GPU. Not covered: several, and data that does not fit in memory.
@@ -23,7 +23,6 @@ import torch
 
 from benchmarks.training_gpu.loops import Case, by_hand, ours, request_of, write_rows
 
-RESULT = Path(__file__).parent / "result.json"
 CASES = {
     "resnet50_bf16": Case("resnet50", "bf16", 256),
     "resnet50_fp16": Case("resnet50", "fp16", 256),
@@ -57,8 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             report["results"][name] = _pairs(name, Path(folder), 1 if dry else options.pairs, device)
             report["results"][name]["probe"] = _measure(name, "probe", Path(folder), device)
         print(name, json.dumps(report["results"][name]), flush=True)
-        if not dry:
-            RESULT.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report["device"]))
     return 0
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from cluster.atomic import digest_json, sha256_file, write_text
@@ -131,11 +130,15 @@ class RunFolder:
         ]
 
     def write_resolved(self, resolved: ResolvedRun) -> None:
+        import yaml
+
         raw = resolved.model_dump(mode="json")
         write_text(self.resolved_path, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
 
     def read_resolved(self) -> ResolvedRun | None:
         """The resolved run as written, or None before the check stage."""
+        import yaml
+
         try:
             raw = yaml.safe_load(self.resolved_path.read_text(encoding="utf-8"))
         except FileNotFoundError:

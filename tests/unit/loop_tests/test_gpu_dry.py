@@ -62,7 +62,7 @@ def test_the_hand_written_loop_trains_what_ours_does(tmp_path: Path) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-    assert first == pytest.approx(losses[0], rel=1e-4)
+    assert first == pytest.approx(losses[0], rel=1e-3)
     assert second == pytest.approx(losses[1], rel=1e-2), "Adam's first step makes rounding of small gradients visible"
 
 

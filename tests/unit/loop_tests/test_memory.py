@@ -35,7 +35,7 @@ def measured_peak(model: nn.Module, tensor: TensorSpec, rows: int, train: TrainS
     """Peak of the allocator over two real updates, plus what was there before."""
     inputs, targets = torch.randn(rows, *tensor.item_shape), torch.randint(0, 10, (rows,))
     before = [*model.parameters(), *model.buffers(), inputs, targets]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         exchange = GradientExchange(model, World(), train.exchange)
         optimizer = build_optimizer(model, train.optimizer)
         set_learning_rate(optimizer, 1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,31 @@ def test_resume_is_bit_exact(tmp_path: Path, cut: int) -> None:
     assert_same(resumed, whole)
     assert losses_of(sink)[-8:] == losses_of(whole_sink)[-8:]
     assert losses_of(sink)[0][0] == cut + 1, "it went on, it did not start anew"
+
+
+def build_convolution() -> torch.nn.Module:
+    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers)
+
+
+def test_resume_of_channels_last_weights_is_bit_exact(tmp_path: Path) -> None:
+    """A file holds moments in plain order; the fused kernel walks through them as the weights lie in memory."""
+    request = request_for(
+        write_data(tmp_path / "data", 16, dtype="FP32", image=True),
+        batch=4,
+        micro=4,
+        factory=f"{__name__}:build_convolution",
+        checkpoints=tmp_path / "checkpoints",
+        epochs=2,
+        channels_last=True,
+        keep="last",
+    )
+    straight = fit(replace(request, checkpoints=None), sink=ListSink(), device=CPU).weights
+    asked = iter(range(5))
+    with pytest.raises(InterruptedRunError):
+        fit(request, sink=ListSink(), device=CPU, interrupt=lambda: next(asked, None) is None)
+    resumed = fit(request, sink=ListSink(), device=CPU).weights
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_notice_to_stop_writes_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_evidence_reads_as_a_person_would_write_it() -> None:
     evidence = {
         "max": 99999.0, "min": 0.000123456, "fences": [-1.5, 99999.5], "words": {"?": 3, " ": 1},
         "map": {">50K.": ">50K"}, "variants": [["Yes", "yes"]], "examples": [{"row": 12, "label": "a"}],
-        "values": list(range(9)),
+        "values": list(range(9)), "columns": {"age": {"count": 3, "fences": [-2.0, 78.0]}, "size": {"count": 1}},
     }  # fmt: skip
     report = QualityReport(
         rows=3, columns={}, findings=(Finding("r", "info", "a_longColumn.name", "t", "f", evidence),)
@@ -133,6 +133,7 @@ def test_evidence_reads_as_a_person_would_write_it() -> None:
     assert lines == [
         "max: 99,999 · min: 1.23e-04", "fences: -1.5, 100,000", "words: ? 3, “ ” 1", "map: >50K. → >50K",
         "variants: Yes, yes", "examples: row 12, label a", "values: 0, 1, 2, 3, 4 and 4 more",
+        "columns: age: count 3, fences -2 / 78; size: count 1",
     ]  # fmt: skip
     assert "a_<wbr>long<wbr>Column.<wbr>name" in page, "a name breaks between its words"
     assert "anywhere" not in page, "and never inside one that fits"

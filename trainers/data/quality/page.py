@@ -96,7 +96,12 @@ def _plain(value: Any) -> str:
 
 
 def _pairs(value: Mapping[Any, Any], between: str) -> str:
-    return _listed([f"{_word(key)}{between}{_plain(each)}" for key, each in value.items()], ", ")
+    """`a 1, b 2`; of several columns' facts `age: count 3, fences -2 / 78; height: count 1`."""
+    if value and all(isinstance(each, Mapping) for each in value.values()):
+        return _listed([f"{_word(key)}: {_pairs(each, ' ')}" for key, each in value.items()], "; ")
+    parts = {key: _listed([_plain(one) for one in each], " / ") if isinstance(each, list | tuple) else _plain(each)
+             for key, each in value.items()}  # fmt: skip
+    return _listed([f"{_word(key)}{between}{part}" for key, part in parts.items()], ", ")
 
 
 def _listed(parts: list[str], between: str) -> str:

@@ -65,7 +65,7 @@ def make_plan(spec: DataSpec, inspect: Inspect | None = None) -> Plan:
         codes = raw.targets.astype(np.float32)
     else:
         labels = target_rules.class_labels(raw.targets)
-        classes = target_rules.find_classes(labels, spec.target)
+        classes = target_rules.find_classes(labels, spec.target, raw.missing_targets)
         codes = target_rules.encode(labels, classes)
     keys = raw.keys if raw.keys is not None else np.arange(len(raw), dtype=np.uint64)
     strata = codes if task == "classification" else None

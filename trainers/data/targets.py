@@ -6,11 +6,13 @@ missing value; class labels are text, in numeric order where all are numbers, el
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 
 from cluster.errors import DataError
+from trainers.data.read.missing_words import keep_line, said_missing
 
 CLASSES_AS_NUMBERS_MAX = 50  # a numeric target with more distinct values than this is a quantity
 CLASSES_MAX = 10_000  # beyond it a softmax layer is the wrong model, and the column is an identifier
@@ -43,17 +45,13 @@ def class_labels(targets: np.ndarray) -> np.ndarray:
     return np.array([_number_text(value) for value in targets.tolist()], dtype=object)
 
 
-def find_classes(labels: np.ndarray, name: str) -> tuple[str, ...]:
-    """All labels in order. Raises DataError for one class, and for labels that are no classes."""
+def find_classes(labels: np.ndarray, name: str, missing: Mapping[str, int] | None = None) -> tuple[str, ...]:
+    """All labels in order. `missing`: texts that are read as missing. Raises DataError for one class, and for labels
+    that are no classes."""
     classes = sorted(set(labels.tolist()))
     attempted = f"Cannot use '{name}' as the target"
     if len(classes) == 1:
-        raise DataError(
-            attempted,
-            found=f"all {len(labels)} rows have the value {classes[0]!r}",
-            rule="a target needs at least two classes",
-            remedy="Choose another data.target, or give rows of other classes.",
-        )
+        raise one_class(name, classes[0], len(labels), missing or {})
     if len(classes) > CLASSES_MAX or (len(classes) > 20 and len(classes) > len(labels) / 2):
         raise DataError(
             attempted,
@@ -62,6 +60,17 @@ def find_classes(labels: np.ndarray, name: str) -> tuple[str, ...]:
             remedy="It looks like an identifier or a quantity: choose another data.target, or data.task: regression.",
         )
     return tuple(ordered_classes(classes))
+
+
+def one_class(name: str, label: str, rows: int, missing: Mapping[str, int]) -> DataError:
+    """All rows have one label; `missing`: texts of the target that are read as missing."""
+    kept = f"{keep_line(name, missing)} keeps them as classes. " if missing else ""
+    return DataError(
+        f"Cannot use '{name}' as the target",
+        found=f"all {rows:,} rows have the value {label!r}" + (f", and {said_missing(missing)}" if missing else ""),
+        rule="a target needs at least two classes",
+        remedy=f"{kept}Choose another data.target, or give rows of other classes.",
+    )
 
 
 def check_regression(targets: np.ndarray, name: str) -> None:

@@ -89,8 +89,12 @@ class Column(StrictSpec):
     def clean_word(self, word: str) -> str | None:
         """A text without outer white space, mapped, or None where it means "no value"."""
         word = word.strip()
-        word = self.mapped.get(word, word)
-        return None if word in self.missing else word
+        mapped = self.mapped.get(word, word)
+        return None if self.is_missing(mapped) else mapped
+
+    def is_missing(self, word: str) -> bool:
+        """Whether a text without outer white space means "no value": one that is mapped to itself is a value."""
+        return word in self.missing and self.mapped.get(word) != word
 
     def plain_word(self, word: str) -> str:
         """The text of a number with a decimal point and without separators; another text as it is."""

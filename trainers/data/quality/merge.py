@@ -85,7 +85,7 @@ def _column_findings(name: str, column: ColumnFacts, whole: Part, *, is_target: 
     there, different, words = whole.rows - missing, column.different.count(), column.words
     text, reading = not column.numeric, column.reading
     found = [
-        quality_rules.missing_finding(name, whole.rows, missing, column.suspicious, is_target=is_target),
+        quality_rules.missing_finding(name, whole.rows, missing, column.suspicious, is_target=is_target, is_text=text),
         quality_rules.constant_finding(name, _example(name, whole), different, missing),
         quality_rules.infinite_finding(name, column.infinite if column.numeric else 0),
     ]

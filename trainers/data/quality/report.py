@@ -172,7 +172,9 @@ def _column_findings(
     numbers = None if isinstance(values, Texts) else values
     example = words[0] if words and isinstance(words[0], str) else number_text(float(words[0])) if words else None
     found = [
-        quality_rules.missing_finding(name, rows, missing, _suspicious_words(raw[0]), is_target=is_target),
+        quality_rules.missing_finding(
+            name, rows, missing, _suspicious_words(raw[0]), is_target=is_target, is_text=numbers is None
+        ),
         quality_rules.constant_finding(name, example, len(words), missing),
         quality_rules.infinite_finding(name, facts.get("infinite", 0)),
     ]
@@ -226,7 +228,7 @@ def _outer_spaces(raw: pa.ChunkedArray) -> int:
 
 def _leaks(target: str, labels: Texts, values: Mapping[str, np.ndarray | Texts]) -> list[Finding]:
     """Columns that alone predict the target of rows they were not fitted on."""
-    if len(labels.words) > CLASSES_MAX or np.bincount(labels.codes[labels.codes >= 0]).min() < LEAK_FOLDS:
+    if not 2 <= len(labels.words) <= CLASSES_MAX or min(_counts(labels).values()) < LEAK_FOLDS:
         return []
     rows = np.flatnonzero(labels.codes >= 0)[:ROWS_MAX]
     found = []

@@ -13,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.bundle.transforms.columns import plain_float
+from cluster.spec.data import CsvSource
 from cluster.spec.remedy import drop_line, kind_line, map_line
 from trainers.data.quality.findings import Finding, Severity
+from trainers.data.read.missing_words import keep_line, may_be_values, said_missing
 
 SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
+READ_AS_MISSING = tuple(word for word in CsvSource.model_fields["missing"].default if word)
 OUTLIER_FENCE_IQR = 1.5  # Tukey 1977
 RARE_SHARE = 0.05  # below it plain accuracy says little
 CLASSES_MAX = 50  # a target with more different values is a quantity
@@ -26,10 +29,14 @@ RUNNING_GAPS = 2.0  # a running number uses at least every other number of its r
 EXAMPLES = 5
 
 
-def missing_finding(name: str, rows: int, missing: int, words: Mapping[str, int], *, is_target: bool) -> Finding | None:
-    """How many values are missing; `words`: the suspicious ones among them."""
+def missing_finding(
+    name: str, rows: int, missing: int, words: Mapping[str, int], *, is_target: bool, is_text: bool = False
+) -> Finding | None:
+    """How many values are missing; `words`: the suspicious ones among them. `is_text`: the others are no numbers."""
     if not missing:
         return None
+    read = {word: count for word, count in words.items() if word in READ_AS_MISSING}
+    kept = may_be_values(read, rows, is_target=is_target) if is_text else {}
     severity: Severity = "error" if missing == rows else "warning" if missing > rows / 2 or is_target else "info"
     if words:
         fix = f"data.source.missing: {sorted(words)}"
@@ -37,7 +44,11 @@ def missing_finding(name: str, rows: int, missing: int, words: Mapping[str, int]
         fix = "none needed: rows without a target are left out"
     else:
         fix = drop_line(name) if severity != "info" else "none needed: data.clean.impute says how they are filled"
-    return Finding("missing", severity, name, f"{missing} of {rows} values are missing", fix, {"words": dict(words)})
+    text = f"{missing} of {rows} values are missing"
+    if kept:
+        text += f": {said_missing(kept)}, and may be {'classes' if is_target else 'values'}"
+        fix = f"{keep_line(name, kept)} keeps them" + (f"; {fix} says that they are missing" if words else "")
+    return Finding("missing", severity, name, text, fix, {"words": dict(words)})
 
 
 def constant_finding(name: str, example: Any, different: int, missing: int) -> Finding | None:

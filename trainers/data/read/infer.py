@@ -92,12 +92,13 @@ def look_at(spec: DataSpec, name: str, values: pa.ChunkedArray) -> Look:
 
 def _said(column: Column, words: Sequence[str]) -> tuple[str, ...]:
     """The words that say something of a column's kind: a text of `missing` does not, in quotes or not."""
-    return tuple(word for word in words if word not in column.missing)
+    return tuple(word for word in words if not column.is_missing(word))
 
 
 def target_column(spec: DataSpec, words: Sequence[str]) -> Column | None:
     """The rules by which the target's different words are numbers; None where they are labels. Raises DataError."""
     column = make_column(spec, spec.target, "number")
+    _refuse_quoted(spec, column, words)
     writing = writing_of(column, words)
     if writing.numbers:
         codes = writing.whole and (writing.zeros or writing.long)
@@ -108,6 +109,21 @@ def target_column(spec: DataSpec, words: Sequence[str]) -> Column | None:
     reading = unit_reading(next(iter(writing.units)), writing.forms)
     look = Look(pa.string(), writing, tuple(words))
     return None if reading is None else _with(column, "number", _settled(spec.target, reading, look))
+
+
+def _refuse_quoted(spec: DataSpec, column: Column, words: Sequence[str]) -> None:
+    """Raise DataError for a quantity among whose values a text of `missing` stands in quotes."""
+    said = _said(column, words)
+    if len(said) == len(words) or (len(said) <= CLASSES_AS_NUMBERS_MAX and spec.task != "regression"):
+        return
+    if writing_of(column, said).numbers:
+        others = sorted({*words} - {*said})
+        raise DataError(
+            f"Cannot use '{spec.target}' as the target",
+            found=f"its values are numbers, and {others[0]!r} in quotes",
+            rule="the file quotes its texts, so that a text of data.source.missing in quotes is a value",
+            remedy="Set data.source.quoted_missing: missing.",
+        )
 
 
 def is_number(kind: pa.DataType) -> bool:

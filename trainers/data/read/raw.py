@@ -51,6 +51,8 @@ class RawData:
     """(N,) uint64 hash of each row's content: equal rows have equal keys."""
     times: np.ndarray | None = None
     """(N,) float64 to order rows by, where data.split.time asks for it."""
+    missing_targets: dict[str, int] = field(default_factory=dict)
+    """Texts of the target that are read as missing, without the empty one, and the rows of each."""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """What was inferred or dropped, as sentences for the event stream."""
 

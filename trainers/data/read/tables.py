@@ -23,6 +23,7 @@ from trainers.data.read.arrow_types import check_usable, lists_of, parents_of, t
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, infer_column, target_column
+from trainers.data.read.missing_words import keep_line, missing_note, missing_words, said_missing
 from trainers.data.read.raw import FREE, Layout, RawData, Role, Table
 
 
@@ -44,7 +45,10 @@ def table_data(
     spec = with_parts(spec, parents_of(table.schema))
     check_columns(spec, table.column_names, origin)
     check_usable(spec, table.schema)
-    table, fixed, notes = _drop_rows(spec, table, fixed, origin)
+    gone = missing_words(make_column(spec, spec.target), table.column(spec.target))
+    rows = table.num_rows
+    table, fixed, notes = _drop_rows(spec, table, fixed, origin, gone)
+    notes += [note] if (note := missing_note(spec.target, gone, rows, is_target=True)) else []
     notes += type_notes(table.schema)
     _check_header_rows(table, origin)
     targets = _targets(spec, table)
@@ -57,7 +61,7 @@ def table_data(
             f"Cannot use {origin}", found="no feature column is left", rule="a table needs a feature beside its target",
             remedy="; ".join(notes) or "Give a file with more columns.",
         )  # fmt: skip
-    raw = RawData("table", targets, digest, table=features, fixed=fixed, notes=tuple(notes))
+    raw = RawData("table", targets, digest, table=features, fixed=fixed, missing_targets=gone, notes=tuple(notes))
     keys = table_keys(features.values, len(raw))
     times = None
     if spec.split.group:
@@ -104,22 +108,26 @@ def check_columns(spec: DataSpec, names: list[str], origin: str) -> None:
 
 
 def _drop_rows(
-    spec: DataSpec, table: pa.Table, fixed: np.ndarray | None, origin: str
+    spec: DataSpec, table: pa.Table, fixed: np.ndarray | None, origin: str, gone: dict[str, int]
 ) -> tuple[pa.Table, np.ndarray | None, list[str]]:
-    """Rows without a target, or without a value that `clean.drop_missing_rows` asks for, are left out."""
+    """Rows without a target, or without a value that `clean.drop_missing_rows` asks for, are left out. `gone`: texts of
+    the target that are read as missing."""
     keep = np.ones(table.num_rows, dtype=bool)
     notes: list[str] = []
     for name in (spec.target, *spec.clean.drop_missing_rows):
         there = to_texts(make_column(spec, name), table.column(name)).codes >= 0
-        if gone := int((keep & ~there).sum()):
-            notes.append(f"{gone} of {table.num_rows} rows are left out: '{name}' is missing")
+        if lost := int((keep & ~there).sum()):
+            notes.append(f"{lost} of {table.num_rows} rows are left out: '{name}' is missing")
         keep &= there
     if not keep.any():
         raise DataError(
             f"Cannot use {origin}",
-            found=f"zero rows are left of {table.num_rows}" + "".join(f"; {note}" for note in notes),
+            found=f"zero rows are left of {table.num_rows}"
+            + "".join(f"; {note}" for note in notes)
+            + (f"; {said_missing(gone)}" if gone else ""),
             rule="training needs rows with a target",
-            remedy="Look at data.target, data.source.missing and data.clean.drop_missing_rows.",
+            remedy="Look at data.target, data.source.missing and data.clean.drop_missing_rows."
+            + (f" {keep_line(spec.target, gone)} keeps them." if gone else ""),
         )
     if keep.all():
         return table, fixed, notes
@@ -156,6 +164,9 @@ def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple
             continue
         columns.append(inferred.column)
         said += [inferred.note] if inferred.note else []
+        if inferred.role in ("category", "text"):
+            words = missing_words(inferred.column, table.column(name))
+            said += [note] if (note := missing_note(name, words, table.num_rows, is_target=False)) else []
         values[name], roles[name] = read, inferred.role
     ignored = tuple(name for name in table.column_names if name not in values)
     lists = {name: parent for name, parent in lists_of(table.schema).items() if name in values}

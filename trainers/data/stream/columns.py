@@ -12,6 +12,7 @@ from cluster.spec.data import DataSpec
 from cluster.spec.remedy import kind_line
 from trainers.data.read.arrow_types import unusable
 from trainers.data.read.infer import IDENTIFIER_WHY, Inferred
+from trainers.data.read.missing_words import missing_note
 from trainers.data.stream.scan import WORDS_MAX, Columns, Seen, infer_seen
 
 
@@ -21,6 +22,8 @@ def feature_columns(spec: DataSpec, columns: Columns) -> tuple[dict[str, Inferre
     apart = {spec.target, *spec.drop_columns, split.group, split.time, split.column}
     features: dict[str, Inferred] = {}
     notes = [f"{columns.dropped} rows are left out: a value is missing"] if columns.dropped else []
+    target = missing_note(spec.target, columns.seen[spec.target].gone, columns.rows, is_target=True)
+    notes += [target] if target else []
     for name, seen in columns.seen.items():
         if name in apart or spec.columns.get(name) == "drop":
             continue
@@ -40,6 +43,8 @@ def feature_columns(spec: DataSpec, columns: Columns) -> tuple[dict[str, Inferre
             )  # fmt: skip
         features[name] = inferred
         notes += [inferred.note] if inferred.note else []
+        if inferred.role in ("category", "text"):
+            notes += [note] if (note := missing_note(name, seen.gone, columns.rows, is_target=False)) else []
     return features, notes
 
 

@@ -36,6 +36,7 @@ from trainers.data.read.delimited import settle_spec
 from trainers.data.read.fetch import called_by_url
 from trainers.data.read.files import digest_files
 from trainers.data.read.infer import target_column
+from trainers.data.read.missing_words import keep_line, said_missing
 from trainers.data.read.raw import Role, Table
 from trainers.data.read.table_files import find_files
 from trainers.data.read.tables import check_columns
@@ -150,11 +151,16 @@ def _scan(spec: DataSpec, source: FileSource, paths: list[Path], tests: list[Pat
     for part in run(scan_columns, pieces, spec):
         columns.merge(part)
     if not columns.rows:
-        raise DataError(f"Cannot use {source.path}", found=f"zero rows are left of {columns.dropped}",
-                        rule="training needs rows with a target", remedy="Look at data.target.")  # fmt: skip
+        gone = columns.seen[spec.target].gone
+        raise DataError(
+            f"Cannot use {source.path}",
+            found=f"zero rows are left of {columns.dropped}" + (f"; {said_missing(gone)}" if gone else ""),
+            rule="training needs rows with a target",
+            remedy="Look at data.target." + (f" {keep_line(spec.target, gone)} keeps them." if gone else ""),
+        )
     spec = with_parts(spec, {name: seen.parent for name, seen in columns.seen.items()})
     check_columns(spec, list(columns.seen), source.path)
-    task, classes, codes, target = _labels(spec, columns.seen[spec.target])
+    task, classes, codes, target = _labels(spec, columns.seen[spec.target], columns.rows)
     found, notes = feature_columns(spec, columns)
     roles = {name: inferred.role for name, inferred in found.items()}
     if not roles:
@@ -260,7 +266,7 @@ def _paths(source: FileSource) -> tuple[list[Path], list[Path]]:
 
 
 def _labels(
-    spec: DataSpec, seen: Seen
+    spec: DataSpec, seen: Seen, rows: int
 ) -> tuple[Literal["classification", "regression"], tuple[str, ...], dict[str, float], Column]:
     """The task, the classes with the words of each, and how a quantity is read. Raises DataError."""
     words = list(seen.words)
@@ -273,7 +279,9 @@ def _labels(
         assert column is not None, "check_regression and infer_task refuse words"
         return task, (), {}, column
     labels = sorted(set(target_rules.class_labels(values).tolist()))
-    if len(labels) > target_rules.CLASSES_MAX or len(labels) < 2:
+    if len(labels) == 1:
+        raise target_rules.one_class(spec.target, labels[0], rows, seen.gone)
+    if len(labels) > target_rules.CLASSES_MAX:
         raise DataError(
             f"Cannot use '{spec.target}' as the target", found=f"it has {len(labels)} different values",
             rule=f"a target has 2 to {target_rules.CLASSES_MAX:,} classes", remedy="Choose another data.target.",

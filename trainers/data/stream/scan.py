@@ -30,6 +30,7 @@ from trainers.data.read.arrow_types import check_usable, lists_of, parents_of, u
 from trainers.data.read.batches import Piece, read_piece
 from trainers.data.read.columns import make_column, read_values, to_texts
 from trainers.data.read.infer import Inferred, Look, decide, is_text, look_at
+from trainers.data.read.missing_words import missing_words
 from trainers.data.read.raw import Role
 from trainers.data.read.tables import given_splits
 from trainers.data.read.writing import Writing
@@ -55,10 +56,13 @@ class Seen:
     """The column of the source that it is made of."""
     list_of: str = ""
     """The list that it is an item of."""
+    gone: Counter[str] = field(default_factory=Counter)
+    """Texts that are read as missing, without the empty one; of the target, those of the rows that are left out."""
 
     def merge(self, other: Seen) -> None:
         self.kind = other.kind if pa.types.is_null(self.kind) or unusable(other.kind) else self.kind
         self.missing += other.missing
+        self.gone.update(other.gone)
         self.words |= other.words
         self.overflow = self.overflow or other.overflow or len(self.words) > WORDS_MAX
         if self.overflow:
@@ -194,6 +198,9 @@ def scan_columns(piece: Piece, spec: DataSpec) -> Columns:
         for name in rows.column_names:
             part.seen[name] = seen = _look(spec, name, rows.column(name))
             seen.parent, seen.list_of = parents[name], lists.get(name, "")
+            said = batch if name == spec.target else rows
+            if said is batch or seen.missing:
+                seen.gone = Counter(missing_words(make_column(spec, name), said.column(name)))
         found.merge(part)
     return found
 

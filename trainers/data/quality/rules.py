@@ -119,7 +119,7 @@ def outliers_finding(name: str, facts: Mapping[str, Any]) -> Finding | None:
 
 def unusable_types(gone: Mapping[str, str]) -> list[Finding | None]:
     """`gone`: column -> why nothing can be learned from its type."""
-    return [Finding("unusable_type", "warning", name, f"{why}: it is left out", f"data.drop_columns: [{name}]",
+    return [Finding("unusable_type", "warning", name, f"{why}: it is left out", drop_line(name),
                     {"reason": why}) for name, why in gone.items()]  # fmt: skip
 
 

@@ -151,13 +151,7 @@ def _scan(spec: DataSpec, source: FileSource, paths: list[Path], tests: list[Pat
     for part in run(scan_columns, pieces, spec):
         columns.merge(part)
     if not columns.rows:
-        gone = columns.seen[spec.target].gone
-        raise DataError(
-            f"Cannot use {source.path}",
-            found=f"zero rows are left of {columns.dropped}" + (f"; {said_missing(gone)}" if gone else ""),
-            rule="training needs rows with a target",
-            remedy="Look at data.target." + (f" {keep_line(spec.target, gone)} keeps them." if gone else ""),
-        )
+        raise _no_rows(spec, source, columns)
     spec = with_parts(spec, {name: seen.parent for name, seen in columns.seen.items()})
     check_columns(spec, list(columns.seen), source.path)
     task, classes, codes, target = _labels(spec, columns.seen[spec.target], columns.rows)
@@ -182,6 +176,16 @@ def _scan(spec: DataSpec, source: FileSource, paths: list[Path], tests: list[Pat
                   for name in scanned.rows}  # fmt: skip
         check_split_classes(spec, by_split, classes)
     return scanned
+
+
+def _no_rows(spec: DataSpec, source: FileSource, columns: Columns) -> DataError:
+    gone = columns.seen[spec.target].gone
+    return DataError(
+        f"Cannot use {source.path}",
+        found=f"zero rows are left of {columns.dropped}" + (f"; {said_missing(gone)}" if gone else ""),
+        rule="training needs rows with a target",
+        remedy="Look at data.target." + (f" {keep_line(spec.target, gone)} keeps them." if gone else ""),
+    )
 
 
 def fit(scanned: Scanned) -> tuple[Transforms, dict[str, Any]]:

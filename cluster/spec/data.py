@@ -303,11 +303,20 @@ class WritingSpec(StrictSpec):
     """Dates: strptime's directives such as `%d/%m/%Y %H:%M`, or `epoch_s`, `epoch_ms`, `epoch_us`, `epoch_ns`."""
     unit: Annotated[str, Field(min_length=1)] | None = None
     """Numbers: the unit or currency before or after them, such as `kg`."""
+    thousands: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Numbers: the separator of thousands, where it is another one than the source's."""
+    decimal: Literal[".", ","] | None = None
+    """Numbers: the mark of decimals, where it is another one than the source's."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> WritingSpec:
-        if (self.date is None) == (self.unit is None):
-            raise ValueError("must give either date or unit")
+    def _one_kind(self) -> WritingSpec:
+        numbers = [part for part in (self.unit, self.thousands, self.decimal) if part is not None]
+        if (self.date is None) == (not numbers):
+            raise ValueError("must give either date, or unit, thousands and decimal of numbers")
+        if self.thousands is not None and self.thousands == (self.decimal or "."):
+            raise ValueError(
+                f"must not give {self.thousands!r} to both thousands and decimal (which is a point if absent)"
+            )
         return self
 
 

@@ -205,6 +205,9 @@ UNITS: dict[str, tuple[Callable[[int], str], Callable[[int], float], dict]] = {
     "money": (lambda row: f"$ {1000 + row:,}.50", lambda row: 1000.5 + row, {"unit": "$", "thousands": ","}),
     "minus": (lambda row: f"-${row}", lambda row: -float(row), {"unit": "$"}),
     "euros": (lambda row: f"1.{row:03},50 €", lambda row: 1000.5 + row, {"thousands": ".", "decimal": ","}),
+    "whole euros": (lambda row: f"1.{row:03} €", lambda row: 1000.0 + row, {"thousands": ".", "decimal": ","}),
+    "mixed euros": (lambda row: f"1.{row:03}{',50' if row % 2 else ''} €", lambda row: 1000.0 + row + row % 2 / 2,
+                    {"thousands": ".", "decimal": ","}),
     "kilograms": (lambda row: f"{row / 2} kg", lambda row: row / 2, {"unit": "kg"}),
     "tight": (lambda row: f"{row}km/h", float, {"unit": "km/h"}),
     "months": (lambda row: f"{12 * (1 + row % 5)} months", lambda row: 12.0 * (1 + row % 5), {"unit": "months"}),
@@ -237,15 +240,15 @@ def test_units_that_disagree_and_numbers_with_two_readings(tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         read(tmp_path, {"x": [f"1,{350 + row} kg" for row in range(ROWS)]})
     assert "can be read as 1.35 and as 1350" in caught.value.message.replace("1350 and as 1.35", "1.35 and as 1350")
-    assert 'data.source.thousands: ","' in caught.value.message
-    assert 'data.source.decimal: ","' in caught.value.message
-    words = [f"1,{350 + row} kg" for row in range(ROWS)]
+    for rest in ('thousands: ","', 'thousands: ".", decimal: ","'):
+        assert f'data.columns: {{x: {{unit: "kg", {rest}}}}}' in caught.value.message
     path = tmp_path / "table.csv"
     for key, expected in (("thousands", 1350.0), ("decimal", 1.35)):
-        told = same_both_ways({"kind": "csv", "path": str(path), key: ","})
-        assert told.table is not None
-        assert np.asarray(told.table.values["x"])[0] == expected
-    assert len(words) == len(told)
+        source = {"kind": "csv", "path": str(path)}
+        declared = same_both_ways(source, columns={"x": {"unit": "kg", key: ","}})
+        for told in (same_both_ways({**source, key: ","}), declared):
+            assert told.table is not None
+            assert np.asarray(told.table.values["x"])[0] == expected
     declared = read(tmp_path, {"x": [f"{row} Stk" if row % 2 else str(row) for row in range(ROWS)]},
                     columns={"x": {"unit": "Stk"}})  # fmt: skip
     assert declared.table is not None
@@ -403,7 +406,8 @@ def test_old_transforms_read_as_before() -> None:
         ({"date": "%Q-%Y"}, "%Q is none of them"),
         ({"date": "%I:%M %d/%m/%Y"}, "needs AM or PM"),
         ({"date": "%d %Y"}, "must hold the month of its day"),
-        ({"date": "%Y", "unit": "kg"}, "either date or unit"),
+        ({"date": "%Y", "unit": "kg"}, "either date, or unit"),
+        ({"unit": "kg", "thousands": "."}, "both thousands and decimal"),
         ({"dates": "%Y"}, "did you mean"),
         ("datum", "must be"),
     ],

@@ -227,16 +227,18 @@ def _settled(name: str, reading: Reading, look: Look) -> dict[str, str]:
 
 
 def _unit_rules(column: Column, declared: WritingSpec, look: Look) -> dict[str, str]:
-    """The rules of a declared unit: separators as its numbers show them. Raises DataError for two readings."""
-    assert declared.unit is not None
-    units = {"unit": declared.unit}
+    """The rules of declared numbers: separators as they are declared, or as the numbers show them. Raises DataError for
+    two readings."""
+    told = {part: text for part in ("unit", "thousands", "decimal") if (text := getattr(declared, part)) is not None}
+    if declared.unit is None or {"thousands", "decimal"} & told.keys():
+        return {"thousands": "", "decimal": ".", **told}
     if not look.words or look.writing.numbers or column.thousands or column.decimal != ".":
-        return units
+        return told
     beside = [word for word in look.words if declared.unit in word]
     forms = forms_of(column, pa.array(beside, pa.string()), declared.unit) if beside else None
     reading = unit_reading(declared.unit, forms) if forms else None
     if reading is None:
-        return units
+        return told
     return _settled(column.name, reading, look)
 
 

@@ -66,7 +66,8 @@ def unit_reading(unit: str, forms: set[str]) -> Reading | None:
         if commas:
             return Reading("unit", swapped)
         return Reading("unit", both, None if points or unit in CURRENCIES else swapped)
-    if commas:
+    cents = "point of three" in forms and "point" not in forms and not points and unit in CURRENCIES
+    if commas or cents:  # no price has three decimals
         return Reading("unit", swapped)
     return Reading("unit", {**plain, "thousands": ","} if "thousands" in forms else plain)
 
@@ -137,14 +138,13 @@ def line(name: str, reading: Reading, rules: dict[str, Any] | None = None) -> st
     rules = reading.rules if rules is None else rules
     if reading.kind == "date":
         return written_line(name, f'{{date: "{rules["date"]}"}}' if rules["date"] else "date")
-    return written_line(name, f'{{unit: "{rules["unit"]}"}}')
+    said = ", ".join(f'{part}: "{rules[part]}"' for part in ("unit", "thousands", "decimal") if rules.get(part))
+    return written_line(name, f"{{{said}}}")
 
 
 def choice(name: str, reading: Reading) -> str:
     """Both lines of the spec between which the user has to choose."""
-    if reading.kind == "date":
-        return f"{line(name, reading)} or {line(name, reading, reading.other)}"
-    return 'data.source.thousands: "," or data.source.decimal: ","'
+    return f"{line(name, reading)} or {line(name, reading, reading.other)}"
 
 
 def _code(writing: Writing) -> str:

@@ -123,10 +123,11 @@ FORMS = {
     "either": r"^[0-9]{1,3},[0-9]{3}$",
     "swapped": r"^[0-9]{1,3}([.][0-9]{3})+,[0-9]+$|^[0-9]{1,3}([.][0-9]{3}){2,}$",
     "comma": r"^[0-9]+,[0-9]+$",
+    "point of three": r"^[0-9]{1,3}[.][0-9]{3}$",
     "point": r"^[0-9]*[.][0-9]+$",
     "digits": r"^[0-9]+$",
 }
-"""Form -> what has it, the first that fits: 1,350.00; 1,350 (both readings); 1.350,00; 3,5; 3.5; 12."""
+"""Form -> what has it, the first that fits: 1,350.00; 1,350; 1.350,00; 3,5; 1.350; 3.5; 12."""
 
 
 def writing_of(column: Column, words: Sequence[str] | pa.Array) -> Writing:

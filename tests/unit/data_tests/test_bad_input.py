@@ -48,6 +48,8 @@ CASES: dict[str, tuple[Callable[[Path], None], dict, str]] = {
     "numbers mixed with words": (text("a,b,y\n" + ROWS + "n/k,3,yes\n"), {}, "are numbers, but not 'n/k'"),
     "infinite value": (text("a,b,y\n" + ROWS + "inf,3,yes\n"), {}, "is infinite"),
     "column twice": (text("a,a,y\n1,2,yes\n"), {}, "column 'a' is there twice"),
+    "no header": (text(ROWS), {}, "The first line may be a row: set data.source.header: false"),
+    "no header, a value twice": (text("7,7,yes\n" + ROWS), {}, "The first line may be a row"),
     "target not there": (text("a,b,label\n" + ROWS), {"target": "labell"}, "Did you mean 'label'?"),
     "spec names an absent column": (
         text("a,b,y\n" + ROWS), {"drop_columns": ["bb"]}, "no column 'bb', which data.drop_columns names"),

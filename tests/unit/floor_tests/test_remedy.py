@@ -88,6 +88,7 @@ GUARDED = {
     "data.columns.HOLE: category": "a declared column is not inferred",
     'data.source.thousands: ","': "raised where there is no separator",
     'data.source.decimal: ","': "raised where neither mark is set",
+    "data.source.header: false": "raised where the first line was taken for names",
     "data.source.quoted_missing: missing": "raised where words in quotes are values",
     "data.encode.text: token_ids": "said where it is another value",
     "serve.host: 0.0.0.0": "warned of for loopback addresses",

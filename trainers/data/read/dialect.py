@@ -291,6 +291,11 @@ def _kind(cells: Sequence[str]) -> str | None:
     return "date" if all(DATE.match(cell) for cell in there) else None
 
 
+def looks_like_row(names: Sequence[str]) -> bool:
+    """Whether a line that was read as a header holds numbers, as rows do."""
+    return any(_is_number(name) for name in names)
+
+
 def _is_number(cell: str) -> bool:
     return bool(POINT.match(cell) or COMMA.match(cell) or GROUPS.match(cell) or POINT_GROUPS.match(cell))
 

@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts, Values
 from cluster.errors import DataError
-from cluster.spec.data import SPLITS, DataSpec
+from cluster.spec.data import SPLITS, CsvSource, DataSpec
 from cluster.spec.remedy import map_line, written_line
 from trainers.data.hashing import column_keys, table_keys
 from trainers.data.read.arrow_types import check_usable, lists_of, parents_of, type_notes, unusable, with_parts
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts
 from trainers.data.read.delimited import settle_spec
+from trainers.data.read.dialect import looks_like_row
 from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, infer_column, target_column
 from trainers.data.read.missing_words import keep_line, missing_note, missing_words, said_missing
 from trainers.data.read.raw import FREE, Layout, RawData, Role, Table
@@ -82,8 +83,9 @@ def check_columns(spec: DataSpec, names: list[str], origin: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
-            f"Cannot read {origin}", found=f"column '{twice[0]}' is there twice", remedy="Rename one of them."
-        )
+            f"Cannot read {origin}", found=f"column '{twice[0]}' is there twice",
+            remedy=_without_header(spec, names) or "Rename one of them.",
+        )  # fmt: skip
     wanted: dict[str, str] = {spec.target: "data.target"}
     named: tuple[tuple[str, Iterable[str]], ...] = (
         ("drop_columns", spec.drop_columns),
@@ -103,8 +105,16 @@ def check_columns(spec: DataSpec, names: list[str], origin: str) -> None:
                 f"Cannot read {origin}",
                 found=f"it has no column '{name}', which {place} names",
                 rule="its columns are " + ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
-                remedy=f"Did you mean '{close[0]}'?" if close else f"Mend {place}.",
+                remedy=f"Did you mean '{close[0]}'?" if close else _without_header(spec, names) or f"Mend {place}.",
             )
+
+
+def _without_header(spec: DataSpec, names: list[str]) -> str:
+    """The remedy where a row was taken for the header, else empty."""
+    source = spec.source
+    if not isinstance(source, CsvSource) or not source.header or source.names or not looks_like_row(names):
+        return ""
+    return "The first line may be a row: set data.source.header: false, and data.source.names."
 
 
 def _drop_rows(

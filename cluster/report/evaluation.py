@@ -272,10 +272,23 @@ def headline_of(metrics: Mapping[str, float]) -> str | None:
     return next((name for name in ("accuracy", "rmse") if name in metrics), None)
 
 
-def beaten_by(metrics: Mapping[str, float], facts: Mapping[str, Any]) -> bool:
-    """Whether a baseline's headline is better than the network's."""
+def beaten_by(metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
+    """What it means that a baseline's headline is better than the network's; empty where none is."""
     name = headline_of(metrics)
-    if name is None:
-        return False
-    others = [row["metrics"][name] for row in baselines_of(facts.get("baseline")) if name in row["metrics"]]
-    return any(_best([metrics[name], other], name) != metrics[name] for other in others)
+    found = facts.get("baseline") or {}
+
+    def better(baseline: Mapping[str, Any] | None) -> bool:
+        other = None if not baseline or name is None else baseline["metrics"].get(name)
+        return other is not None and name is not None and _best([metrics[name], other], name) != metrics[name]
+
+    if better(found.get("constant")):
+        return (
+            "One answer for every row does better than the network: nothing that it learned holds on the test rows. "
+            "Look at the training curves, and at the learning rate first."
+        )
+    if better(found.get("model")):
+        return (
+            "The quick model does better than the network on the same rows: a search over learning rate, regularization "
+            "and epochs should pay off."
+        )
+    return ""

@@ -22,6 +22,7 @@ from cluster.telemetry.view import format_metric, format_value
 SIZE = (5.2, 3.8)
 COLUMNS_SHOWN_MAX = 20
 BAR_INCHES = 0.27
+LEARNED = 0.05  # balanced accuracy above that of a guess: it tells classes apart
 CLASSES_NAMED = 2  # of many classes, the ones that are ranked worst have a color and a name
 NAMES = {"rmse": "RMSE", "mae": "MAE", "r2": "R²", "roc_auc": "ROC AUC", "macro_f1": "macro F1"}
 FIRST = ("accuracy", "rmse", "r2", "mae")  # of the table of metrics
@@ -281,6 +282,12 @@ def beaten_by(metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
         other = None if not baseline or name is None else baseline["metrics"].get(name)
         return other is not None and name is not None and _best([metrics[name], other], name) != metrics[name]
 
+    chance = 1 / max(2, len(facts.get("per_class", [])))
+    if better(found.get("constant")) and metrics.get("balanced_accuracy", 0.0) > chance + LEARNED:
+        return (
+            "One answer for every row is right more often, because the classes are unequal: judge this network by "
+            "balanced accuracy, macro F1 and average precision."
+        )
     if better(found.get("constant")):
         return (
             "One answer for every row does better than the network: nothing that it learned holds on the test rows. "
@@ -288,7 +295,7 @@ def beaten_by(metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
         )
     if better(found.get("model")):
         return (
-            "The quick model does better than the network on the same rows: a search over learning rate, regularization "
-            "and epochs should pay off."
+            "The quick model does better than the network on the same rows: a search over learning rate, "
+            "regularization and epochs should pay off."
         )
     return ""

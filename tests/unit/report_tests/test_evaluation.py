@@ -102,6 +102,17 @@ def test_the_baseline_stands_beside_the_headline_and_is_said_where_it_is_better(
     assert ("One answer for every row does better" in html) == (accuracy == 0.5)
 
 
+def test_of_unequal_classes_a_network_that_tells_them_apart_is_not_said_to_have_learned_nothing(tmp_path: Path) -> None:
+    """2 % positives, class weights: fewer rows are right than with one answer, and it is the better model."""
+    facts = {
+        "metrics": {"accuracy": 0.96, "balanced_accuracy": 0.9},
+        "baseline": {"constant": {"answer": "no", "metrics": {"accuracy": 0.98}}, "model": None},
+    }
+    html = page(evaluated(tmp_path, facts, None))
+    assert "because the classes are unequal" in html
+    assert "nothing that it learned" not in html
+
+
 def test_a_run_of_an_earlier_version_has_its_metrics_and_no_empty_figures(tmp_path: Path) -> None:
     html = page(full_run(tmp_path))
     assert "All metrics" in html

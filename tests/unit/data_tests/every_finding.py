@@ -20,7 +20,7 @@ PLANTED = {
     ("duplicate_rows", ""), ("hidden_missing", "income"), ("identifier", "id"), ("identifier", "running"),
     ("infinite", "ratio"), ("label_variants", "city"), ("label_variants", "y"),
     ("leakage", "leak"), ("missing", "holes"), ("mixed_types", "mixed"), ("near_duplicate", "twice"),
-    ("outliers", "income"), ("outliers", "heavy"), ("overlap", ""), ("units", "weight"), ("white_space", ""),
+    ("outliers", ""), ("overlap", ""), ("units", "weight"), ("white_space", ""),
 }  # fmt: skip
 
 

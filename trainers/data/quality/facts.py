@@ -29,6 +29,8 @@ WORDS_MAX = 4_096  # different words of a column that are counted one by one
 CLASSES_KEPT_MAX = 64  # different numbers of a column that are: a target of whole numbers has classes
 CODES = f"{ZEROS}|{LONG}"  # digits that a number would change
 PLAIN = Column(name="", kind="text")
+LARGEST_WHOLE = 2.0**53  # from here on float64 skips whole numbers
+STEP_FIRST = 256  # most columns have a step of 1 among this many values
 NUMBER_START = r"^[+-]?(\.?[0-9]|[iI][nN][fF]|[nN][aA][nN])"
 
 
@@ -98,6 +100,9 @@ class ColumnFacts:
         self.rows = self.missing = self.infinite = self.finite = self.spaced = 0
         self.low, self.high = End(math.inf, 0, math.inf), End(-math.inf, 0, -math.inf)
         self.sums: list[float] = []
+        self.origin: float | None = None
+        self.step = 0
+        """Whole numbers: one of them, and what all differences are multiples of (0 while all are equal)."""
         self.holes: list[tuple[int, int]] = []
         """(rows, missing) of each batch, in order."""
         self.parsed = self.whole = True
@@ -146,6 +151,8 @@ class ColumnFacts:
         self.low, self.high = _joined(self.low, other.low, -1), _joined(self.high, other.high, 1)
         self.sums += other.sums
         self.holes += other.holes
+        if other.origin is not None:
+            self._take_step(other.origin, other.step)
         self.parsed, self.whole = self.parsed and other.parsed, self.whole and other.whole
         self.writing = self.writing.merge(other.writing)
         self.in_text = self.in_text or other.in_text
@@ -216,8 +223,17 @@ class ColumnFacts:
             return
         self.sums.append(float(finite.sum()))
         self.whole = self.whole and bool((finite == np.floor(finite)).all())
+        if self.whole:
+            self._take_step(float(finite[0]), step_of(finite))
         self.low = _joined(self.low, _end(finite, finite.min(), -1), -1)
         self.high = _joined(self.high, _end(finite, finite.max(), 1), 1)
+
+    def _take_step(self, value: float, step: int) -> None:
+        """Take in whole numbers: one of them, and what all their differences are multiples of."""
+        if self.origin is None:
+            self.origin, self.step = value, step
+        elif self.step != 1:
+            self.step = math.gcd(self.step, step, int(abs(value - self.origin)))
 
     def _count_words(self, more: dict[str, int] | None) -> None:
         if self.words is None or more is None:
@@ -227,6 +243,15 @@ class ColumnFacts:
             self.words[word] = self.words.get(word, 0) + count
         if len(self.words) > WORDS_MAX:
             self.words = None
+
+
+def step_of(whole: np.ndarray) -> int:
+    """The largest number of which all differences of these whole numbers are multiples; 0 where all are equal."""
+    apart = np.abs(whole - whole[0])
+    if not apart.max() < LARGEST_WHOLE:
+        return 1
+    few = int(np.gcd.reduce(apart[:STEP_FIRST].astype(np.int64)))
+    return few if few == 1 else int(np.gcd.reduce(apart.astype(np.int64), initial=few))
 
 
 def _number_hashes(numbers: np.ndarray, salt: np.uint64) -> np.ndarray:

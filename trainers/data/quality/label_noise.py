@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.bundle.transforms import Texts, Values
 from trainers.data.quality.findings import Finding
+from trainers.data.quality.leaks import by_alphabet
 
 ROWS_MAX = 5_000
 CLASSES_MAX = 20
@@ -55,9 +56,9 @@ def label_noise(target: str, labels: Texts, columns: Mapping[str, Values], rows:
 
 
 def _feature(column: Values, rows: np.ndarray) -> np.ndarray:
-    """One column as finite numbers: missing numbers below all others, texts as their codes."""
+    """One column as finite numbers: missing numbers below all others, texts by the alphabet."""
     if isinstance(column, Texts):
-        return column.codes[rows].astype(np.float32)
+        return by_alphabet(column)[rows].astype(np.float32)
     values = column[rows]
     finite = values[np.isfinite(values)]
     floor = float(finite.min() - 1.0) if len(finite) else 0.0

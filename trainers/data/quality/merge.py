@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainers.data.quality import columns as quality_columns
 from trainers.data.quality import rules as quality_rules
 from trainers.data.quality.facts import ColumnFacts
 from trainers.data.quality.findings import Finding
 from trainers.data.quality.part import FILE_ROWS_BITS, QUANTILE_RANK_ERROR, Part
-from trainers.data.quality.report import MAP_CELLS, QualityReport, check_table, ordered
+from trainers.data.quality.report import MAP_CELLS, QualityReport, check_table, is_alone, ordered
 
 COUNTED = {"missing", "infinite", "duplicate_rows", "white_space", "hidden_missing", "overlap", "constant",
            "identifier", "codes", "units"}  # fmt: skip
@@ -39,7 +40,9 @@ def merged_report(whole: Part, target: str | None = None, *, test: Part | None =
         _said(finding, whole) for finding in sampled.findings if not _decided(finding, whole, test)
     ]
     for name, column in whole.columns.items():
-        found += _column_findings(name, column, whole, is_target=name == target)
+        found += _column_findings(
+            name, column, whole, is_target=name == target, alone=is_alone(list(whole.columns), target)
+        )
     found += [_white_space(whole), _repeats(whole), *quality_rules.unusable_types(whole.gone)]
     if target is not None and (counts := whole.columns[target].words) is not None:
         found.append(quality_rules.target_finding(target, counts))
@@ -80,7 +83,9 @@ def _row(number: int) -> dict[str, int]:
     return {"file": file, "row": row} if file else {"row": row}
 
 
-def _column_findings(name: str, column: ColumnFacts, whole: Part, *, is_target: bool) -> list[Finding | None]:
+def _column_findings(
+    name: str, column: ColumnFacts, whole: Part, *, is_target: bool, alone: bool
+) -> list[Finding | None]:
     missing = column.missing + whole.rows - column.rows  # a column that some rows lack is missing there
     there, different, words = whole.rows - missing, column.different.count(), column.words
     text, reading = not column.numeric, column.reading
@@ -96,8 +101,10 @@ def _column_findings(name: str, column: ColumnFacts, whole: Part, *, is_target: 
     if text or (column.whole and column.finite and not is_target):
         error = column.different.relative_error
         likely = there if different >= there * (1 - error) else different
-        ends = None if text else (column.low.value, column.high.value)
-        found.append(quality_rules.identifier_finding(name, there, likely, _examples(name, whole), ends=ends))
+        ends = None if text else (column.low.value, column.high.value, float(column.step))
+        shown = tuple(words) if words is not None else _sample_words(name, whole)
+        found.append(quality_rules.identifier_finding(name, there, likely, _examples(name, whole), ends=ends,
+                                                      words=shown, alone=alone))  # fmt: skip
     if text and words is not None and not quality_rules.is_prose(tuple(words)):
         found.append(quality_rules.mixed_types(name, tuple(words)))
         found.append(quality_rules.label_variants(name, tuple(words), is_target=is_target))
@@ -168,6 +175,11 @@ def _beside(whole: Part, test: Part, target: str | None) -> list[Finding | None]
 def _example(name: str, whole: Part) -> Any:
     words = whole.columns[name].words
     return next(iter(words)) if words else None
+
+
+def _sample_words(name: str, whole: Part) -> tuple[str, ...]:
+    values = whole.sample.column(name)
+    return tuple(pc.unique(values.cast(pa.string())).drop_null().to_pylist())
 
 
 def _examples(name: str, whole: Part) -> list[Any]:

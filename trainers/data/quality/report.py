@@ -10,7 +10,7 @@ Not covered: tables past memory (stream.py, which judges its sample with this mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,23 +20,21 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts
 from cluster.bundle.transforms.columns import number_text, plain_float
-from cluster.spec.remedy import drop_line
 from trainers.data.hashing import seeded, table_keys
 from trainers.data.quality import columns as quality_columns
 from trainers.data.quality import label_noise
 from trainers.data.quality import rules as quality_rules
+from trainers.data.quality.facts import step_of
 from trainers.data.quality.findings import SEVERITIES, Finding
+from trainers.data.quality.leaks import find_leaks
 from trainers.data.quality.rules import CLASSES_MAX, OUTLIER_FENCE_IQR, SUSPICIOUS, is_prose
 from trainers.data.read.arrow_types import usable_table
 from trainers.data.read.columns import numbers_there, to_numbers, to_texts
 from trainers.data.read.reading import reading_of
 from trainers.data.read.writing import Writing, writing_of, writing_of_numbers
 
-LEAK_FOLDS = 3
-LEAK_SCORE = 0.999  # a column that orders or groups the classes this well is the target under another name
 PSI_SHIFTED = 0.2  # usual reading of the population stability index: above it the population has moved
 DRIFT_ROWS_MIN = 100
-ROWS_MAX = 200_000
 HISTOGRAM_BINS = 20
 HISTOGRAM_IQR = 3.0  # values farther from the quartiles go to the outer bins: a few would leave all others in one bar
 MAP_CELLS = 40  # of the missing-value map: each is a run of rows of the table
@@ -61,12 +59,15 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
     facts: dict[str, dict[str, Any]] = {}
     findings: list[Finding | None] = quality_rules.unusable_types(gone)
     values: dict[str, np.ndarray | Texts] = {}
+    free: list[str] = []
     for name in table.column_names:
         raw = table.column(name)
         values[name], words, writing = _read_column(name, raw)
+        if name != target and reading_of(name, writing).kind == "words" and quality_rules.is_free_text(words, len(raw)):
+            free.append(name)
         facts[name] = _facts(values[name], len(words))
         findings += _column_findings(name, values[name], words, facts[name], (raw, writing),
-                                     is_target=name == target)  # fmt: skip
+                                     is_target=name == target, alone=is_alone(table.column_names, target))  # fmt: skip
     spaced = {name: count for name in table.column_names if (count := _outer_spaces(table.column(name)))}
     keys = table_keys(values, table.num_rows)
     drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
@@ -77,13 +78,14 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
     if target is not None:
         labels = to_texts(Column(name=target, kind="text", missing=SUSPICIOUS), table.column(target))
         findings.append(quality_rules.target_finding(target, _counts(labels)))
-        findings += _leaks(target, labels, values)
+        findings += find_leaks(target, labels, values)
         names = {finding.column for finding in findings if finding and finding.rule == "identifier"}
         useful = {name: column for name, column in features.items() if name not in names}
-        findings += label_noise.label_noise(target, labels, useful, drawn)
+        if not free:  # a forest knows nothing of what a text says, and may be sure without it
+            findings += label_noise.label_noise(target, labels, useful, drawn)
     if test is not None:
         findings += _test_findings(target, test, values)
-    return QualityReport(table.num_rows, facts, ordered(findings))
+    return QualityReport(table.num_rows, facts, ordered(quality_rules.grouped(findings)))
 
 
 def _read_column(name: str, raw: pa.ChunkedArray) -> tuple[np.ndarray | Texts, tuple[Any, ...], Writing]:
@@ -100,6 +102,11 @@ def _read_column(name: str, raw: pa.ChunkedArray) -> tuple[np.ndarray | Texts, t
     writing = writing_of(rules, texts.words)
     read = None if reading_of(name, writing).kind == "code" else _numbers(texts)
     return (texts if read is None else read), texts.words, writing  # "1" and "1.0" are one number
+
+
+def is_alone(names: Sequence[str], target: str | None) -> bool:
+    """Whether there is a single feature."""
+    return target is not None and len(names) == 2
 
 
 def ordered(findings: list[Finding | None]) -> tuple[Finding, ...]:
@@ -165,9 +172,10 @@ def number_facts(finite: np.ndarray) -> dict[str, Any]:
 
 def _column_findings(
     name: str, values: np.ndarray | Texts, words: tuple[Any, ...], facts: dict[str, Any],
-    raw: tuple[pa.ChunkedArray, Writing], *, is_target: bool,
+    raw: tuple[pa.ChunkedArray, Writing], *, is_target: bool, alone: bool,
 ) -> list[Finding | None]:  # fmt: skip
-    """`words`: the different values, as texts or numbers. `raw`: the column, and how it is written."""
+    """`words`: the different values, as texts or numbers. `raw`: the column, and how it is written. `alone`: it is the
+    only feature."""
     rows, missing = len(values), facts["missing"]
     numbers = None if isinstance(values, Texts) else values
     example = words[0] if words and isinstance(words[0], str) else number_text(float(words[0])) if words else None
@@ -186,15 +194,18 @@ def _column_findings(
         return found  # each row may well have a value of its own
     found.append(None if is_target else quality_rules.outliers_finding(name, facts))
     if numbers is None:
-        found.append(quality_rules.identifier_finding(name, rows - missing, len(words), words[:3]))
+        found.append(quality_rules.identifier_finding(name, rows - missing, len(words), words[:3], words=words,
+                                                      alone=alone))  # fmt: skip
         if not is_prose(words):
             found.append(quality_rules.mixed_types(name, words))
             found.append(quality_rules.label_variants(name, words, is_target=is_target))
     elif not is_target:
         finite = numbers[np.isfinite(numbers)]
         if len(finite) and np.array_equal(finite, np.floor(finite)):
-            examples, ends = [float(value) for value in finite[:3]], (facts["min"], facts["max"])
-            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), examples, ends=ends))
+            examples = [float(value) for value in finite[:3]]
+            ends = (facts["min"], facts["max"], float(step_of(finite)))
+            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), examples, ends=ends,
+                                                          alone=alone))  # fmt: skip
         found += quality_columns.hidden_missing(name, numbers, in_text=is_text(raw[0].type))
     return found
 
@@ -224,39 +235,6 @@ def _outer_spaces(raw: pa.ChunkedArray) -> int:
     if not is_text(raw.type) or pa.types.is_dictionary(raw.type):
         return 0
     return int(pc.sum(pc.not_equal(raw, pc.utf8_trim_whitespace(raw))).as_py() or 0)
-
-
-def _leaks(target: str, labels: Texts, values: Mapping[str, np.ndarray | Texts]) -> list[Finding]:
-    """Columns that alone predict the target of rows they were not fitted on."""
-    if not 2 <= len(labels.words) <= CLASSES_MAX or min(_counts(labels).values()) < LEAK_FOLDS:
-        return []
-    rows = np.flatnonzero(labels.codes >= 0)[:ROWS_MAX]
-    found = []
-    for name, column in values.items():
-        if name == target:
-            continue
-        feature = column.codes[rows] if isinstance(column, Texts) else np.nan_to_num(column[rows], posinf=0, neginf=0)
-        score = _alone(feature[:, None], labels.codes[rows])
-        if score >= LEAK_SCORE:
-            text = f"it alone predicts '{target}' (balanced accuracy {score:.3f} on rows not fitted)"
-            evidence = {"score": score, "rows": len(rows)}
-            found.append(Finding("leakage", "error", name, text, drop_line(name), evidence))
-    return found
-
-
-def _alone(feature: np.ndarray, goal: np.ndarray) -> float:
-    """Cross-validated balanced accuracy of one column; 0 as soon as it cannot reach `LEAK_SCORE` any more."""
-    from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import StratifiedKFold
-    from sklearn.tree import DecisionTreeClassifier
-
-    scores: list[float] = []
-    for train, test in StratifiedKFold(LEAK_FOLDS).split(feature, goal):
-        tree = DecisionTreeClassifier(max_depth=6, min_samples_leaf=2, random_state=0).fit(feature[train], goal[train])
-        scores.append(float(balanced_accuracy_score(goal[test], tree.predict(feature[test]))))
-        if sum(scores) + LEAK_FOLDS - len(scores) < LEAK_SCORE * LEAK_FOLDS:
-            return 0.0
-    return float(np.mean(scores))
 
 
 def _test_findings(target: str | None, test: pa.Table, values: dict[str, np.ndarray | Texts]) -> list[Finding | None]:

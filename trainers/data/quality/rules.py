@@ -16,6 +16,7 @@ from cluster.bundle.transforms.columns import plain_float
 from cluster.spec.data import CsvSource
 from cluster.spec.remedy import drop_line, kind_line, map_line
 from trainers.data.quality.findings import Finding, Severity
+from trainers.data.read.infer import IDENTIFIER_WORDS_MEAN, NEARLY_UNIQUE
 from trainers.data.read.missing_words import keep_line, may_be_values, said_missing
 
 SUSPICIOUS = ("", "?", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-", "unknown")
@@ -60,21 +61,56 @@ def constant_finding(name: str, example: Any, different: int, missing: int) -> F
 
 
 def identifier_finding(
-    name: str, there: int, different: int, examples: Sequence[Any], *, ends: tuple[float, float] | None = None
-) -> Finding | None:
-    """Nearly every row has a value of its own. `ends`: minimum and maximum of whole numbers, which must be running."""
+    name: str, there: int, different: int, examples: Sequence[Any], *, ends: tuple[float, float, float] | None = None,
+    words: Sequence[Any] = (), alone: bool = False,
+) -> Finding | None:  # fmt: skip
+    """Nearly every row has a value of its own.
+
+    Args:
+        ends: minimum, maximum and step of whole numbers, which must be running.
+        words: the different texts (or many of them), which must be names and no sentences.
+        alone: it is the only feature, which nobody can leave out.
+    """
     if different <= IDENTIFIER_VALUES_MIN or different < IDENTIFIER_SHARE * there:
         return None
-    if ends is not None and ends[1] - ends[0] + 1 > RUNNING_GAPS * there:
+    if ends is None and is_free_text(words, len(words)):
         return None
-    what = (
-        "each row has a value of its own"
-        if different >= there
-        else f"nearly each row ({different} of {there}) has \
-a value of its own"
-    )
-    text = what if ends is None else f"a running number: {what}"
-    return Finding("identifier", "warning", name, text, drop_line(name), {"examples": list(examples)})
+    step = max(ends[2], 1.0) if ends is not None else 1.0
+    if ends is not None and (ends[1] - ends[0]) / step + 1 > RUNNING_GAPS * there:
+        return None
+    nearly = "each row has" if different >= there else f"nearly each row ({different} of {there}) has"
+    running = "" if ends is None else f"a running number{f' in steps of {step:g}' if step > 1 else ''}: "
+    text = f"{running}{nearly} a value of its own"
+    fix = drop_line(name)
+    if alone:
+        text, fix = f"{text}, and there is no other feature", "give the file more columns"
+        fix = kind_line(name, "text") if ends is None else fix
+    return Finding("identifier", "warning", name, text, fix, {"examples": list(examples)})
+
+
+def is_free_text(words: Sequence[str], there: int) -> bool:
+    """Sentences, or texts of a few words each that hardly repeat: read for what they say, not for which they are.
+
+    `there`: rows that have one.
+    """
+    if is_prose(words):
+        return True
+    many = len(words) > IDENTIFIER_VALUES_MIN and len(words) >= NEARLY_UNIQUE * there
+    return many and sum(word.count(" ") + 1 for word in words) > IDENTIFIER_WORDS_MEAN * len(words)
+
+
+def grouped(findings: Sequence[Finding | None]) -> list[Finding | None]:
+    """Findings of outliers as one: its remedy is one for all columns."""
+    outliers = [finding for finding in findings if finding and finding.rule == "outliers"]
+    if len(outliers) < 2:
+        return list(findings)
+    ranked = sorted(outliers, key=lambda finding: -finding.evidence["count"])
+    shown = ", ".join(f"{finding.column} ({finding.evidence['count']:,})" for finding in ranked[:EXAMPLES])
+    more = f" and {len(ranked) - EXAMPLES} more" if len(ranked) > EXAMPLES else ""
+    text = f"{len(ranked)} columns have values beyond {OUTLIER_FENCE_IQR} IQR of the quartiles: {shown}{more}"
+    one = Finding("outliers", "info", "", text, outliers[0].fix,
+                  {"columns": {finding.column: finding.evidence for finding in ranked}})  # fmt: skip
+    return [*(finding for finding in findings if not (finding and finding.rule == "outliers")), one]
 
 
 def mixed_types(name: str, words: Sequence[str]) -> Finding | None:

@@ -40,9 +40,9 @@ def merged_report(whole: Part, target: str | None = None, *, test: Part | None =
         _said(finding, whole) for finding in sampled.findings if not _decided(finding, whole, test)
     ]
     for name, column in whole.columns.items():
-        found += _column_findings(
-            name, column, whole, is_target=name == target, alone=is_alone(list(whole.columns), target)
-        )
+        found += _column_findings(name, column, whole, is_target=name == target)
+    if is_alone(list(whole.columns), target):
+        found = quality_rules.of_the_only_feature(found)
     found += [_white_space(whole), _repeats(whole), *quality_rules.unusable_types(whole.gone)]
     if target is not None and (counts := whole.columns[target].words) is not None:
         found.append(quality_rules.target_finding(target, counts))
@@ -83,9 +83,7 @@ def _row(number: int) -> dict[str, int]:
     return {"file": file, "row": row} if file else {"row": row}
 
 
-def _column_findings(
-    name: str, column: ColumnFacts, whole: Part, *, is_target: bool, alone: bool
-) -> list[Finding | None]:
+def _column_findings(name: str, column: ColumnFacts, whole: Part, *, is_target: bool) -> list[Finding | None]:
     missing = column.missing + whole.rows - column.rows  # a column that some rows lack is missing there
     there, different, words = whole.rows - missing, column.different.count(), column.words
     text, reading = not column.numeric, column.reading
@@ -102,9 +100,9 @@ def _column_findings(
         error = column.different.relative_error
         likely = there if different >= there * (1 - error) else different
         ends = None if text else (column.low.value, column.high.value, float(column.step))
-        shown = tuple(words) if words is not None else _sample_words(name, whole)
-        found.append(quality_rules.identifier_finding(name, there, likely, _examples(name, whole), ends=ends,
-                                                      words=shown, alone=alone))  # fmt: skip
+        shown = tuple(words) if words is not None else _sample_words(name, whole) if text else ()
+        if not text or not quality_rules.is_free_text(shown, len(shown)):
+            found.append(quality_rules.identifier_finding(name, there, likely, _examples(name, whole), ends=ends))
     if text and words is not None and not quality_rules.is_prose(tuple(words)):
         found.append(quality_rules.mixed_types(name, tuple(words)))
         found.append(quality_rules.label_variants(name, tuple(words), is_target=is_target))

@@ -67,7 +67,7 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
             free.append(name)
         facts[name] = _facts(values[name], len(words))
         findings += _column_findings(name, values[name], words, facts[name], (raw, writing),
-                                     is_target=name == target, alone=is_alone(table.column_names, target))  # fmt: skip
+                                     is_target=name == target)  # fmt: skip
     spaced = {name: count for name in table.column_names if (count := _outer_spaces(table.column(name)))}
     keys = table_keys(values, table.num_rows)
     drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
@@ -85,6 +85,8 @@ def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | 
             findings += label_noise.label_noise(target, labels, useful, drawn)
     if test is not None:
         findings += _test_findings(target, test, values)
+    if is_alone(table.column_names, target):
+        findings = quality_rules.of_the_only_feature(findings)
     return QualityReport(table.num_rows, facts, ordered(quality_rules.grouped(findings)))
 
 
@@ -172,10 +174,9 @@ def number_facts(finite: np.ndarray) -> dict[str, Any]:
 
 def _column_findings(
     name: str, values: np.ndarray | Texts, words: tuple[Any, ...], facts: dict[str, Any],
-    raw: tuple[pa.ChunkedArray, Writing], *, is_target: bool, alone: bool,
+    raw: tuple[pa.ChunkedArray, Writing], *, is_target: bool,
 ) -> list[Finding | None]:  # fmt: skip
-    """`words`: the different values, as texts or numbers. `raw`: the column, and how it is written. `alone`: it is the
-    only feature."""
+    """`words`: the different values, as texts or numbers. `raw`: the column, and how it is written."""
     rows, missing = len(values), facts["missing"]
     numbers = None if isinstance(values, Texts) else values
     example = words[0] if words and isinstance(words[0], str) else number_text(float(words[0])) if words else None
@@ -194,8 +195,8 @@ def _column_findings(
         return found  # each row may well have a value of its own
     found.append(None if is_target else quality_rules.outliers_finding(name, facts))
     if numbers is None:
-        found.append(quality_rules.identifier_finding(name, rows - missing, len(words), words[:3], words=words,
-                                                      alone=alone))  # fmt: skip
+        if not quality_rules.is_free_text(words, rows - missing):
+            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), words[:3]))
         if not is_prose(words):
             found.append(quality_rules.mixed_types(name, words))
             found.append(quality_rules.label_variants(name, words, is_target=is_target))
@@ -204,8 +205,7 @@ def _column_findings(
         if len(finite) and np.array_equal(finite, np.floor(finite)):
             examples = [float(value) for value in finite[:3]]
             ends = (facts["min"], facts["max"], float(step_of(finite)))
-            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), examples, ends=ends,
-                                                          alone=alone))  # fmt: skip
+            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), examples, ends=ends))
         found += quality_columns.hidden_missing(name, numbers, in_text=is_text(raw[0].type))
     return found
 

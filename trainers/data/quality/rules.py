@@ -10,6 +10,7 @@ rows, the target's classes, overlap. Not covered: what needs the values (columns
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.bundle.transforms.columns import plain_float
@@ -61,31 +62,31 @@ def constant_finding(name: str, example: Any, different: int, missing: int) -> F
 
 
 def identifier_finding(
-    name: str, there: int, different: int, examples: Sequence[Any], *, ends: tuple[float, float, float] | None = None,
-    words: Sequence[Any] = (), alone: bool = False,
-) -> Finding | None:  # fmt: skip
-    """Nearly every row has a value of its own.
+    name: str, there: int, different: int, examples: Sequence[Any], *, ends: tuple[float, float, float] | None = None
+) -> Finding | None:
+    """Nearly every row has a value of its own, which is no free text.
 
-    Args:
-        ends: minimum, maximum and step of whole numbers, which must be running.
-        words: the different texts (or many of them), which must be names and no sentences.
-        alone: it is the only feature, which nobody can leave out.
+    `ends`: minimum, maximum and step of whole numbers, which must be running.
     """
     if different <= IDENTIFIER_VALUES_MIN or different < IDENTIFIER_SHARE * there:
-        return None
-    if ends is None and is_free_text(words, len(words)):
         return None
     step = max(ends[2], 1.0) if ends is not None else 1.0
     if ends is not None and (ends[1] - ends[0]) / step + 1 > RUNNING_GAPS * there:
         return None
     nearly = "each row has" if different >= there else f"nearly each row ({different} of {there}) has"
     running = "" if ends is None else f"a running number{f' in steps of {step:g}' if step > 1 else ''}: "
-    text = f"{running}{nearly} a value of its own"
-    fix = drop_line(name)
-    if alone:
-        text, fix = f"{text}, and there is no other feature", "give the file more columns"
-        fix = kind_line(name, "text") if ends is None else fix
-    return Finding("identifier", "warning", name, text, fix, {"examples": list(examples)})
+    return Finding("identifier", "warning", name, f"{running}{nearly} a value of its own", drop_line(name),
+                   {"examples": list(examples), "number": ends is not None})  # fmt: skip
+
+
+def of_the_only_feature(findings: Sequence[Finding | None]) -> list[Finding | None]:
+    """The same findings where there is one feature, which nobody can leave out."""
+    return [_kept(finding) if finding and finding.rule == "identifier" else finding for finding in findings]
+
+
+def _kept(finding: Finding) -> Finding:
+    fix = "give the file more columns" if finding.evidence["number"] else kind_line(finding.column, "text")
+    return replace(finding, text=f"{finding.text}, and there is no other feature", fix=fix)
 
 
 def is_free_text(words: Sequence[str], there: int) -> bool:

@@ -301,7 +301,8 @@ def _batch_norm_rows(host: HostFacts, batch: int, workers: int, micro: int) -> t
     if rows < wanted:
         least = "a worker's share" if batch // workers <= micro else "the micro-batch"
         return rows, f"{least} has no more rows; with a smaller one results change"
-    return rows, f"with up to {batch // rows} workers and micro-batches of {rows} rows or more results are the same"
+    same = f"with up to {batch // rows} workers and micro-batches of {rows} rows or more results are the same"
+    return rows, f"{same}, but for dropout's draws"
 
 
 def _batch_size_global(data: DataFacts) -> tuple[int, str]:

@@ -234,7 +234,10 @@ def test_what_training_did_not_have_is_named_by_column_and_row_and_counted(peopl
 def test_manta_predict_tells_it_as_a_note(
     people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "rows.csv").write_text("age,income,job,member\n40,1500,Q,yes\n40,1500,clerk,no\n")
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(people.rows[0]))
+        writer.writeheader()
+        writer.writerows([{**people.rows[0], "job": "Q"}, {**people.rows[0], "job": "clerk"}])
     monkeypatch.setattr(commands, "_url", lambda *_: people.url)
     options = argparse.Namespace(
         name="people", rows=tmp_path / "rows.csv", version="", token_file=None, json=False, address=None

@@ -21,7 +21,7 @@ from benchmarks.gpu.plan import ROOT, Step
 
 POLL_S = 0.5  # how soon a finding of a running step is in the result
 MARGIN = 0.1  # of a step's time, that it may take to stop by itself
-FLOOR_S = 20.0  # a step may take this long whatever its share is: importing torch and starting CUDA alone take seconds
+FLOOR_SHARE, FLOOR_S = 1 / 24, 60.0  # of the time, and at most: importing torch and starting CUDA alone take seconds
 LEAST_S = 2.0  # a step that has less is not started
 STDERR_LINES = 12
 
@@ -31,7 +31,7 @@ class Runner:
 
     def __init__(self, device: str, minutes: float, work: Path, save: Callable[[dict[str, Any]], None]) -> None:
         self.device, self.work, self.save = device, work, save
-        self.until, self.floor_s = time.monotonic() + minutes * 60, FLOOR_S
+        self.until, self.floor_s = time.monotonic() + minutes * 60, min(FLOOR_S, minutes * 60 * FLOOR_SHARE)
         self.report: dict[str, Any] = {
             "format": 1,
             "dry": device == "cpu",

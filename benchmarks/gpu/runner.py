@@ -44,7 +44,7 @@ class Runner:
     def run(self, steps: Sequence[Step]) -> dict[str, Any]:
         """The report; also saved after every change."""
         for step in steps:
-            self.note(step, status="not run", reason="too little time was left")
+            self.note(step, status="not run", reason="the run has not come to it")
         self.save(self.report)
         for number, step in enumerate(steps):
             shares = sum(later.share for later in steps[number:])
@@ -52,6 +52,8 @@ class Runner:
             allowed_s = max(left_s * step.share / shares, min(self.floor_s, left_s))
             if allowed_s >= LEAST_S:
                 self._one(step, allowed_s)
+            else:
+                self.note(step, reason="too little time was left")
         self.report["seconds"] = round(self.report["minutes"] * 60 - (self.until - time.monotonic()), 1)
         self.save(self.report)
         return self.report

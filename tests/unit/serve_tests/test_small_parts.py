@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,11 @@ def test_the_comparison_counts_labels_and_agreement(tmp_path: Path) -> None:
     values = open_bundle(make_bundle(tmp_path / "r", task="regression", num_outputs=1))
     found = compare(values, np.array([[1.0], [2.0]]), np.array([1.0, 4.0]), np.array([[1.0], [3.0]]))
     assert found == {"mean_absolute_error": 1.0, "agreement": 0.5}
+    student = values.manifest.variant().model_copy(update={"recipe": "distill"})
+    accepted = replace(values, manifest=values.manifest.model_copy(update={"variants": (student,)}))
+    targets, evaluated = np.array([100.0, 220.0]), np.array([[110.0], [210.0]])
+    assert compare(accepted, np.array([[105.0], [215.0]]), targets, evaluated)["agreement"] == 1.0, "off by no more"
+    assert compare(accepted, np.array([[0.1], [0.2]]), targets, evaluated)["agreement"] == 0.0, "of another unit"
 
 
 def test_a_run_that_is_deployed_again_is_a_new_version_only_where_its_bundle_is_new(tmp_path: Path) -> None:

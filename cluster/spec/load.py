@@ -182,10 +182,19 @@ def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:
     dotted = ".".join(map(str, path)) or "(top level)"
     text = f"{dotted}: {rule}"
     if item["type"] not in ("missing", "extra_forbidden"):
-        text += f", found {_short(value)}"
+        text += f", found {_short(value)}{_hint(item['type'], path, value)}"
     if nearest:
         text += f"; did you mean {nearest}?"
     return {"path": dotted, "value": _short(value), "rule": rule, "nearest": nearest, "text": text}
+
+
+def _hint(kind: str, path: Sequence[str | int], value: Any) -> str:
+    """What other tools' writing is called here."""
+    if kind == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
+        return f'; a name that is a number stands in quotes: "{value}"'
+    if value is None and path[-1:] == ["header"]:
+        return "; a file without a header line is header: false"
+    return ""
 
 
 def _plain_rule(item: ErrorDetails) -> str:

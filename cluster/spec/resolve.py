@@ -63,6 +63,8 @@ class DataFacts(StrictSpec):
     """Shape of one row of the model's first input, where known before preparing."""
     source_digest: str
     """sha256 over the source's bytes: the data has changed when this has."""
+    task_reason: str = ""
+    """What of the target's values makes it this task."""
 
 
 class Reason(StrictSpec):
@@ -139,7 +141,7 @@ class ResolvedRun(StrictSpec):
 def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> ResolvedRun:
     """Decide every `auto` of `spec`. Raises SpecError for values that cannot hold together."""
     decisions = _Decisions()
-    decisions.take("data.task", spec.data.task, (data.task, f"the target looks like {data.task}"))
+    decisions.take("data.task", spec.data.task, (data.task, data.task_reason or "by its values"))
     decisions.take("data.encode.number", spec.data.encode.number, _number_encoding(data))
     if data.task == "classification":  # of a quantity the prepare stage decides, on its rows
         _check_no_transform(spec)

@@ -107,6 +107,7 @@ def check_data(context: StageContext) -> StageResult:
         context.events.emit(Message(stage=context.stage, text=note))
     facts = DataFacts(
         task=plan.task,
+        task_reason=target_rules.task_reason(plan.raw.targets, plan.task),
         layout=plan.raw.layout,
         num_rows=len(plan.raw),
         num_rows_train=len(plan.rows["train"]),
@@ -169,8 +170,8 @@ def _check_past_memory(context: StageContext, way: Way) -> StageResult:
         context.events.emit(Message(stage=context.stage, text=note))
     rows = scanned.rows
     facts = DataFacts(
-        task=scanned.task, layout="table", num_rows=sum(rows.values()), num_rows_train=rows["train"],
-        num_classes=len(scanned.classes), source_digest=scanned.digest,
+        task=scanned.task, task_reason=scanned.task_reason, layout="table", num_rows=sum(rows.values()),
+        num_rows_train=rows["train"], num_classes=len(scanned.classes), source_digest=scanned.digest,
     )  # fmt: skip
     resolved = resolve(spec, name=context.run.name, host=context.host, data=facts)
     classes = scanned.whole.classes

@@ -6,7 +6,7 @@ missing value; class labels are text, in numeric order where all are numbers, el
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,6 +38,18 @@ def infer_task(targets: np.ndarray, asked: str) -> Task:
     return "classification" if whole and len(values) <= CLASSES_AS_NUMBERS_MAX else "regression"
 
 
+def task_reason(targets: np.ndarray, task: Task) -> str:
+    """Why `data.task: auto` is what it is, by the target's values or its different ones: the same of both."""
+    if targets.dtype == object:
+        return "the target holds text"
+    values = np.unique(targets)
+    if task == "classification":
+        return f"the target has {len(values)} different whole numbers, and up to {CLASSES_AS_NUMBERS_MAX} are classes"
+    if np.all(values == np.floor(values)):
+        return f"the target has more than {CLASSES_AS_NUMBERS_MAX} different whole numbers"
+    return "the target holds numbers that are not whole"
+
+
 def class_labels(targets: np.ndarray) -> np.ndarray:
     """(N,) object: each target as the text of its class."""
     if targets.dtype == object:
@@ -57,7 +69,9 @@ def find_classes(labels: np.ndarray, name: str, missing: Mapping[str, int] | Non
             attempted,
             found=f"it has {len(classes)} different values in {len(labels)} rows, such as {classes[0]!r}",
             rule=f"classes repeat (at most {CLASSES_MAX:,}, and fewer than half of the rows)",
-            remedy="It looks like an identifier or a quantity: choose another data.target, or data.task: regression.",
+            remedy="It looks like a quantity: set data.task: regression, or choose another data.target."
+            if are_numbers(classes)
+            else "It looks like an identifier: choose another data.target.",
         )
     return tuple(ordered_classes(classes))
 
@@ -102,8 +116,17 @@ def check_class_rows(codes: np.ndarray, classes: tuple[str, ...], num_splits: in
             found=f"class {', '.join(rare[:5])} row{'s' if counts[few].min() != 1 else ''}"
             + (f" (and {len(rare) - 5} more)" if len(rare) > 5 else ""),
             rule=f"each class needs a row for each of the {num_splits} splits",
-            remedy="Give more rows, join rare classes with data.clean.map_values, or set data.split.stratify: false.",
+            remedy=("If the target is a quantity, set data.task: regression. " if are_numbers(classes) else "")
+            + "Give more rows, join rare classes with data.clean.map_values, or set data.split.stratify: false.",
         )
+
+
+def are_numbers(classes: Sequence[str]) -> bool:
+    """Whether each label is a number, so that the target may be a quantity."""
+    try:
+        return all(np.isfinite(float(label)) for label in classes)
+    except ValueError:
+        return False
 
 
 def ordered_classes(classes: list[str]) -> list[str]:

@@ -93,6 +93,38 @@ def test_a_bad_csv_is_one_clear_sentence(case: str, tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_target_of_many_numbers_that_cannot_be_classes_is_told_how_to_be_a_quantity(tmp_path: Path) -> None:
+    rows = [f"{i},{i % 7},{i % 25}" for i in range(200)] + ["1,2,31"]  # a count, with one large value
+    (tmp_path / "t.csv").write_text("a,b,y\n" + "\n".join(rows) + "\n")
+    source = {"kind": "csv", "path": str(tmp_path / "t.csv")}
+    with pytest.raises(DataError, match=r"set data\.task: regression"):
+        check(tmp_path / "run", run_spec(source, target="y"))
+    assert check(tmp_path / "mended", run_spec(source, target="y", task="regression")).facts["data"]["num_classes"] == 0
+    texts = "\n".join(row.rpartition(",")[0] + ",w" + row.rpartition(",")[2] for row in rows)
+    (tmp_path / "t.csv").write_text("a,b,y\n" + texts + "\n")
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "text", run_spec(source, target="y"))
+    assert "regression" not in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (["yes", "no"], "the target holds text"),
+        ([1, 2, 3], "the target has 3 different whole numbers, and up to 50 are classes"),
+        (list(range(100)), "the target has more than 50 different whole numbers"),
+        ([0.5, 1.25, 3.0], "the target holds numbers that are not whole"),
+    ],
+)
+def test_the_task_has_a_reason_in_the_targets_values(values: list, why: str, tmp_path: Path) -> None:
+    rows = "".join(f"{i},{i * 7 % 31},{values[i % len(values)]}\n" for i in range(300))
+    (tmp_path / "t.csv").write_text("a,b,y\n" + rows)
+    source = {"kind": "csv", "path": str(tmp_path / "t.csv")}
+    for folder, more in (("memory", {}), ("past", {"memory_bytes": 1, "split": {"by_hash": True}})):
+        resolved = check(tmp_path / folder, run_spec(source, target="y", **more)).resolved
+        assert next(reason.reason for reason in resolved.reasons if reason.path == "data.task") == why
+
+
 def test_an_all_missing_column_is_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,y\n" + "".join(f"{i},?,{i % 2}\n" for i in range(60)))
     from trainers.data.read.sources import read_source

@@ -62,6 +62,13 @@ def test_unknown_union_member_is_named() -> None:
     )
 
 
+def test_what_other_tools_write_is_answered_with_what_is_written_here() -> None:
+    text = "version: 1\ndata: {target: 1, source: {kind: csv, path: t.csv, header: null}}\n"
+    found = {path: str(problem["text"]) for path, problem in problems(text).items()}
+    assert found["data.target"].endswith('found 1; a name that is a number stands in quotes: "1"')
+    assert found["data.source.header"].endswith("found null; a file without a header line is header: false")
+
+
 def test_a_figure_beyond_all_use_is_a_slip_of_the_pen() -> None:
     assert set(problems(MINIMAL, "train.epochs=999999999999999999999999")) == {"train.epochs"}
 

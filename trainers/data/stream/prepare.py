@@ -85,6 +85,7 @@ class Scanned:
     classes: tuple[str, ...]
     digest: str
     notes: tuple[str, ...]
+    task_reason: str = ""
 
     @property
     def rows(self) -> dict[str, int]:
@@ -168,7 +169,11 @@ def _scan(spec: DataSpec, source: FileSource, paths: list[Path], tests: list[Pat
         counts.append(tuple(statistics.splits))
         whole.merge(statistics)
     digest = digest_files([*paths, *tests])
-    scanned = Scanned(layout, tuple(pieces), tuple(counts), whole, task, classes, digest, tuple(notes))
+    words = list(columns.seen[spec.target].words)
+    column = target_column(spec, words)
+    numbers = None if column is None else column.numbers_of(words)
+    reason = target_rules.task_reason(np.array(words, dtype=object) if numbers is None else numbers, task)
+    scanned = Scanned(layout, tuple(pieces), tuple(counts), whole, task, classes, digest, tuple(notes), reason)
     if "train" not in scanned.rows:
         raise DataError("Cannot split the data", found="no row is left for train", remedy="Lower the other shares.")
     if classes:

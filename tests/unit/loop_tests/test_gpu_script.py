@@ -173,7 +173,7 @@ def dry(tmp_path: Path, name: str) -> dict[str, Any]:
 
 
 def test_the_batch_finder_the_estimate_and_the_engine_run_dry(tmp_path: Path) -> None:
-    assert dry(tmp_path, "device")["device"]["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(dry(tmp_path, "device")["device"]["versions"]["torch"])
     assert dry(tmp_path, "batch")["found"]["fitting"] == 8
     memory = dry(tmp_path, "memory")
     assert memory["resnet50_bf16"]["estimate_mib"] > memory["resnet50_bf16"]["activations_mib"] > 0

@@ -25,7 +25,8 @@ from trainers.compress.presets import StaticRecipe, cpu_preset
 from trainers.compress.proxies import compare_outputs
 from trainers.compress.prune.choose import plan_pruning, prune_module
 from trainers.compress.prune.cost import count_parameters
-from trainers.compress.quantize import convert_fp16, preprocess, quantize_int8_dynamic, quantize_int8_static
+from trainers.compress.quantize import convert_fp16, preprocess, quantize_int8_static
+from trainers.compress.row_wise import quantize_row_wise
 from trainers.compress.students import scaled_model
 from trainers.compress.workshop import Work, Workshop
 from trainers.data.shards import PreparedData, open_prepared
@@ -168,7 +169,7 @@ def test_low_precision_leaves_the_way_back_into_the_unit_in_float(
     recipe = StaticRecipe(cpu_preset())
     ranges = tmp_path / "ranges.json"
     quantize_int8_static(tmp_path / "prepared.onnx", tmp_path / "static.onnx", calibration, recipe, ranges=ranges)
-    quantize_int8_dynamic(tmp_path / "prepared.onnx", tmp_path / "dynamic.onnx")
+    quantize_row_wise(tmp_path / "prepared.onnx", tmp_path / "dynamic.onnx", cpu_preset())
     convert_fp16(graph, tmp_path / "fp16.onnx")
     for name, loss in (("static", 0.1), ("dynamic", 0.03), ("fp16", 0.01)):  # few calibration rows end ranges early
         assert r2_of(trained, tmp_path / f"{name}.onnx") > r2 - loss, name

@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # torch is loaded by the process that trains
 POLL_S = 0.2
 STOP = "stop"
 END_TIMEOUT_S = 5.0
+SHARED_CORES = {"OMP_WAIT_POLICY": "passive"}
+"""While it trains, Ray and Serve start on the same cores. Threads that spin at a barrier for one that has no core cost
+small networks much: 600 updates of 64 rows take 0.2 s with one thread, 0.8 to 1.6 s with two, 0.3 s when they sleep."""
 
 
 class LocalWorker:
@@ -40,7 +43,8 @@ class LocalWorker:
         self._pipe, theirs = Pipe()
         number = theirs.fileno()
         command = [sys.executable, "-m", "trainers.launch.local", str(number)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number,))
+        environment = {**SHARED_CORES, **os.environ}
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number,), env=environment)
         theirs.close()
 
     @property

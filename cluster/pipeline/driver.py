@@ -91,7 +91,7 @@ class Driver:
             name = entrypoints.EARLY_ENTRYPOINTS.get(stage.name)
             runs = stage.always or not self.run.stage(stage.name).exists()
             if name and runs and not is_skipped(stage, self.resolved.spec):
-                context = self._context(stage, self.run.path, "")
+                context = replace(self._context(stage, self.run.path, ""), ensure_ray=self.ray.ready)
                 self.early.begin(stage.name, partial(_call_named, name, context))
 
     def _one(self, stage: StageDefinition) -> None:

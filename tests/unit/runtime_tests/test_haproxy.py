@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.serve_place import SCRIPT, free_ports, haproxy_environment
+from cluster.runtime.serve_place import BINARY_VARIABLE, SCRIPT, free_ports, haproxy_environment
 from serve.limits import Limits
 
 DEADLINE_S = 30.0
@@ -121,6 +121,19 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, backends: list[int]) -> Iter
         process.kill()
         _, errors = process.communicate(timeout=DEADLINE_S)
     assert "ALERT" not in errors, errors
+
+
+def test_a_ray_inside_another_one_starts_haproxy_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package names the outer Ray's script, which would name itself."""
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_BINARY_PATH", raising=False)
+    monkeypatch.delenv(BINARY_VARIABLE, raising=False)
+    (tmp_path / "inner").mkdir()
+    outer = haproxy_environment(tmp_path)
+    for name, value in outer.items():
+        monkeypatch.setenv(name, value)
+    inner = haproxy_environment(tmp_path / "inner")
+    assert inner[BINARY_VARIABLE] == outer[BINARY_VARIABLE] != str(tmp_path / SCRIPT.name)
+    assert inner["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(tmp_path / "inner" / SCRIPT.name)
 
 
 def connect(port: int, data: bytes = b"") -> socket.socket:

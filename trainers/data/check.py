@@ -31,9 +31,9 @@ from trainers.data.quality.stream import check_files
 from trainers.data.read.batches import read_batches, whole_bytes
 from trainers.data.read.columns import plain_numbers
 from trainers.data.read.delimited import file_start, settle_source
-from trainers.data.read.fetch import called_by_url
+from trainers.data.read.fetch import called_by_url, find_files
 from trainers.data.read.files import zip_member
-from trainers.data.read.table_files import find_files, plain_source, read_file
+from trainers.data.read.table_files import plain_source, read_file
 
 MEMORY_MB = 1024
 

@@ -24,7 +24,7 @@ from trainers.data.read.arrow_types import check_usable, parents_of, with_parts
 from trainers.data.read.batches import read_batches
 from trainers.data.read.columns import make_column, to_texts
 from trainers.data.read.delimited import settle_spec
-from trainers.data.read.table_files import find_files
+from trainers.data.read.fetch import find_files
 from trainers.data.read.tables import check_columns
 
 SHOWN_MAX = 5

@@ -22,7 +22,7 @@ import pyarrow.csv as pa_csv
 from cluster.errors import DataError
 from cluster.spec.data import CsvSource, DataSpec
 from trainers.data.read.dialect import DELIMITERS, Dialect, find_dialect
-from trainers.data.read.fetch import called_by_url
+from trainers.data.read.fetch import called_by_url, find_files
 from trainers.data.read.files import open_bytes, packing, text_file, unpacked
 
 HEAD_BYTES = 1 << 18  # about 2,000 lines of a common table
@@ -53,8 +53,6 @@ def settle_spec(spec: DataSpec, path: Path | None = None) -> tuple[DataSpec, dic
     if not isinstance(spec.source, CsvSource):
         return spec, {}
     if path is None:
-        from trainers.data.read.table_files import find_files
-
         path = find_files(spec.source.path)[0]
     found = settle_source(spec.source, path)
     return spec.model_copy(update={"source": found.source}), found.reasons

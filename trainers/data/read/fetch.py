@@ -1,4 +1,4 @@
-"""Files behind URLs as local files that remember where they came from.
+"""The files of a path, a pattern or a URL; those of URLs as local copies that remember where they came from.
 
 Invariant: an error about a fetched file names its URL: the local copy's name means nothing to anybody.
 
@@ -20,6 +20,23 @@ class FetchedFile(PosixPath):
     """A local copy of a file behind a URL."""
 
     url: str = ""
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files of a path, a pattern or a URL, sorted by name. Raises DataError for none."""
+    if "://" in pattern:
+        return fetch(pattern)
+    if not glob.has_magic(pattern):
+        return [readable_file(pattern)]
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - a whole pattern
+    if not found:
+        raise DataError(
+            f"Cannot read {pattern}",
+            found="no file fits the pattern",
+            rule="a relative pattern is relative to the folder in which manta was started",
+            remedy="Mend data.source.path.",
+        )
+    return [readable_file(path) for path in found if path.is_file()]
 
 
 def fetch(url: str) -> list[Path]:

@@ -8,7 +8,6 @@ Covered: CSV, JSON Lines, Parquet, patterns, fsspec URLs, `module:function`. Not
 
 from __future__ import annotations
 
-import glob
 import importlib
 import io
 import json
@@ -28,8 +27,8 @@ from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, FileSource, JsonlSource, ParquetSource, PythonSource
 from trainers.data.read.arrow_types import plain_table
 from trainers.data.read.delimited import parse_options, row_blocks, settle_source, table_start
-from trainers.data.read.fetch import called_by_url, fetch
-from trainers.data.read.files import digest_files, open_bytes, readable_file, text_file
+from trainers.data.read.fetch import called_by_url, find_files
+from trainers.data.read.files import digest_files, open_bytes, text_file
 from trainers.data.read.raw import FREE
 
 
@@ -56,23 +55,6 @@ def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
 def plain_source(source: FileSource, table: pa.Table) -> pa.Table:
     """All rows of a source with columns of plain types: lists of JSON Lines are not, whose blocks know no lengths."""
     return plain_table(table, {} if isinstance(source, JsonlSource) else None)
-
-
-def find_files(pattern: str) -> list[Path]:
-    """The files of a path, a pattern or a URL, sorted by name. Raises DataError for none."""
-    if "://" in pattern:
-        return fetch(pattern)
-    if not glob.has_magic(pattern):
-        return [readable_file(pattern)]
-    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - a whole pattern
-    if not found:
-        raise DataError(
-            f"Cannot read {pattern}",
-            found="no file fits the pattern",
-            rule="a relative pattern is relative to the folder in which manta was started",
-            remedy="Mend data.source.path.",
-        )
-    return [readable_file(path) for path in found if path.is_file()]
 
 
 def read_file(source: CsvSource | JsonlSource | ParquetSource, path: Path) -> pa.Table:

@@ -33,12 +33,11 @@ from trainers.data.read.arrow_types import parents_of, type_notes, with_parts
 from trainers.data.read.batches import Piece, find_pieces, whole_bytes
 from trainers.data.read.columns import make_column, read_values
 from trainers.data.read.delimited import settle_spec
-from trainers.data.read.fetch import called_by_url
+from trainers.data.read.fetch import called_by_url, find_files
 from trainers.data.read.files import digest_files
 from trainers.data.read.infer import target_column
 from trainers.data.read.missing_words import keep_line, said_missing
 from trainers.data.read.raw import Role, Table
-from trainers.data.read.table_files import find_files
 from trainers.data.read.tables import check_columns
 from trainers.data.shards import open_split, write_description
 from trainers.data.split_classes import check_split_classes

@@ -73,10 +73,11 @@ class Driver:
     early: EarlyStarts
     records: dict[str, StageRecord] = field(default_factory=dict)
     resolved: ResolvedRun | None = None
+    stages: tuple[StageDefinition, ...] = ()
 
     def drive(self) -> dict[str, Any]:
         """Run or reuse every stage; returns the summary. Raises MantaError."""
-        stages = stages_until(self.options.until)
+        self.stages = stages = stages_until(self.options.until)
         for stage in stages:
             self._one(stage)
             if stage.name == "check":
@@ -189,6 +190,7 @@ class Driver:
             events=self.run.sink(),
             ensure_ray=partial(self._wait_for_ray, stage.name),
             owns_host=not _address(self.options),
+            later=tuple(other.name for other in self.stages[self.stages.index(stage) + 1 :]),
         )
 
     def _resolve(self, resolved: ResolvedRun) -> None:

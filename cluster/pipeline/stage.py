@@ -50,6 +50,8 @@ class StageContext:
     turn out to need it."""
     owns_host: bool = False
     """Whether the run has this host for itself: its Ray is private, or not there."""
+    later: tuple[str, ...] = ()
+    """Stages that will come after this one."""
     early: Any = None
     """What the stage's early entry point has started (cluster/entrypoints.py); the stage ends it."""
 

@@ -19,7 +19,6 @@ from cluster.spec.train import WorkersSpec
 from cluster.telemetry.events import FileSink, Message, Progress
 from cluster.telemetry.view import counted
 from trainers.launch.failures import AttemptFailed, Budget, classify
-from trainers.launch.local import LocalWorker
 from trainers.launch.places import all_places, free_places, silent_nodes, wait_for_places
 from trainers.launch.warm import ReadyWorkers
 from trainers.launch.worker import WorkerJob
@@ -54,9 +53,9 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path, ready: ReadyW
         batch = request.batch.model_copy(update={"workers": workers})
         now = replace(request, batch=batch)
         attempt: _RayAttempt | _LocalAttempt = (
-            _LocalAttempt(now, events, folder, ready.take_local())
+            _LocalAttempt(now, events, folder, ready)
             if ready.local
-            else _RayAttempt(now, events, folder, ready.take_group(workers), may_grow=may_grow)
+            else _RayAttempt(now, events, folder, ready, may_grow=may_grow)
         )
         try:
             attempt.run()
@@ -90,13 +89,16 @@ class _LocalAttempt:
 
     growing = False
 
-    def __init__(self, request: FitRequest, events: Path, folder: Path, worker: LocalWorker) -> None:
-        self.request, self.events, self.folder, self.worker = request, events, folder, worker
+    def __init__(self, request: FitRequest, events: Path, folder: Path, ready: ReadyWorkers) -> None:
+        self.request, self.events, self.folder, self.ready = request, events, folder, ready
+        self.worker = ready.take_local()
 
     def run(self) -> None:
         """Blocks. Raises AttemptFailed."""
         try:
-            self.worker.train(self.request, self.events, self.folder)
+            self.worker.give(self.request, self.events, self.folder)
+            self.ready.pass_time()
+            self.worker.wait()
         except KeyboardInterrupt:
             self.worker.stop(STOP_GRACE_S)
             raise
@@ -107,13 +109,11 @@ class _LocalAttempt:
 class _RayAttempt:
     """One Ray Train run, while this thread waits for signals and for room."""
 
-    def __init__(
-        self, request: FitRequest, events: Path, folder: Path, group: WorkerGroup | None, *, may_grow: bool
-    ) -> None:
+    def __init__(self, request: FitRequest, events: Path, folder: Path, ready: ReadyWorkers, *, may_grow: bool) -> None:
         self.request, self.events, self.folder, self.may_grow = request, events, folder, may_grow
         self.growing = False
         """Whether it was told to stop because there is room for more workers."""
-        self._group = group
+        self._ready = ready
 
     def run(self) -> None:
         """Blocks. Raises AttemptFailed and what Ray raises before workers start."""
@@ -125,9 +125,11 @@ class _RayAttempt:
             count = self.request.batch.workers
             text = f"{counted(count, 'worker')} of Ray Train: each loads torch and joins the others"
             FileSink(self.events).emit(Progress(stage=self.request.stage, done=0, text=f"starting {text}"))
-            group = self._group or WorkerGroup(count, timeout_s, storage)
+            group = self._ready.take_group(count) or WorkerGroup(count, timeout_s, storage)
             try:
+                group.start()
                 group.give(WorkerJob(self.request, sink, str(self.folder)))
+                self._ready.pass_time()
                 self._wait(group)
             except AttemptFailed:
                 raise

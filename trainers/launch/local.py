@@ -52,10 +52,14 @@ class LocalWorker:
         """Process id of the worker."""
         return self._process.pid
 
-    def train(self, request: FitRequest, events: Path, folder: Path) -> None:
-        """Send the job and block until it is done. Raises AttemptFailed, also for a process that died."""
-        try:
+    def give(self, request: FitRequest, events: Path, folder: Path) -> None:
+        """Send the job; it begins at once."""
+        with suppress(OSError):  # of a process that died: `wait` says so
             self._pipe.send((request, str(events), str(folder)))
+
+    def wait(self) -> None:
+        """Block until the job is done. Raises AttemptFailed, also for a process that died."""
+        try:
             while not self._pipe.poll(POLL_S):
                 if self._process.poll() is not None and not self._pipe.poll(0):
                     raise EOFError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import partial
 from typing import Any
 
 from cluster.pipeline.stage import StageContext, StageResult
@@ -17,6 +19,11 @@ from trainers.loop.sizing import RANGE_REASON
 
 MICRO_BATCH = "train.batch_size_per_worker"
 LEARNING_RATE = "train.optimizer.learning_rate"
+LOADED_MEANWHILE = {
+    "evaluate": ("trainers.evaluate.stage",),
+    "export": ("trainers.export.stage", "torch.onnx", "torch._dynamo"),
+}
+"""Stage that comes later -> modules that it begins with."""
 
 
 def run_training(context: StageContext) -> StageResult:
@@ -63,9 +70,17 @@ def _fit(context: StageContext, request: FitRequest) -> FitResult:
     try:
         if not ready.local:
             context.ensure_ray()
+        ready.meanwhile = partial(_load_later_stages, context)
         return launch_fit(request, events=context.run.events, folder=context.folder, ready=ready)
     finally:
         ready.close()
+
+
+def _load_later_stages(context: StageContext) -> None:
+    """Their libraries take seconds to import, in which this thread would only wait for the workers."""
+    for stage in LOADED_MEANWHILE.keys() & context.later:
+        for module in LOADED_MEANWHILE[stage]:
+            importlib.import_module(module)
 
 
 def _diagnosis(context: StageContext) -> list[dict[str, Any]]:

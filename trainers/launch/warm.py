@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,14 @@ class ReadyWorkers:
     """Train in one process of this host, without Ray."""
     worker: LocalWorker | None = None
     group: WorkerGroup | None = None
+    meanwhile: Callable[[], None] | None = None
+    """What the waiting thread does while the first attempt trains."""
+
+    def pass_time(self) -> None:
+        """Call `meanwhile`, once."""
+        todo, self.meanwhile = self.meanwhile, None
+        if todo is not None:
+            todo()
 
     def take_local(self) -> LocalWorker:
         """The process that stands, or a new one."""
@@ -73,7 +82,9 @@ def warm_workers(context: StageContext) -> ReadyWorkers:
     # Ray's own folder of temporary files, which ends with the session: the host is the only one that must see it
     storage = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()) / f"ray-train.{uuid.uuid4().hex[:8]}"
     workers = context.run_resolved.batch.workers
-    return ReadyWorkers(group=WorkerGroup(workers, train.faults.collective_timeout_s, storage))
+    group = WorkerGroup(workers, train.faults.collective_timeout_s, storage)
+    group.start()
+    return ReadyWorkers(group=group)
 
 
 def _warms(context: StageContext) -> bool:

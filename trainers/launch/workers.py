@@ -39,7 +39,11 @@ class WorkerGroup:
         self._thread = threading.Thread(
             target=self._run, args=(collective_timeout_s, storage), name="ray-train", daemon=True
         )
-        self._thread.start()
+
+    def start(self) -> None:
+        """Begin to start the workers; returns at once, and does nothing the second time."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     @property
     def ended(self) -> bool:
@@ -65,7 +69,7 @@ class WorkerGroup:
 
     def close(self) -> None:
         """End it: workers without a job return."""
-        if not self.ended:
+        if not self.ended and self._thread.ident is not None:
             self.board.give(None)
             self._done.wait(IDLE_END_S)
         self.board.close()

@@ -43,7 +43,8 @@ def victim_request(folder: Path, deed: str, at: int) -> FitRequest:
 def test_kill_9_inside_a_window_changes_no_byte_and_a_bug_is_not_retried(tmp_path: Path) -> None:
     plain = victim_request(tmp_path / "plain", "kill", at=-1)
     judge = LocalWorker()  # its weights depend on the number of threads, as those of any process
-    judge.train(replace(plain, checkpoints=None), tmp_path / "plain" / "events.jsonl", tmp_path / "plain")
+    judge.give(replace(plain, checkpoints=None), tmp_path / "plain" / "events.jsonl", tmp_path / "plain")
+    judge.wait()
     judge.close()
     events = tmp_path / "events.jsonl"
     request = victim_request(tmp_path / "killed", "kill", at=6)  # the second micro-batch of the second window
@@ -79,7 +80,8 @@ def test_a_stop_writes_a_checkpoint_and_no_worker_outlives_its_parent(tmp_path: 
 
     def train() -> None:
         try:
-            worker.train(request, events, tmp_path / "out")
+            worker.give(request, events, tmp_path / "out")
+            worker.wait()
         except AttemptFailed as error:
             ended.append(error)
 

@@ -20,6 +20,7 @@ from cluster.spec.train import FaultSpec, WorkersSpec
 from tests.unit.loop_tests.rig import request_for
 from trainers.launch.failures import Budget, Failure, classify
 from trainers.launch.places import count_places, wait_for_places
+from trainers.launch.warm import ReadyWorkers
 from trainers.launch.workers import no_retries
 
 SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
@@ -135,5 +136,5 @@ def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
     request = request_for(tmp_path, batch=4, micro=4)
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        fit_module._RayAttempt(request, tmp_path / "events.jsonl", tmp_path, None, may_grow=False).run()
+        fit_module._RayAttempt(request, tmp_path / "events.jsonl", tmp_path, ReadyWorkers(), may_grow=False).run()
     assert written == ["checkpoint"]

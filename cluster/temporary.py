@@ -23,7 +23,7 @@ from cluster.errors import RequestError
 PREFIX = "manta-"
 OWNER = ".owner"
 SHARED_VARIABLE = "MANTA_SHARED_TMPDIR"
-"""Where `shared_folder` is, when TMPDIR is a folder that ends with a private Ray."""
+"""`SHARED:PRIVATE`: where `shared_folder` is while TMPDIR is PRIVATE, a folder that ends with a private Ray."""
 
 
 @contextmanager
@@ -95,7 +95,8 @@ def shared_folder(name: str) -> Path:
 
 def shared_base() -> Path:
     """The temporary directory outside any private Ray."""
-    return Path(os.environ.get(SHARED_VARIABLE) or tempfile.gettempdir())
+    shared, _, private = os.environ.get(SHARED_VARIABLE, "").partition(os.pathsep)
+    return Path(shared if shared and os.environ.get("TMPDIR") == private else tempfile.gettempdir())
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -127,7 +127,7 @@ def _temporary_environment(folder: Path) -> dict[str, str]:
     folder.mkdir(mode=0o700)
     shared = shared_base()
     kernels = os.environ.get(KERNELS_VARIABLE) or str(shared / f"torchinductor_{os.getuid()}")
-    return {"TMPDIR": str(folder), SHARED_VARIABLE: str(shared), KERNELS_VARIABLE: kernels}
+    return {"TMPDIR": str(folder), SHARED_VARIABLE: f"{shared}{os.pathsep}{folder}", KERNELS_VARIABLE: kernels}
 
 
 def _local_arguments(temporary_folder: Path, store_bytes: int) -> dict[str, Any]:

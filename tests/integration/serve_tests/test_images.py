@@ -136,7 +136,7 @@ def test_a_digit_as_png_as_nested_lists_and_by_name_has_one_answer(digits: Serve
 def predict(digits: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any, str]]:
     """`manta predict digits FILE --json` as its own module runs it: exit code, JSON, stderr."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("MANTA_SHARED_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("cluster.temporary.shared_base", lambda: tmp_path)
     remember("digits", digits.url, "10.0.0.1:1")
 
     def call(path: Path, *words: str) -> tuple[int, Any, str]:

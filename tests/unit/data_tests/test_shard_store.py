@@ -52,7 +52,7 @@ def test_another_node_reads_the_same_shards_over_http_and_fetches_them_once(
 ) -> None:
     remote, url = served
     digest = publish_shards(prepared, f"file://{remote}")
-    monkeypatch.setenv("MANTA_SHARED_TMPDIR", str(tmp_path / "node"))
+    monkeypatch.setattr("cluster.temporary.shared_base", lambda: tmp_path / "node")
     request = StoredShards.of(tmp_path / "not on this node", url, digest)
     sent = pickle.loads(pickle.dumps(request)).resolve()  # as Ray sends it to a worker
     with ThreadPoolExecutor(4) as workers:
@@ -130,7 +130,7 @@ def test_a_cache_that_another_user_owns_is_refused(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = publish_shards(prepared, str(tmp_path / "store"))
-    monkeypatch.setenv("MANTA_SHARED_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("cluster.temporary.shared_base", lambda: tmp_path)
     monkeypatch.setattr("cluster.temporary.os.getuid", lambda: 4_000_000)
     with pytest.raises(RequestError, match="not a folder of this user's alone"):
         fetch_shards(str(tmp_path / "store"), digest)

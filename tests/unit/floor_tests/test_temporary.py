@@ -72,7 +72,8 @@ def test_a_child_keeps_the_folders_whose_locks_it_inherits(tmp_path: Path, stack
 
 
 def test_a_shared_folder_is_one_for_all_processes_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SHARED_VARIABLE, str(tmp_path))  # a private Ray's own TMPDIR ends with it
+    monkeypatch.setenv("TMPDIR", "/private/t")  # a private Ray's own, which ends with it
+    monkeypatch.setenv(SHARED_VARIABLE, f"{tmp_path}:/private/t")
     folder = shared_folder("cache")
     assert folder == tmp_path / f"manta-cache-{os.getuid()}"
     assert remove_abandoned(str(tmp_path)) == []

@@ -88,7 +88,7 @@ def test_rows_come_from_files_of_three_kinds_and_images_go_as_they_are(tmp_path:
 
 
 def test_a_record_lives_as_long_as_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MANTA_SHARED_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("cluster.temporary.shared_base", lambda: tmp_path)
     directory.remember("m", "http://x", "10.0.0.1:1")
     (found,) = directory.records()
     assert (found.name, found.pid) == ("m", os.getpid())

@@ -31,6 +31,7 @@ PORT_VARIABLES = (
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
 BINARY_VARIABLE = "MANTA_HAPROXY_BINARY"  # read by haproxy.sh
+OUTER_VARIABLE = "MANTA_HAPROXY_FOLDER"  # says that the variables are those of a private Ray
 KILL_WAIT_S = 5.0
 PURPOSE = "ha"
 SOCKET_PATH_CHARACTERS_MAX = 97  # HAProxy's limit; the path is folder/<node id of 56 characters>/admin.sock
@@ -40,20 +41,27 @@ SOCKET_PATH_CHARACTERS_MAX = 97  # HAProxy's limit; the path is folder/<node id 
 def private_serve_place() -> Iterator[Path]:
     """Set the variables of the HAProxy's place before a private Ray starts; yields its folder.
 
-    Enter before `ray.init`, leave after `ray.shutdown`. A variable that the user has set wins.
+    Enter before `ray.init`, leave after `ray.shutdown`. A variable that the user has set wins, one of another private
+    Ray around this process does not: both would take its ports.
     """
     with scratch_folder(PURPOSE, _short_folder()) as folder:
         yield from _placed(folder)
 
 
 def _placed(folder: Path) -> Iterator[Path]:
-    values = {name: value for name, value in place_environment(folder).items() if name not in os.environ}
+    inside = OUTER_VARIABLE in os.environ
+    values = {name: value for name, value in place_environment(folder).items() if inside or name not in os.environ}
+    values[OUTER_VARIABLE] = str(folder)
+    before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield folder
     finally:
-        for name in values:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         end_leftovers(folder)
 
 

@@ -55,14 +55,16 @@ def served(place: Path) -> Iterator[subprocess.Popen[str]]:
         place, "deploy", str(bundle), "--name", "shop", "--port", "0", "--token-file", str(place / "tokens")
     )
     deadline = time.monotonic() + DEADLINE_S
-    while not list(place.glob("manta-endpoints-*/shop.json")):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield process
-    if process.poll() is None:
-        process.terminate()
-    process.communicate(timeout=60)
+    try:
+        while not list(place.glob("manta-endpoints-*/shop.json")):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=60)
 
 
 @pytest.mark.slow  # it starts a Ray of its own and a dozen commands

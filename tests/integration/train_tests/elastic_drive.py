@@ -119,7 +119,7 @@ def main() -> None:
         "dashboard_agent_listen_port": 0,
         "dashboard_port": port,
     }
-    Path("/tmp/ray").mkdir(exist_ok=True)  # ray.cluster_utils notes the address there, whatever temp_dir says
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)  # ray.cluster_utils notes the address there in any case
     cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
     try:
         request = elastic_request(folder, faults={"replacement_wait_s": 8.0, "worker_restarts": 1})

@@ -20,7 +20,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.serve_place import BINARY_VARIABLE, SCRIPT, free_ports, haproxy_environment
+from cluster.runtime.serve_place import (
+    BINARY_VARIABLE,
+    OUTER_VARIABLE,
+    PORT_VARIABLES,
+    SCRIPT,
+    free_ports,
+    haproxy_environment,
+    private_serve_place,
+)
 from serve.limits import Limits
 
 DEADLINE_S = 30.0
@@ -134,6 +142,20 @@ def test_a_ray_inside_another_one_starts_haproxy_itself(tmp_path: Path, monkeypa
     inner = haproxy_environment(tmp_path / "inner")
     assert inner[BINARY_VARIABLE] == outer[BINARY_VARIABLE] != str(tmp_path / SCRIPT.name)
     assert inner["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(tmp_path / "inner" / SCRIPT.name)
+
+
+def test_a_ray_inside_another_one_has_side_ports_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PORT_VARIABLES[0], "9101")  # the user's
+    monkeypatch.delenv(OUTER_VARIABLE, raising=False)
+    for name in PORT_VARIABLES[1:]:
+        monkeypatch.delenv(name, raising=False)
+    with private_serve_place():
+        assert os.environ[PORT_VARIABLES[0]] == "9101"
+        outer = [os.environ[name] for name in PORT_VARIABLES]
+        with private_serve_place():
+            assert not {os.environ[name] for name in PORT_VARIABLES} & set(outer)
+        assert [os.environ[name] for name in PORT_VARIABLES] == outer
+    assert not any(name in os.environ for name in (*PORT_VARIABLES[1:], OUTER_VARIABLE))
 
 
 def connect(port: int, data: bytes = b"") -> socket.socket:

@@ -33,7 +33,8 @@ def train_function(config: dict) -> None:
         nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    loader.sampler.set_epoch(0)
+    if train.get_context().get_world_size() > 1:
+        loader.sampler.set_epoch(0)
     first = True
     for inputs, labels in loader:
         optimizer.zero_grad()

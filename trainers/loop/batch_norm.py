@@ -93,6 +93,8 @@ class BatchNorms:
         self.groups = Groups()
         self.layers: list[_Grouped] = []
         converted = list(_convert(model, self.groups))
+        self.any = bool(converted)
+        """Whether the model has a batch norm layer: a window's groups cost nothing without one."""
         for layer in converted:
             if layer.running_mean is not None:
                 self.layers.append(layer)

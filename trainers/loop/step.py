@@ -154,7 +154,8 @@ def _backward_of_window(job: Job, state: State, window: Window, share: float, *,
         batch = job.train.read_slice(window, where)
         if change is not None:
             batch = job.augmenter.apply(batch, change, where, job.train)
-        state.norms.begin(window.group_sizes(where))
+        if state.norms.any:
+            state.norms.begin(window.group_sizes(where))
         with autocast(job.request.train.precision, job.device):
             outputs = forward(*_in_memory_format(job, batch.inputs))
             loss_sum = job.objective.sum(batch, outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -77,10 +78,14 @@ def _fit(context: StageContext, request: FitRequest) -> FitResult:
 
 
 def _load_later_stages(context: StageContext) -> None:
-    """Their libraries take seconds to import, in which this thread would only wait for the workers."""
+    """Their libraries take seconds to import, in which this thread would only wait for the workers.
+
+    A library that cannot be imported is for its own stage to say: the training goes on.
+    """
     for stage in LOADED_MEANWHILE.keys() & context.later:
         for module in LOADED_MEANWHILE[stage]:
-            importlib.import_module(module)
+            with suppress(ImportError):
+                importlib.import_module(module)
 
 
 def _diagnosis(context: StageContext) -> list[dict[str, Any]]:

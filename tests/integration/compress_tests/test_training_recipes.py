@@ -28,6 +28,8 @@ from trainers.export.session import open_session, run_batches
 
 TRAIN = {"epochs": 1, "workers": 1, "batch_size_global": 32}
 LOOSE = {"max_drop": 0.2}
+SMALL = {"minimize": "size"}
+"""The target where a choice is asked for: networks this small differ in time by the clock's noise alone."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +46,9 @@ def weights_in(graph: Path) -> int:
     return sum(int(np.prod(tensor.dims)) for tensor in onnx.load(str(graph)).graph.initializer)
 
 
-def test_pruning_removes_arithmetic_bytes_and_time_and_is_compared_with_a_dense_rival(make_context: Any) -> None:
+def test_pruning_removes_arithmetic_and_bytes_and_is_compared_with_a_dense_rival(make_context: Any) -> None:
     section = {
-        "recipes": ("prune", "int8_weight_only"), "budget": LOOSE, "max_class_drop": 1.0,
+        "recipes": ("prune", "int8_weight_only"), "budget": LOOSE, "max_class_drop": 1.0, "target": SMALL,
         "prune": {"ratios": (0.25, 0.5, 0.75), "epochs": 2, "learning_rate": 3e-3},
     }  # fmt: skip
     context = make_context("compress", compress=section, train={**TRAIN, "epochs": 2})
@@ -55,7 +57,6 @@ def test_pruning_removes_arithmetic_bytes_and_time_and_is_compared_with_a_dense_
     half = found["prune50"]
     assert half["accepted"], half["reason"]
     assert half["notes"]["after"]["macs"] < half["notes"]["before"]["macs"] / 2
-    assert half["speedup"] > 1
     assert weights_in(context.folder / "model.prune50.onnx") < weights_in(context.folder / "model.onnx") / 2
     assert all(one["independence"]["independent"] for one in found.values() if one["verdict"] != "stopped")
     tried = {name for name in found if name.startswith("prune") and "_" not in name}
@@ -70,7 +71,7 @@ def test_pruning_removes_arithmetic_bytes_and_time_and_is_compared_with_a_dense_
 
 def test_the_pruned_network_is_rebuilt_from_its_plan_and_answers_like_its_graph(make_context: Any) -> None:
     section = {
-        "recipes": ("prune",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0,
+        "recipes": ("prune",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0, "target": SMALL,
         "prune": {"ratios": (0.5,), "epochs": 2, "learning_rate": 3e-3, "distill": False},
     }  # fmt: skip
     context = make_context("compress", compress=section, train=TRAIN)
@@ -89,7 +90,7 @@ def test_the_pruned_network_is_rebuilt_from_its_plan_and_answers_like_its_graph(
 @pytest.mark.slow
 def test_a_network_that_was_made_is_not_trained_again(make_context: Any, monkeypatch: Any) -> None:
     section = {
-        "recipes": ("prune",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0,
+        "recipes": ("prune",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0, "target": SMALL,
         "prune": {"ratios": (0.5,), "epochs": 1, "distill": False},
     }  # fmt: skip
     first = run_compression(make_context("compress", compress=section, train=TRAIN)).facts
@@ -108,9 +109,8 @@ def test_a_network_that_was_made_is_not_trained_again(make_context: Any, monkeyp
 def test_a_student_learns_from_the_network_and_a_bundle_together(make_context: Any, digits_run: Path) -> None:
     teacher = str(digits_run / "bundle")
     section = {
-        "recipes": ("distill",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0,
+        "recipes": ("distill",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0, "target": SMALL,
         "distill": {"width": 0.5, "epochs": 6, "teachers": (teacher,), "feature_weight": 0.5},
-        "target": {"minimize": "size"},  # its clock on a busy machine is not what is asked here
     }  # fmt: skip
     context = make_context("compress", compress=section, train=TRAIN)
     facts = run_compression(context).facts
@@ -144,7 +144,7 @@ def test_the_teachers_answers_are_their_mean_and_are_written_once(
 
 
 def test_masks_alone_save_nothing_and_the_report_says_so(make_context: Any) -> None:
-    section = {"recipes": ("sparse",), "sparsity": 0.5, "budget": LOOSE, "max_class_drop": 1.0}
+    section = {"recipes": ("sparse",), "sparsity": 0.5, "budget": LOOSE, "max_class_drop": 1.0, "target": SMALL}
     context = make_context("compress", compress=section, train=TRAIN)
     facts = run_compression(context).facts
     masked = by_name(facts)["sparse50"]
@@ -204,6 +204,7 @@ def test_the_test_split_is_read_once_after_the_choice(make_context: Any, monkeyp
     monkeypatch.setattr(stage_module, "best_of", choose)
     section = {
         "recipes": ("prune", "int8_weight_only"), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0,
+        "target": SMALL,
         "prune": {"ratios": (0.5,), "epochs": 1, "distill": False},
     }  # fmt: skip
     facts = run_compression(make_context("compress", compress=section, train=TRAIN)).facts

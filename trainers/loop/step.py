@@ -160,7 +160,8 @@ def _backward_of_window(job: Job, state: State, window: Window, share: float, *,
             outputs = forward(*_in_memory_format(job, batch.inputs))
             loss_sum = job.objective.sum(batch, outputs)
         exchange.add_loss(job.objective.told(batch, outputs, loss_sum))
-        state.norms.collect(exchange.norm_sums)
+        if state.norms.any:
+            state.norms.collect(exchange.norm_sums)
         loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
         (state.scaler.scale(loss) if state.scaler else loss).backward()
 
@@ -185,7 +186,8 @@ def _step(
         norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
         if math.isfinite(norm):
             state.quick_step.step()
-        state.norms.move(exchange.norm_sums, not math.isfinite(norm))
+        if state.norms.any:
+            state.norms.move(exchange.norm_sums, not math.isfinite(norm))
         return _numbers(riders, norm, not math.isfinite(norm)), None
     scaler.unscale_(optimizer)
     norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
@@ -194,7 +196,8 @@ def _step(
         scaler.step(optimizer)
     scaler.update()
     skipped = overflow or not math.isfinite(norm)
-    state.norms.move(exchange.norm_sums, skipped)
+    if state.norms.any:
+        state.norms.move(exchange.norm_sums, skipped)
     return _numbers(riders, norm, skipped, scaler.get_scale()), None
 
 
@@ -207,7 +210,8 @@ def _step_unread(job: Job, state: State, riders: Riders) -> tuple[torch.Tensor, 
     if scaler is not None:
         skip = torch.maximum(skip, found_inf(scaler, state.optimizer).clamp(max=1.0))
     state.quick_step.step(skip)
-    state.norms.move(exchange.norm_sums, skip)
+    if state.norms.any:
+        state.norms.move(exchange.norm_sums, skip)
     if scaler is not None:
         scaler.update()
     scale = scale_of(scaler, job.device)

@@ -36,8 +36,8 @@ from benchmarks.data import quality_table
 from cluster.bundle.transforms import Texts
 from cluster.spec.data import DataSpec
 from trainers.data.fit.table import fit_transforms, take_rows
-from trainers.data.read.columns import make_column, to_numbers, to_texts
-from trainers.data.read.infer import infer_role
+from trainers.data.read.columns import to_numbers, to_texts
+from trainers.data.read.infer import infer_column
 from trainers.data.read.raw import Table
 from trainers.data.shards import Split, write_prepared
 
@@ -71,10 +71,10 @@ def prepare_ours(frame: pd.DataFrame, train: np.ndarray, targets: np.ndarray, fo
     table = pa.Table.from_pandas(frame, preserve_index=False)
     columns, values, roles = [], {}, {}
     for name in table.column_names:
-        role = infer_role(spec, name, table.column(name))
-        column = make_column(spec, name, "text" if role == "category" else role)
+        inferred = infer_column(spec, name, table.column(name))
+        column = inferred.column
         columns.append(column)
-        roles[name] = role
+        roles[name] = inferred.role
         values[name] = (to_texts if column.kind == "text" else to_numbers)(column, table.column(name))
     typed = Table(tuple(columns), values, roles)
     transforms, _ = fit_transforms(spec, typed, take_rows(values, train), targets[train], ("0", "1"))

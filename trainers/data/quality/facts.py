@@ -202,7 +202,7 @@ class ColumnFacts:
         floats = _parsed(trimmed)
         numeric = ~np.isnan(floats)
         self.parsed = self.parsed and bool(numeric[there].all())
-        self.writing = self.writing.merge(writing_of(PLAIN, trimmed.filter(pa.array(there))))
+        self.writing = self.writing.merge(writing_of(PLAIN, trimmed.filter(pa.array(there)), floats[there]))
         if self.words is not None:
             few = int(there.sum()) <= WORDS_MAX
             self._count_words({trimmed[int(at)].as_py(): int(counts[at]) for at in np.flatnonzero(there)} if few

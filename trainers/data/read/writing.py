@@ -130,13 +130,13 @@ FORMS = {
 """Form -> what has it, the first that fits: 1,350.00; 1,350; 1.350,00; 3,5; 1.350; 3.5; 12."""
 
 
-def writing_of(column: Column, words: Sequence[str] | pa.Array) -> Writing:
-    """The writing of cleaned words, each different."""
+def writing_of(column: Column, words: Sequence[str] | pa.Array, read: np.ndarray | None = None) -> Writing:
+    """The writing of cleaned words, each different. `read`: the words as (N,) float64, NaN for those that are none."""
     array = words if isinstance(words, pa.Array) else pa.array(words, pa.string())
     if not len(array):
         return Writing()
     found = Writing(few=tuple(array.slice(0, FEW).to_pylist()))
-    numbers = _floats(column, array)
+    numbers = _floats(column, array) if read is None else _all_read(read)
     if numbers is not None:
         finite = numbers[np.isfinite(numbers)]
         if len(finite):
@@ -197,6 +197,10 @@ def _floats(column: Column, array: pa.Array) -> np.ndarray | None:
         except pa.ArrowInvalid:
             pass  # some are none, or only Python reads them
     return column.numbers_of(array.to_pylist())
+
+
+def _all_read(read: np.ndarray) -> np.ndarray | None:
+    return None if np.isnan(read).any() else read
 
 
 def _dates_of(array: pa.Array) -> frozenset[str]:

@@ -27,7 +27,7 @@
 Invariant: an error says what was attempted, what was found, the rule and the remedy, and survives pickle
 (Ray sends errors between processes).
 
-Covered: construction, message, exit code, pickle. Not covered: printing (cluster/telemetry/edge.py).
+Covered: construction, message, exit code, pickle. Not covered: printing (cluster/command.py).
 """
 
 from __future__ import annotations

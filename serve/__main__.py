@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bundle import read_manifest
-from cluster.errors import MantaError
+from cluster.command import run_main
 from cluster.spec.serve import BatchingSpec, QueueSpec
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.process import listen, run_endpoint
@@ -18,29 +18,32 @@ from serve.process import listen, run_endpoint
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until Ctrl-C. Returns the exit code."""
+    return run_main(_serve, arguments)
+
+
+def _serve(arguments: list[str]) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        listener = listen(options.host, options.port)
-        config = EndpointConfig(
-            name=options.name or endpoint_name(read_manifest(options.bundle).name),
-            versions=(VersionConfig(version="1", bundle=str(options.bundle.resolve()), variant=options.variant),),
-            default_version="1",
-            batching=BatchingSpec(max_rows=options.max_rows, max_wait_ms=options.max_wait_ms),
-            device=options.device,
-            num_threads=options.threads,
-            token_file=options.token_file,
-            admin_token_file=options.admin_token_file,
-            access_log=options.access_log,
-            allow_non_finite=options.allow_non_finite,
-            unseen=options.unseen,
-            queue=QueueSpec(max_rows=options.queue_rows, max_wait_ms=options.queue_wait_ms),
-        )
-        run_endpoint(config, listener, options.grpc_port)
-    except MantaError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return error.exit_code
+    with listen(options.host, options.port) as listener:
+        run_endpoint(_config(options), listener, options.grpc_port)
     return 0
+
+
+def _config(options: argparse.Namespace) -> EndpointConfig:
+    return EndpointConfig(
+        name=options.name or endpoint_name(read_manifest(options.bundle).name),
+        versions=(VersionConfig(version="1", bundle=str(options.bundle.resolve()), variant=options.variant),),
+        default_version="1",
+        batching=BatchingSpec(max_rows=options.max_rows, max_wait_ms=options.max_wait_ms),
+        device=options.device,
+        num_threads=options.threads,
+        token_file=options.token_file,
+        admin_token_file=options.admin_token_file,
+        access_log=options.access_log,
+        allow_non_finite=options.allow_non_finite,
+        unseen=options.unseen,
+        queue=QueueSpec(max_rows=options.queue_rows, max_wait_ms=options.queue_wait_ms),
+    )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle import BundleManifest, TensorSignature, TensorSpec, Variant, finish_bundle, write_bundle
-from cluster.errors import BundleError, MantaError, RequestError
+from cluster.command import run_main
+from cluster.errors import BundleError, RequestError
 from serve.engines.onnxruntime import OnnxRuntimeEngine
 from serve.engines.protocol import EngineRequest
 
@@ -35,17 +36,17 @@ DATATYPES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the bundle. Returns the exit code."""
+    return run_main(_adopt, arguments)
+
+
+def _adopt(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m serve.adopt", description=__doc__, allow_abbrev=False)
     parser.add_argument("model", type=Path, help="an ONNX file")
     parser.add_argument("bundle", type=Path, help="folder to write")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
     parser.add_argument("--labels", type=Path, help="class labels, one a line: Triton's label_filename")
     options = parser.parse_args(arguments)
-    try:
-        signature = adopt(options.model, options.bundle, name=options.name, labels=options.labels)
-    except MantaError as error:
-        sys.stderr.write(f"Error: {error.message}\n")
-        return error.exit_code
+    signature = adopt(options.model, options.bundle, name=options.name, labels=options.labels)
     for tensor in (*signature.inputs, *signature.outputs):
         sys.stdout.write(f"{tensor.name}: {tensor.datatype} {list(tensor.shape)}\n")
     return 0

@@ -18,7 +18,8 @@ from pathlib import Path
 from cluster.atomic import write_text
 from cluster.bundle import Bundle, Variant, open_bundle
 from cluster.bundle.manifest import MANIFEST
-from cluster.errors import MantaError, RequestError
+from cluster.command import run_main
+from cluster.errors import RequestError
 from cluster.probe.gpus import GpuSource, NvmlSource
 from serve.engines.process import ProcessEngine
 from serve.engines.protocol import EngineRequest
@@ -28,17 +29,17 @@ from serve.memory import CONTEXT_BYTES, GIB, find_gpu
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and write. Returns the exit code."""
+    return run_main(_measure, arguments)
+
+
+def _measure(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m serve.footprint", description=__doc__, allow_abbrev=False)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--max-rows", type=int, default=64, help="rows of the largest batch: serve.batching.max_rows")
     options = parser.parse_args(arguments)
-    try:
-        for name, size_bytes in measure_bundle(options.bundle, options.device, options.max_rows).items():
-            sys.stdout.write(f"{name}: {size_bytes / GIB:.3f} GiB\n")
-    except MantaError as error:
-        sys.stderr.write(f"Error: {error.message}\n")
-        return error.exit_code
+    for name, size_bytes in measure_bundle(options.bundle, options.device, options.max_rows).items():
+        sys.stdout.write(f"{name}: {size_bytes / GIB:.3f} GiB\n")
     return 0
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cluster.bundle.signature import TensorSpec
+from cluster.command import run_main
 from cluster.pipeline.stage import StageContext
 from cluster.probe import host_facts
 from cluster.spec.growth import updates_of_epochs
@@ -27,7 +28,6 @@ from cluster.spec.resolve import ResolvedRun
 from cluster.spec.rules import load_checked
 from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
-from cluster.telemetry.edge import run_command
 from cluster.telemetry.events import ListSink, Message
 from cluster.temporary import scratch_folder
 
@@ -40,11 +40,11 @@ TABLE_ROWS_MAX = 100_000  # a table's width is known after encoding: up to this 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code of the error tree."""
+    return run_main(_print_explained, arguments)
+
+
+def _print_explained(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    return run_command(partial(_print_explained, options), as_json=options.json)
-
-
-def _print_explained(options: argparse.Namespace) -> int:
     facts = explain(options.spec, options.set)
     text = json.dumps(facts, indent=2, sort_keys=True, default=str) if options.json else render(facts)
     sys.stdout.write(text + "\n")

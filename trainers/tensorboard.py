@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cluster.command import run_main
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.current import current_records, once_each
 from cluster.telemetry.events import (
@@ -157,7 +158,11 @@ def _is_number(value: Any) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Command line. Returns the exit code."""
+    return run_main(_write_or_follow, arguments)
+
+
+def _write_or_follow(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainers.tensorboard", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--follow", action="store_true", help="write while the run goes on, until it ends")

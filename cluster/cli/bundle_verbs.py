@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.options import AsJson
-from cluster.telemetry.edge import emit_json
+from cluster.command import emit_json
 
 if TYPE_CHECKING:  # bundles bring NumPy along: the verbs load them, so that `manta --help` stays fast
     from cluster.bundle.manifest import BundleManifest

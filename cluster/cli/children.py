@@ -14,9 +14,7 @@ from cluster.runtime.environment import with_ray_environment
 def run_module(module: str, arguments: Sequence[str]) -> int:
     """Run `python -m module …` on this terminal and return its exit code. Blocks."""
     command = [sys.executable, "-m", module, *arguments]
-    # a child shows `?` for what a terminal cannot show, as this process does (cluster/telemetry/edge.py)
-    environment = {"PYTHONIOENCODING": ":replace", **os.environ}
-    process = subprocess.Popen(command, env=with_ray_environment(environment))
+    process = subprocess.Popen(command, env=with_ray_environment(dict(os.environ)))
     # a terminal sends SIGINT to both; SIGTERM reaches this process alone, and must not leave an orphan
     before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
     try:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli.options import RUNS_DIR, AsJson, Overrides, RunsDir, SpecPath
+from cluster.command import emit_json
 from cluster.errors import RequestError
 from cluster.runtime.token import find_token
-from cluster.telemetry.edge import emit_json
 
 if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it: `manta --help` stays fast
     from cluster.runtime.jobs import Job, JobsClient

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.options import Address, AsJson
-from cluster.telemetry.edge import emit_json
+from cluster.command import emit_json
 
 if TYPE_CHECKING:  # readings are loaded by the verb: `manta --help` stays fast
     from cluster.probe import GpuReading, HostReading

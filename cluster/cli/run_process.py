@@ -19,6 +19,7 @@ from types import FrameType
 import yaml
 
 from cluster.atomic import write_text
+from cluster.command import emit_json
 from cluster.entrypoints import COMMAND_MODULES
 from cluster.errors import MantaError, RequestError, WorkerLostError
 from cluster.pipeline.stage import interrupted
@@ -28,7 +29,6 @@ from cluster.spec.load import apply_overrides, parse_yaml, read_text
 from cluster.spec.rules import validate_checked
 from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
-from cluster.telemetry.edge import emit_json
 from cluster.telemetry.events import Event, RunFailed, RunFinished, follow_events
 from cluster.telemetry.progress import Display, make_display
 

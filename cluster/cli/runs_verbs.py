@@ -14,8 +14,8 @@ from rich.text import Text
 
 from cluster.cli.children import run_module
 from cluster.cli.options import RUNS_DIR, AsJson, RunName, RunsDir
+from cluster.command import emit_json
 from cluster.entrypoints import COMMAND_MODULES, STAGE_ENTRYPOINTS
-from cluster.telemetry.edge import emit_json
 
 Apply = Annotated[
     Path | None, typer.Option("--apply", metavar="OUT.yaml", help="Write the run's spec with the remedies.")

@@ -1,35 +1,28 @@
-"""The command line's way through typer: its usage errors and exits join those of the commands (telemetry/edge.py)."""
+"""The command line's way through typer: its usage errors and exits join those of the commands (cluster/command.py)."""
 
 from __future__ import annotations
 
-import os
 import sys
+from functools import partial
 from typing import NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+from cluster.command import run_main
 from cluster.errors import RequestError
-from cluster.telemetry.edge import DEBUG_VARIABLE, forgive_characters, run_command
 from cluster.telemetry.log import setup_logging
-
-DEBUG_FLAG = "--debug"
-JSON_FLAG = "--json"
 
 
 def run_app(app: typer.Typer) -> NoReturn:
-    """Run the command line and exit. `--debug` may stand anywhere."""
-    arguments = [item for item in sys.argv[1:] if item != DEBUG_FLAG]
-    if len(arguments) != len(sys.argv) - 1:
-        os.environ[DEBUG_VARIABLE] = "1"  # for this process and those that it starts
-    forgive_characters()
+    """Run the command line and exit."""
     setup_logging()
-    sys.exit(call(app, arguments))
+    sys.exit(call(app, sys.argv[1:]))
 
 
 def call(app: typer.Typer, arguments: list[str]) -> int:
     """Run with arguments and return the exit code; errors are printed to stderr (and as JSON to stdout)."""
-    return run_command(lambda: _call(app, arguments), as_json=JSON_FLAG in arguments)
+    return run_main(partial(_call, app), arguments)
 
 
 def _call(app: typer.Typer, arguments: list[str]) -> int:

@@ -8,8 +8,8 @@ import typer
 
 from cluster.cli.children import run_module
 from cluster.cli.options import AsJson, Overrides, SpecPath
+from cluster.command import emit_json
 from cluster.entrypoints import COMMAND_MODULES
-from cluster.telemetry.edge import emit_json
 
 
 def register(app: typer.Typer) -> None:

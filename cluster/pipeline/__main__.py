@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 
 from cluster import entrypoints
+from cluster.command import run_main
+from cluster.errors import RequestError
 from cluster.pipeline.driver import DriveOptions, run_driver
 from cluster.runtime.locks import hold_lock
 from cluster.store.run_folder import RunFolder
@@ -18,14 +20,14 @@ from cluster.telemetry.log import setup_logging
 LOOK_EVERY_S = 2.0  # a kept run ends this long after its last endpoint
 
 
-def main() -> int:
-    """Parse, take the run's lock, install signal handlers, drive."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.pipeline")
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--address")
-    parser.add_argument("--until")
-    parser.add_argument("--keep", action="store_true")
-    arguments = parser.parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the run's exit code."""
+    return run_main(_drive, arguments)
+
+
+def _drive(arguments: list[str]) -> int:
+    """Take the run's lock, install signal handlers, drive."""
+    options = _parser().parse_args(arguments)
     setup_logging()
     stop = threading.Event()
 
@@ -37,13 +39,21 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    run = RunFolder(arguments.run_dir.resolve())
+    run = RunFolder(options.run_dir.resolve())
     with hold_lock(run.lock) as free:
         if not free:
-            print(f"run {run.name} is being worked on by another process", file=sys.stderr)  # noqa: T201
-            return 2
-        options = DriveOptions(arguments.address, arguments.until, arguments.keep)
-        return run_driver(run, options, wait=lambda: _wait(stop))
+            raise RequestError(f"Cannot run '{run.name}'", found="another process works on it")
+        drive = DriveOptions(options.address, options.until, options.keep)
+        return run_driver(run, drive, wait=lambda: _wait(stop))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cluster.pipeline")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--address")
+    parser.add_argument("--until")
+    parser.add_argument("--keep", action="store_true")
+    return parser
 
 
 def _wait(stop: threading.Event) -> None:

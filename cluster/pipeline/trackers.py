@@ -45,7 +45,9 @@ def send_to_trackers(run: RunFolder, tracking: TrackingSpec, status: str) -> Non
         return
     if process.returncode:
         lines = output.strip().splitlines()
-        _warn(run, lines[-1] if lines else f"their process ended with code {process.returncode}")
+        _warn(
+            run, lines[-1].removeprefix("Error: ") if lines else f"their process ended with code {process.returncode}"
+        )
 
 
 def _warn(run: RunFolder, why: str) -> None:

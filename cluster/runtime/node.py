@@ -20,6 +20,8 @@ import os
 import shutil
 import sys
 
+from cluster.command import run_main
+from cluster.errors import RequestError
 from cluster.runtime.environment import CLUSTER_ENVIRONMENT, with_ray_environment
 from cluster.runtime.gpu_memory import GPU_MEMORY, node_resources
 from cluster.runtime.serve_place import haproxy_environment
@@ -43,14 +45,18 @@ def resources_environment(environment: dict[str, str], command: list[str]) -> di
     return {RESOURCES_VARIABLE: json.dumps({**json.loads(given), **found})} if found else {}
 
 
-def main() -> int:
-    """Become the command."""
-    command = sys.argv[1:]
+def main(arguments: list[str] | None = None) -> int:
+    """Become the command. Returns an exit code where that cannot be."""
+    return run_main(_become, arguments)
+
+
+def _become(command: list[str]) -> int:
     if not command or shutil.which(command[0]) is None:
-        sys.stderr.write(
-            f"usage: python -m cluster.runtime.node COMMAND …; not found: {' '.join(command[:1]) or '-'}\n"
+        raise RequestError(
+            "Cannot start the command",
+            found=f"there is no program '{command[0]}'" if command else "none was given",
+            rule="python -m cluster.runtime.node COMMAND …",
         )
-        return 2
     environment = node_environment(dict(os.environ))
     os.execvpe(command[0], command, {**environment, **resources_environment(environment, command)})
 

@@ -7,27 +7,23 @@ import sys
 import warnings
 from pathlib import Path
 
-from cluster.errors import MantaError
+from cluster.command import run_main
 from cluster.telemetry.log import setup_logging
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    return run_main(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
     from serve.deployments import commands
 
     options = parse(arguments)
     setup_logging()
     # ray/serve/_private/config.py gives pydantic's Field keywords of its own, once a field
     warnings.filterwarnings("ignore", message="Using extra keyword arguments on `Field`")
-    try:
-        return int(getattr(commands, options.command)(options))
-    except MantaError as error:
-        if options.json:
-            commands.print_json({"ok": False, "error": error.to_dict()})
-        sys.stderr.write(f"Error: {error.message}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 1
+    return int(getattr(commands, options.command)(options))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -7,7 +7,6 @@ Where the Ray is: `--address` or RAY_ADDRESS, else the private Ray that serves t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 from cluster.atomic import sha256_file
 from cluster.bundle import open_bundle
 from cluster.bundle.manifest import MANIFEST
+from cluster.command import emit_json, write_line
 from cluster.errors import EndpointError, RequestError
 from serve.access import absolute, client_token, load_access
 from serve.client import EndpointClient
@@ -46,14 +46,14 @@ def deploy(options: argparse.Namespace) -> int:
 
         config = _wanted(options, name, place.configuration(name), tokens)
         place_options = place.EndpointOptions(host=options.host, port=options.port)
-        found = place.deploy(config, place_options, progress=_say)
+        found = place.deploy(config, place_options, progress=write_line)
         if options.json:
-            print_json({"ok": True, "name": name, "url": found.url, "version": found.version})
+            emit_json({"ok": True, "name": name, "url": found.url, "version": found.version})
         else:
-            _say(f"Endpoint '{name}' version {found.version} answers at {found.url}")
+            write_line(f"Endpoint '{name}' version {found.version} answers at {found.url}")
         if private is not None:
             remember(name, found.url, private)
-            _say("It lives until 'manta undeploy' or Ctrl-C.")
+            write_line("It lives until 'manta undeploy' or Ctrl-C.")
             try:
                 _wait_for_end(Keeper(place.still_serves, recorded_here).keep)
             finally:
@@ -90,7 +90,7 @@ def endpoints(options: argparse.Namespace) -> int:
     while True:
         rows = _endpoint_rows(options)
         if options.json:
-            print_json({"ok": True, "endpoints": rows})
+            emit_json({"ok": True, "endpoints": rows})
         else:
             sys.stdout.write(_table(rows))
             sys.stdout.flush()
@@ -115,11 +115,11 @@ def predict(options: argparse.Namespace) -> int:
                 raise RequestError(f"Cannot ask about {options.rows}", found=error.found) from None
             raise
     for note in answer.get("notes", ()):
-        _say(f"Note: {note}.")
+        write_line(f"Note: {note}.")
     for column, values in answer.get("unseen", {}).items():
-        _say(f"Note: training did not have {', '.join(map(repr, values))} in column '{column}'.")
+        write_line(f"Note: training did not have {', '.join(map(repr, values))} in column '{column}'.")
     if options.json:
-        print_json({"ok": True, **answer})
+        emit_json({"ok": True, **answer})
         return 0
     for index, row in enumerate(answer["predictions"]):
         words = f"{row['label']}  ({row['probability']:.4f})" if "label" in row else f"{row['value']:g}"
@@ -153,12 +153,6 @@ def rollback(options: argparse.Namespace) -> int:
         {"name": options.name, "version": found.version},
     )
     return 0
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """The one JSON value of `--json`."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-    sys.stdout.flush()
 
 
 @contextmanager
@@ -270,16 +264,12 @@ def _wait_for_end(keep: Callable[[], bool]) -> None:
         signal.signal(number, lambda *_: ended.set())
     while not ended.wait(LOOK_EVERY_S):
         if not keep():
-            _say("The last endpoint is gone.")
+            write_line("The last endpoint is gone.")
             return
 
 
 def _done(options: argparse.Namespace, text: str, value: dict[str, Any]) -> None:
     if options.json:
-        print_json({"ok": True, **value})
+        emit_json({"ok": True, **value})
     else:
-        _say(text)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+        write_line(text)

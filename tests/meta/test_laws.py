@@ -28,7 +28,7 @@ MANY_PARAMETERS: dict[str, str] = {
 BROAD_EXCEPTS = {
     "trainers/trackers/__main__.py": "the trackers' seam: a library's errors become one warning of the run",
     "trainers/models/zoo.py": "other libraries raise anything for names, options and downloads they dislike",
-    "cluster/telemetry/edge.py": "the edge of every command",
+    "cluster/command.py": "the end of every command",
     "cluster/pipeline/driver.py": "any stage may raise anything",
     "cluster/pipeline/ray_thread.py": "handed to the thread that waits",
     "cluster/runtime/session.py": "handed to the thread that waits",

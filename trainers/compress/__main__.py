@@ -6,15 +6,14 @@ import argparse
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from cluster.command import emit_json, run_main, write_line
 from cluster.errors import RequestError
 from cluster.spec.compress import CompressSpec, GraphRecipe
-from cluster.telemetry.edge import emit_json, run_command, say
 from cluster.telemetry.events import Record, TrialUpdated
 
 RECIPES = "int8_static,int8_static_per_tensor,int8_dynamic,int8_static_percentile,int8_static_excluded"
@@ -31,16 +30,16 @@ class LineSink:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return run_main(_print_facts, arguments)
+
+
+def _print_facts(arguments: list[str]) -> int:
     options = parse(arguments)
-    return run_command(partial(_print_facts, options), as_json=options.json)
-
-
-def _print_facts(options: argparse.Namespace) -> int:
     facts = run(options)
     if options.json:
         emit_json({"ok": True, **facts})
     else:
-        say(f"{facts['headline']}\nbundle: {facts['bundle']}")
+        write_line(f"{facts['headline']}\nbundle: {facts['bundle']}")
     return 0
 
 
@@ -82,7 +81,7 @@ def spec_of(options: argparse.Namespace) -> CompressSpec:
         ) from None
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="manta compress", description="Compress a bundle or an ONNX file.")
     parser.add_argument("source", type=Path, help="folder of a bundle, or an ONNX file")

@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from cluster.atomic import write_text
+from cluster.command import run_main
 from cluster.errors import DataError
 from cluster.spec.base import Auto
 from cluster.spec.data import CsvSource, FileSource, JsonlSource, ParquetSource
-from cluster.telemetry.edge import run_command
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import QualityReport, check_table
 from trainers.data.quality.stream import check_files
@@ -59,6 +58,10 @@ WITH_HEADER = TextFormat(header=True, decimal=".")
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, check, print. Returns the exit code."""
+    return run_main(_check, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="manta data check")
     parser.add_argument("file")
     parser.add_argument("--target")
@@ -78,11 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path)
     parser.add_argument("--write", type=Path, help="write a spec that reads the file as it was read here")
-    arguments = parser.parse_args(argv)
-    return run_command(partial(_check, arguments), as_json=arguments.json)
+    return parser
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
     asked = source_of(arguments.file, _text_format(arguments))
     source, reasons = settle(asked)
     if arguments.write:  # first: a file with bad values has its spec too

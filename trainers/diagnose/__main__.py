@@ -6,29 +6,28 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.atomic import write_text
+from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.spec.load import load_spec, set_path, validate_spec
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder
-from cluster.telemetry.edge import run_command
 from cluster.telemetry.events import read_events
 from trainers.diagnose.findings import Finding, diagnose
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code of the error tree."""
+    return run_main(_print_findings, arguments)
+
+
+def _print_findings(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    return run_command(partial(_print_findings, options), as_json=options.json)
-
-
-def _print_findings(options: argparse.Namespace) -> int:
     run = RunFolder(options.run)
     findings = findings_of_run(run)
     if options.apply:

@@ -21,7 +21,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from cluster.errors import MantaError, RequestError
+from cluster.command import run_main
+from cluster.errors import RequestError
 from cluster.spec.load import apply_overrides, validate_spec
 from cluster.spec.resolve import batch_plan
 from cluster.store.run_folder import RunFolder
@@ -37,6 +38,10 @@ from trainers.loop.sizing import RangeReport, SizeReport, probe_micro_batch, ran
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code of the error tree."""
+    return run_main(_train, arguments)
+
+
+def _train(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -48,9 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.find:
             return _find(options.find, request)
         result = fit(request, sink=FileSink(options.out / "events.jsonl"), device=default_device())
-    except MantaError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return error.exit_code
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -10,7 +10,8 @@ import uuid
 from pathlib import Path
 
 from cluster.atomic import write_json
-from cluster.errors import MantaError, RequestError
+from cluster.command import run_main, write_line
+from cluster.errors import RequestError
 from cluster.runtime.extras import check_extras
 from cluster.spec.resolve import ResolvedRun
 from cluster.store.run_folder import RunFolder
@@ -23,15 +24,15 @@ KEY_FILE = "tracking.json"
 
 def main(arguments: list[str] | None = None) -> int:
     """Each tracker is tried, whatever the others did. Returns the exit code; the last line says what failed."""
+    return run_main(_send_run, arguments)
+
+
+def _send_run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        sent, failed = send(RunFolder(options.run.resolve()), options.status)
-    except MantaError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return error.exit_code
+    sent, failed = send(RunFolder(options.run.resolve()), options.status)
     sys.stdout.write(json.dumps(sent) + "\n")
     if failed:
-        sys.stderr.write("; ".join(f"{name}: {why}" for name, why in failed.items()) + "\n")
+        write_line("; ".join(f"{name}: {why}" for name, why in failed.items()))
     return 1 if failed else 0
 
 

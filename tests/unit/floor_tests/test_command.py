@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +16,8 @@ import pytest
 
 from cluster.cli.app import app
 from cluster.cli.seam import call
+from cluster.command import DEBUG_VARIABLE, run_main
 from cluster.errors import DataError
-from cluster.telemetry.edge import DEBUG_VARIABLE, forgive_characters, run_command
 
 
 @pytest.mark.parametrize(
@@ -33,10 +35,10 @@ from cluster.telemetry.edge import DEBUG_VARIABLE, forgive_characters, run_comma
 def test_every_error_is_a_sentence_and_a_json_value(
     error: Exception, code: int, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def command() -> int:
+    def command(_: list[str]) -> int:
         raise error
 
-    assert run_command(command, as_json=True) == code
+    assert run_main(command, ["--json"]) == code
     shown = capsys.readouterr()
     assert word in shown.err
     assert "Traceback" not in shown.err
@@ -46,9 +48,61 @@ def test_every_error_is_a_sentence_and_a_json_value(
 def test_debug_shows_where_a_fault_of_ours_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(DEBUG_VARIABLE, "1")
-    assert run_command(lambda: {}["key"]) == 1
+    monkeypatch.setenv(DEBUG_VARIABLE, "")  # so that its value is put back
+    assert run_main(lambda _: {}["key"], ["x", "--debug", "y"]) == 1
     assert "KeyError: 'key'" in capsys.readouterr().err
+
+
+def test_debug_is_taken_out_of_the_arguments_and_holds_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEBUG_VARIABLE, "")
+    given: list[str] = []
+    assert run_main(lambda arguments: given.extend(arguments) or 0, ["a", "--debug", "--json"]) == 0
+    assert (given, os.environ[DEBUG_VARIABLE]) == (["a", "--json"], "1")
+
+
+ON_STDOUT = """
+import sys
+from cluster.command import run_main
+from cluster.errors import DataError
+
+def command(arguments):
+    sys.stdout.write("x" * int(arguments[0]))
+    if arguments[1] == "fails":
+        raise DataError("Cannot read x", found="it is empty")
+    return 0
+
+sys.exit(run_main(command))
+"""
+
+
+@pytest.mark.parametrize("num_characters", [9, 999_999], ids=["met at the end", "met while it writes"])
+@pytest.mark.parametrize("ends", ["well", "fails"])
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [("", 1, ""), (">/dev/full", 3, "Cannot write: no space left on device"), (">&-", 0, "")],
+    ids=["closed pipe", "full disk", "not open"],
+)
+def test_a_stdout_that_nobody_reads_is_no_fault(
+    where: str, code: int, said: str, ends: str, num_characters: int
+) -> None:
+    """As `manta … | head -1`, `manta … > /dev/full` and `manta … >&-`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = ["sh", "-c", f'exec "$0" -c "$@" {where}', sys.executable, ON_STDOUT, str(num_characters), ends]
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            command,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+        )
+    if ends == "fails" and (num_characters == 9 or where == ">&-"):  # it comes to its error before stdout's is met
+        code, said = 2, "it is empty"
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == bool(said)
 
 
 def test_a_wrong_command_line_is_a_json_value_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,9 +121,7 @@ def test_version_names_manta_and_what_it_stands_on(capsys: pytest.CaptureFixture
 def test_a_terminal_without_a_character_shows_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    forgive_characters()
-    sys.stdout.write("76 kB → 20 kB\n")
-    sys.stdout.flush()
+    assert run_main(lambda _: 0 * sys.stdout.write("76 kB → 20 kB\n"), []) == 0
     assert raw.getvalue() == b"76 kB ? 20 kB\n"
 
 

@@ -19,7 +19,7 @@ import psutil
 from benchmarks.serving.load import Answers, OpenLoad
 from benchmarks.serving.measure import Server, Wrk, server
 from benchmarks.serving.models import cnn_graph
-from serve.deployments.ports import claim_port
+from cluster.runtime.ports import claim_port
 from serve.protocol.codec import InferRequest, encode_request
 from tests.bundles import make_bundle, mlp_graph
 

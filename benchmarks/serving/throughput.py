@@ -16,7 +16,7 @@ import onnxruntime
 from benchmarks.serving.measure import Wrk, compare, server
 from benchmarks.serving.models import cnn_graph
 from cluster.atomic import write_json
-from serve.deployments.ports import claim_port
+from cluster.runtime.ports import claim_port
 from serve.protocol.codec import InferRequest, encode_request
 from tests.bundles import make_bundle, mlp_graph
 

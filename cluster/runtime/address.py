@@ -12,26 +12,21 @@ Not covered: TLS between Ray's processes (RAY_USE_TLS): the check is skipped and
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import grpc
 import psutil
 import ray
-from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
 from cluster.errors import ClusterUnreachableError
+from cluster.runtime.ray_private import HeadCalls
 from cluster.runtime.token import TOKEN_REMEDY
 
-_MESSAGES: Any = gcs_service_pb2  # generated code without types
-_RECORDS: Any = gcs_pb2
 CALL_TIMEOUT_S = 4.0  # a head that is alive answers in milliseconds; a swapped-out one in a second or two
-
-
 FIRST_NODE_WAIT_S = 5.0  # the head's own node registers seconds after its GCS answers
 FIRST_NODE_POLL_S = 0.2
 
@@ -52,30 +47,23 @@ def check_cluster(address: str, *, token: str | None, timeout_s: float = CALL_TI
     _check_form(attempted, address)
     metadata = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        call: dict[str, Any] = {"timeout": timeout_s, "metadata": metadata}
-        nodes = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        store = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
+        head = HeadCalls(channel, timeout_s=timeout_s, metadata=metadata)
         try:
-            alive = nodes.CheckAlive(_MESSAGES.CheckAliveRequest(), **call)
-            request = _MESSAGES.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
-            written = store.InternalKVGet(request, **call).value
-            living = _living_nodes(nodes, call)
+            version, python = head.ray_version(), head.python_version()
+            living = _living_nodes(head)
         except grpc.RpcError as error:
             _refused(attempted, error, token)
-    python = json.loads(written).get("python_version") if written else None
-    facts = ClusterFacts(address, alive.ray_version, python, len(living))
+    facts = ClusterFacts(address, version, python, len(living))
     _check_version(attempted, facts)
     _check_nodes(attempted, living)
     return facts
 
 
-def _living_nodes(stub: Any, call: dict[str, Any]) -> list[str]:
+def _living_nodes(head: HeadCalls) -> list[str]:
     """Ids of the live nodes; a head that has just started has none for a moment."""
     deadline = time.monotonic() + FIRST_NODE_WAIT_S
     while True:
-        listed = stub.GetAllNodeInfo(_MESSAGES.GetAllNodeInfoRequest(), **call).node_info_list
-        alive = _RECORDS.GcsNodeInfo.GcsNodeState.ALIVE
-        living = [node.node_id.hex() for node in listed if node.state == alive]
+        living = head.living_nodes()
         if living or time.monotonic() > deadline:
             return living
         time.sleep(FIRST_NODE_POLL_S)

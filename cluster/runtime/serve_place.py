@@ -6,7 +6,7 @@ each other's requests. A cluster's nodes keep the fixed values, because there is
 
 Invariant: after the context has ended, no HAProxy that it started is alive and its folder is gone.
 
-Covered: private sessions. Not covered: the endpoint's own port (serve/deployments/ports.py).
+Covered: private sessions. Not covered: the endpoint's own port (cluster/runtime/ports.py).
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray._raylet as _raylet
 
 from cluster.errors import ClusterUnreachableError, ResourceError
 from cluster.runtime.address import check_cluster
 from cluster.runtime.gpu_memory import node_resources
+from cluster.runtime.ray_private import forget_cached_authentication, temporary_folder_argument
 from cluster.runtime.reaper import MARKER_VARIABLE, PrivatePlace, Reaper
 from cluster.runtime.serve_place import private_serve_place
 from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
@@ -139,7 +139,7 @@ def _local_arguments(temporary_folder: Path, store_bytes: int) -> dict[str, Any]
         "include_dashboard": True,  # the State API lives in it; without it Train leaks placement groups
         "log_to_driver": False,
         "configure_logging": False,
-        "_temp_dir": str(temporary_folder),
+        **temporary_folder_argument(temporary_folder),
     }
 
 
@@ -191,7 +191,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     """Set variables for Ray's processes and make Ray's own cached view of them new; undo both at the end."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    _forget_cached_authentication()
+    forget_cached_authentication()
     try:
         yield
     finally:
@@ -200,19 +200,12 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _forget_cached_authentication()
+        forget_cached_authentication()
 
 
 def _said(error: BaseException) -> str:
     """Class and first line of an error that is not ours."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
-def _forget_cached_authentication() -> None:
-    """Ray reads mode and token once a process; a second session of a process must see its own."""
-    core: Any = _raylet  # compiled, without types
-    core.Config.initialize("")
-    core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _short_temporary_folder() -> str:

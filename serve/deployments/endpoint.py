@@ -25,12 +25,13 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import EndpointError, RequestError
+from cluster.runtime.ports import claim_port
+from cluster.runtime.ray_private import serve_address, serve_details, start_deleting, with_code_version
 from cluster.spec.serve import ReplicaSpec
 from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
 from serve.deployments.placement import actor_options
-from serve.deployments.ports import claim_port
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
 from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
 from serve.deployments.unloaded import remember_unloaded
@@ -93,7 +94,7 @@ def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callab
         _wait(config, url, deadline_s, options)
     except EndpointError:
         if before is None:
-            ray_serve.delete(config.name, _blocking=False)
+            start_deleting(config.name)
         else:
             remember_unloaded(config.name, was_unloaded)
             _revert(before, options_before)
@@ -136,27 +137,6 @@ def _grpc_options(options: EndpointOptions) -> dict[str, Any] | None:
     return {"port": port, "grpc_servicer_functions": list(SERVICER_FUNCTIONS)}
 
 
-def grpc_address() -> str:
-    """`host:port` of this Ray's gRPC door; empty when it is shut."""
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return ""
-    options = client.get_serve_details().get("grpc_options") or {}
-    if not options.get("grpc_servicer_functions"):
-        return ""
-    return f"{_reachable(client.http_config.host)}:{options['port']}"
-
-
-def serve_address() -> tuple[str, int] | None:
-    """Host and port of the Ray Serve that runs on this Ray, or None."""
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return (client.http_config.host, client.http_config.port) if client is not None else None
-
-
 def endpoints() -> list[Endpoint]:
     """Endpoints of this Ray."""
     address = serve_address()
@@ -186,11 +166,7 @@ def _actor_options_now(name: str) -> dict[str, Any]:
 
 
 def _deployment_config(name: str) -> dict[str, Any]:
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    details = client.get_serve_details() if client is not None else {}
-    application = details.get("applications", {}).get(name, {})
+    application = serve_details().get("applications", {}).get(name, {})
     found: dict[str, Any] = application.get("deployments", {}).get(DEPLOYMENT, {}).get("deployment_config", {})
     return found
 
@@ -231,13 +207,8 @@ def still_serves() -> bool:
 
 def _run(config: EndpointConfig, replica: dict[str, Any]) -> None:
     """Hand a configuration to Ray Serve; returns before the replicas have it."""
-    # `version` names the code: without it Ray Serve takes every call for new code and replaces all replicas, where
-    # a changed user_config alone is handed to the replicas as they run
-    deployment = endpoint_deployment().options(
-        **_deployment_options(config, replica),
-        version=importlib.metadata.version("manta-ml"),
-        _internal=True,
-    )
+    code = importlib.metadata.version("manta-ml")
+    deployment = with_code_version(endpoint_deployment(), code, _deployment_options(config, replica))
     application = deployment.bind(config.name)
     ray_serve.run_many(
         [ray_serve.RunTarget(application, name=config.name, route_prefix=f"/{config.name}")],

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import logging
 from logging.handlers import RotatingFileHandler
-from pathlib import Path
-from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve._private.logging_utils import get_serve_logs_dir
 
+from cluster.runtime.ray_private import ReplicaTarget, replica_targets, serve_logs_folder
 from serve.peers import Peer, Peers
 
 FILE_BYTES, FILES = 100 << 20, 5  # Ray's own rotation
@@ -30,10 +27,7 @@ def endpoint_peers(name: str) -> Peers:
     mine = own_name()
 
     async def others() -> list[Peer]:
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        groups = await controller.get_target_groups.remote(app_name=name, from_proxy_manager=True)
-        targets = [t for group in groups if str(group.protocol.value).lower() == "http" for t in group.targets]
-        found = {replica_of(target.name): target for target in targets}
+        found = {replica_of(target.name): target for target in await replica_targets(name)}
         return [Peer(replica, _urls(target, name)) for replica, target in found.items() if replica != mine]
 
     return Peers(mine, others)
@@ -41,7 +35,7 @@ def endpoint_peers(name: str) -> Peers:
 
 def access_file(name: str) -> logging.Handler:
     """Where this replica's access log goes: beside Ray Serve's own files of the node, ended by size as they are."""
-    folder = Path(get_serve_logs_dir())
+    folder = serve_logs_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"access_{name}_{own_name()}.jsonl"
     return RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES, delay=True)
@@ -52,7 +46,7 @@ def replica_of(target: str) -> str:
     return target.rsplit("#", 1)[-1]
 
 
-def _urls(target: Any, name: str) -> tuple[str, ...]:
+def _urls(target: ReplicaTarget, name: str) -> tuple[str, ...]:
     """A replica of this node may listen on loopback alone (the endpoint's `host`)."""
     hosts = ["127.0.0.1"] if target.ip == ray.util.get_node_ip_address() else []
     hosts.append(f"[{target.ip}]" if ":" in target.ip else target.ip)

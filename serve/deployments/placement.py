@@ -24,6 +24,7 @@ from typing import Any
 from cluster.bundle import open_bundle
 from cluster.errors import MemoryShortError
 from cluster.runtime.gpu_memory import GPU_MEMORY, MIB
+from cluster.runtime.ray_private import free_resources_of_nodes
 from serve.config import EndpointConfig
 from serve.memory import CONTEXT_BYTES, GIB, GpuRoom, read_rooms
 
@@ -118,11 +119,9 @@ def footprint_bytes(config: EndpointConfig) -> int | None:
 
 def gpu_nodes() -> list[GpuNode]:
     """Every node's GPUs and what Ray has left there. Blocks."""
-    from ray._private.state import available_resources_per_node
-
     from cluster.runtime.nodes import on_every_node
 
-    left = available_resources_per_node()
+    left = free_resources_of_nodes()
     found = []
     for result in on_every_node(read_rooms):
         have = left.get(result.node_id, {})

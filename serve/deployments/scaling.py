@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.runtime.ray_private import free_resources_of_nodes
+
 BUSY, OLDEST_WAIT_S, QUEUED_ROWS, LATENCY_S = "engine_busy", "oldest_wait_s", "queued_rows", "latency_p95_s"
 LOOK_BACK_S = 2.0
 METRICS_INTERVAL_S = 1.0
@@ -93,7 +95,7 @@ class Room:
 
     def __call__(self) -> int:
         if time.monotonic() >= self._next_s:
-            self._found = sum(places(self._needs, free) for free in _free_of_nodes())
+            self._found = sum(places(self._needs, free) for free in free_resources_of_nodes().values())
             self._next_s = time.monotonic() + LOOK_BACK_S
         return self._found
 
@@ -101,9 +103,3 @@ class Room:
 def places(needs: Mapping[str, float], free: Mapping[str, float]) -> int:
     """How often `needs` fit into a node's free resources."""
     return min(math.floor(free.get(name, 0.0) / need + 1e-9) for name, need in needs.items() if need)
-
-
-def _free_of_nodes() -> list[dict[str, float]]:
-    from ray._private.state import available_resources_per_node
-
-    return list(available_resources_per_node().values())

@@ -6,21 +6,21 @@ take the mark away. The store is Ray's (GCS), so that a mark outlives every repl
 
 from __future__ import annotations
 
-from ray.experimental import internal_kv
+from cluster.runtime.ray_private import store_delete, store_has, store_put
 
 NAMESPACE = b"manta-unloaded"
 
 
 def is_unloaded(name: str) -> bool:
     """Whether the endpoint waits for `load`."""
-    return bool(internal_kv._internal_kv_exists(name.encode(), namespace=NAMESPACE))
+    return store_has(name.encode(), namespace=NAMESPACE)
 
 
 def remember_unloaded(name: str, unloaded: bool) -> bool:
     """Mark the endpoint, or take its mark away. Returns whether it was marked."""
     before = is_unloaded(name)
     if unloaded:
-        internal_kv._internal_kv_put(name.encode(), b"1", namespace=NAMESPACE)
+        store_put(name.encode(), b"1", namespace=NAMESPACE)
     elif before:
-        internal_kv._internal_kv_del(name.encode(), namespace=NAMESPACE)
+        store_delete(name.encode(), namespace=NAMESPACE)
     return before

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.errors import InterruptedRunError, MantaError, ModelError, PeerFailedError, WorkerLostError
+from cluster.runtime.ray_private import error_of_worker, preemption_class, train_error_class
 from cluster.spec.train import FaultSpec
 
 
@@ -47,12 +48,10 @@ def failure_of(error: MantaError, rank: int | None = None) -> Failure:
 def classify(error: BaseException) -> Failure:
     """Of what `TorchTrainer.fit` raised."""
     from ray.exceptions import RayError
-    from ray.train.v2._internal.exceptions import RayTrainError
-    from ray.train.v2.api.exceptions import PreemptionError
 
-    if isinstance(error, PreemptionError):
+    if isinstance(error, preemption_class()):
         return Failure("notice", _first_line(error), error)
-    of_ray = (RayError, RayTrainError)  # the latter: "a worker health check failed" and its kin
+    of_ray = (RayError, train_error_class())
     causes = {rank: _unwrap(item) for rank, item in getattr(error, "worker_failures", {}).items()}
     bugs = []
     for rank, (cause, text) in sorted(causes.items()):
@@ -134,7 +133,7 @@ def _kind(error: BaseException) -> str:
 
 def _unwrap(error: BaseException) -> tuple[BaseException, str]:
     """Ray hands on what a worker raised without its traceback; the worker has noted that on the error."""
-    base = getattr(error, "_base_exc", None) or error
+    base = error_of_worker(error)
     return base, "\n".join(getattr(base, "__notes__", [])) or str(error)
 
 

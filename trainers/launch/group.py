@@ -13,15 +13,17 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.torch import TorchConfig
 
+from cluster.runtime.ray_private import torch_backend_class
 from cluster.spec.train import TrainSpec
 from trainers.loop.deterministic import prepare_process
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_Backend: Any = torch_backend_class()
 
 
-class InterfaceBackend(_TorchBackend):
+class InterfaceBackend(_Backend):
     """Ray's own backend, after naming the interface and setting CUDA's variables on every worker."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:

@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from cluster.runtime.channel import beside_the_driver
-from trainers.launch.places import going_nodes
+from cluster.runtime.ray_private import draining_nodes
 
 POLL_S = 1.0  # a notice comes 30 s (Azure, GCP) to 120 s (AWS) before the end
 ANSWER_S = 10.0
@@ -107,7 +107,7 @@ class NoticeWatch:
 
         while not self._end.wait(POLL_S):
             try:
-                self._wanted = self._node in going_nodes() or bool(self._board and self._board.asked())
+                self._wanted = self._node in draining_nodes() or bool(self._board and self._board.asked())
             except (RayError, ConnectionError):  # the control store or the driver is away: the next look tells more
                 continue
             if self._wanted:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Set
 
 from cluster.errors import WorkerLostError
 from cluster.runtime.nodes import on_every_node
+from cluster.runtime.ray_private import draining_nodes, free_resources_of_nodes
 
 POLL_S = 0.5  # Ray's nodes report what is free every 0.1 s
 
@@ -26,26 +27,17 @@ def count_places(free: Mapping[str, Mapping[str, float]], each: Mapping[str, flo
 
 def free_places(each: Mapping[str, float], silent: Set[str] = frozenset()) -> int:
     """Room in the running Ray session, without nodes that are being drained and without `silent` ones."""
-    from ray._private import state
-
-    out = going_nodes() | silent
-    return count_places({n: free for n, free in state.available_resources_per_node().items() if n not in out}, each)
+    out = draining_nodes() | silent
+    return count_places({n: free for n, free in free_resources_of_nodes().items() if n not in out}, each)
 
 
 def all_places(each: Mapping[str, float]) -> int:
     """Room in the running Ray session if it were empty."""
     import ray
 
-    out = going_nodes()
+    out = draining_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in out]
     return count_places({node["NodeID"]: node["Resources"] for node in nodes}, each)
-
-
-def going_nodes() -> set[str]:
-    """Ids of the nodes that have been told to go (preemption, scale-down, a graceful stop)."""
-    from ray._private import state
-
-    return set(state.state.get_draining_nodes())
 
 
 def silent_nodes(timeout_s: float) -> set[str]:

@@ -15,14 +15,12 @@ import logging
 import shutil
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from cluster.runtime.ray_private import failure_config, training_failed_class
 from trainers.launch.failures import AttemptFailed, classify
 from trainers.launch.notice import StopBoard
 from trainers.launch.worker import WorkerJob, train_on_worker
-
-if TYPE_CHECKING:
-    from ray.train.v2.api.config import FailureConfig
 
 IDLE_END_S = 10.0  # workers look for a job every few milliseconds
 
@@ -76,11 +74,10 @@ class WorkerGroup:
 
     def _run(self, collective_timeout_s: float, storage: Path) -> None:
         from ray.exceptions import RayError
-        from ray.train.v2.api.exceptions import TrainingFailedError
 
         try:
             _train(self.num_workers, collective_timeout_s, storage, self.board)
-        except (TrainingFailedError, RayError) as error:
+        except (training_failed_class(), RayError) as error:
             self._error = AttemptFailed(classify(error))
             self._error.__cause__ = error
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
@@ -108,11 +105,9 @@ def _train(num_workers: int, collective_timeout_s: float, storage: Path, board: 
     ).fit()
 
 
-def no_retries() -> FailureConfig:
+def no_retries() -> Any:
     """Ray Train tries nothing again: controllers and preemptions it would by itself, and for ever."""
-    from ray.train.v2.api.config import FailureConfig
-
-    return FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+    return failure_config(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
 
 
 def uses_gpu() -> bool:

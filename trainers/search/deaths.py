@@ -1,9 +1,8 @@
 """Processes of trials that died, as Ray Tune 2.60 must hear of them.
 
-Tune's actor manager (ray/air/execution/_internal/actor_manager.py, `_actor_task_failed`) takes a RayActorError for a
-dead actor and a RayTaskError for an error that a task raised. Any other ends the whole experiment with a RuntimeError,
-and every restart of it at the same trial: OutOfMemoryError above all, with which Ray's memory monitor says that it has
-killed the process.
+Tune takes a RayActorError for a dead actor and a RayTaskError for an error that a task raised. Any other ends the whole
+experiment with a RuntimeError, and every restart of it at the same trial: OutOfMemoryError above all, with which Ray's
+memory monitor reports that it has killed the process.
 
 Invariant: while `heard` is entered, a process that has gone is a failed trial, whatever Ray calls its death.
 """
@@ -12,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from cluster.runtime.ray_private import Tell, tune_failures_through
 
 MEMORY_WORDS = "low on memory"  # in every message of the memory monitor (src/ray/raylet/node_manager.cc)
 MEMORY_NOTE = "Ray's memory monitor killed its process, twice: the host was short of memory"
@@ -26,24 +25,17 @@ _DEATHS: list[BaseException] = []
 @contextmanager
 def heard() -> Iterator[None]:
     """Turn every death into the one that Tune knows. Driver only; one experiment at a time."""
-    managers: Any = RayActorManager
-    known = managers._actor_task_failed
-
-    def failed(manager: Any, tracked_actor_task: Any, exception: BaseException) -> None:
-        error = exception
-        _DEATHS.append(error)
-        try:
-            if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
-                error = RayActorError(error_msg=str(exception))
-            known(manager, tracked_actor_task, error)
-        finally:
-            _DEATHS.pop()
-
-    managers._actor_task_failed = failed
-    try:
+    with tune_failures_through(_tell_as_known):
         yield
+
+
+def _tell_as_known(tell: Tell, error: BaseException) -> None:
+    _DEATHS.append(error)
+    try:
+        is_known = not isinstance(error, RayError) or isinstance(error, RayActorError | RayTaskError)
+        tell(error if is_known else RayActorError(error_msg=str(error)))
     finally:
-        managers._actor_task_failed = known
+        _DEATHS.pop()
 
 
 def killed_for_memory() -> bool:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from cluster.runtime.ray_private import NeverPauses, put_into_bracket
 from trainers.search.journal import Trial
 
 TIME = "epoch"
@@ -85,14 +87,11 @@ class GuardedAsha(_Guard, AsyncHyperBandScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Ray draws the bracket from numpy's global generator: a restart would draw another."""
-        sizes = np.array([len(bracket._rungs) for bracket in self._brackets])
-        shares = np.exp(sizes - sizes.max())
         draw = np.random.default_rng([self._seed, trial.config["number"]]).random()
-        index = int(np.searchsorted(np.cumsum(shares / shares.sum()), draw))
-        self._trial_info[trial.trial_id] = self._brackets[min(index, len(self._brackets) - 1)]
+        put_into_bracket(self, trial.trial_id, partial(_drawn_bracket, draw))
 
 
-class GuardedMedian(_Guard, MedianStoppingRule):
+class GuardedMedian(_Guard, NeverPauses, MedianStoppingRule):
     """Ray's median rule; it never pauses a trial, whose training would start anew."""
 
     def __init__(self, rule: StopRule) -> None:
@@ -104,8 +103,12 @@ class GuardedMedian(_Guard, MedianStoppingRule):
             min_samples_required=MEDIAN_TRIALS_MIN,
         )
 
-    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
-        return str(TrialScheduler.CONTINUE)
+
+def _drawn_bracket(draw: float, rungs: list[int]) -> int:
+    """Index of the bracket that a draw of 0..1 falls on; shares as Ray's own, by the numbers of rungs."""
+    sizes = np.array(rungs)
+    shares = np.exp(sizes - sizes.max())
+    return min(int(np.searchsorted(np.cumsum(shares / shares.sum()), draw)), len(rungs) - 1)
 
 
 def make_scheduler(rule: StopRule, known: Iterable[Trial] = ()) -> TrialScheduler:

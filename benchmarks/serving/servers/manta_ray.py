@@ -64,13 +64,14 @@ class Endpoint:
         """Every replica gets a successor first and is then drained, as when the code changes."""
         from ray import serve as ray_serve
 
+        from cluster.runtime.ray_private import with_code_version
         from serve.deployments.endpoint import _actor_options_now, _deployment_options
         from serve.deployments.replica import endpoint_deployment
 
         before = replica_pids()
         options = _deployment_options(self.config, _actor_options_now("m"))
         code = f"replaced at {time.time()}"
-        deployment = endpoint_deployment().options(**options, version=code, _internal=True)
+        deployment = with_code_version(endpoint_deployment(), code, options)
         target = ray_serve.RunTarget(deployment.bind("m"), name="m", route_prefix="/m")
         ray_serve.run_many([target], wait_for_applications_running=True)
         return {"pids": self.await_replicas(lambda pids: not pids & before and len(pids) == len(before))}

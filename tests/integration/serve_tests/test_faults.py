@@ -21,11 +21,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.errors import PortInUseError
+from cluster.runtime.ports import claim_port
+from cluster.runtime.ray_private import serve_logs_folder
 from cluster.spec.serve import ReplicaSpec
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
 from serve.deployments.endpoint import Endpoint, EndpointOptions, configuration, deploy, undeploy
-from serve.deployments.ports import claim_port
 from tests.bundles import make_bundle
 from tests.integration.serve_tests.conftest import one_version
 
@@ -133,9 +134,7 @@ def test_one_look_and_one_scrape_are_about_all_replicas(faults: Endpoint) -> Non
 
 
 def test_a_share_of_the_requests_is_in_the_nodes_log_without_what_was_said(faults: Endpoint) -> None:
-    import ray
-
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+    logs = serve_logs_folder()
 
     def lines() -> list[str]:
         return [line for path in logs.glob("access_faults_*.jsonl") for line in path.read_text().splitlines()]

@@ -23,7 +23,7 @@ import httpx
 import psutil
 import pytest
 
-from serve.deployments.ports import claim_port
+from cluster.runtime.ports import claim_port
 from tests.bundles import make_rehearsal_bundle
 from tests.contract.protocol_tests.conftest import ready_line
 from tests.integration.serve_tests.witness import witnessed

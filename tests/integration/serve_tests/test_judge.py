@@ -8,8 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cluster.runtime.ray_private import serve_details
 from serve.client import EndpointClient
-from serve.deployments.endpoint import EndpointOptions, deploy, grpc_address, undeploy
+from serve.deployments.endpoint import EndpointOptions, deploy, undeploy
 from serve.doors.rpc import MESSAGE_BYTES_MAX
 from serve.proto import inference_pb2, inference_pb2_grpc
 from tests.bundles import make_echo_bundle
@@ -32,6 +33,10 @@ def test_tritonclient_http_finds_every_datatype_through_the_proxy(triton_python:
     seen = judge(triton_python, HTTP_JUDGE, echo_url.removeprefix("http://"), "echo", ADMIN_TOKEN)
     assert [form for form, echo in seen["echo"].items() if not all(echo.values())] == []
     assert seen["errors"]["unknown model"][0] == "404"
+
+
+def grpc_address() -> str:
+    return f"127.0.0.1:{serve_details()['grpc_options']['port']}"
 
 
 def test_tritonclient_grpc_finds_every_datatype_through_the_proxy(triton_python: Path, echo_url: str) -> None:

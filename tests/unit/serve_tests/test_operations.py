@@ -148,7 +148,7 @@ def test_the_policy_reads_what_replicas_tell() -> None:
 def test_no_more_gpu_replicas_are_asked_for_than_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"GPU": 0.5, "gpu_memory_mib": 9000.0}, {"GPU": 1.0, "gpu_memory_mib": 40000.0}, {"CPU": 8.0}]
     assert [places({"GPU": 0.25, "gpu_memory_mib": 8000}, node) for node in nodes] == [1, 4, 0]
-    monkeypatch.setattr("serve.deployments.scaling._free_of_nodes", lambda: nodes[:1])
+    monkeypatch.setattr("serve.deployments.scaling.free_resources_of_nodes", lambda: {"node": nodes[0]})
     policy = ScalingPolicy({"busy": 0.1, "wait_s": 0.05}, {"num_gpus": 0.25, "resources": {"gpu_memory_mib": 8000}})
 
     class Busy:

@@ -3,7 +3,7 @@
 Invariant: after any of these functions returns or raises, the target is either the old content or the new
 content, never a mix; a crash leaves at most a `*.partial` beside it, which the next write removes.
 
-Covered: files, JSON, folders, hashes, "disk full" as an error of ours. Not covered: remote stores (remote.py).
+Covered: files, JSON, folders, hashes, "disk full" as an error of ours. Not covered: remote stores (store/remote.py).
 """
 
 from __future__ import annotations

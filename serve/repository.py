@@ -4,7 +4,7 @@ Invariant: a version is asked only after it is loaded, warmed up and checked; th
 that fails leaves what was there as it was, and is remembered as UNAVAILABLE with its reason.
 
 Covered: several versions side by side, load, unload, one new configuration as a whole. Not covered: who may call
-(serve/admission.py).
+(serve/access.py).
 """
 
 from __future__ import annotations

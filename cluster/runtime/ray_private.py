@@ -6,7 +6,7 @@ tests/contract/ray_tests/test_ray_private.py asks the installed Ray for each: it
 Invariant: nothing of Ray is loaded before a function is called (Ray Train's and Tune's internals load torch), and no
 other file of Manta uses a private name of Ray (tests/meta/test_laws.py).
 
-Covered: what is called. Not covered: variables that Ray's processes read (environment.py, haproxy.py), the
+Covered: what is called. Not covered: variables that Ray's processes read (environment.py, serve_place.py), the
 configuration that Ray Serve writes for HAProxy (haproxy.sh).
 """
 
@@ -232,7 +232,7 @@ def torch_backend_class() -> Any:
     return _TorchBackend
 
 
-# ray/air/execution/_internal/actor_manager.py, ray/tune/schedulers/async_hyperband.py, median_stopping_rule.py
+# ray/air/execution/_internal/actor_manager.py, ray/tune/schedulers/{async_hyperband,median_stopping_rule}.py
 
 Tell = Callable[[BaseException], None]
 

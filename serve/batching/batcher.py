@@ -13,7 +13,7 @@ Invariants:
 * `_lock` guards the queues and their counts; timers and futures belong to the event loop.
 
 Covered: rows and bytes a batch, wait, preferred sizes, shapes, priorities, deadlines, cancellation, drain.
-Not covered: choosing `max_rows` and `max_wait_s` (serve/batching/tuning.py), who may ask (serve/admission.py).
+Not covered: choosing `max_rows` and `max_wait_s` (serve/batching/tuning.py), who may ask (serve/access.py).
 """
 
 from __future__ import annotations

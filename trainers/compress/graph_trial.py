@@ -6,7 +6,7 @@ side by side and would disturb each other.
 
 Invariant: never imports torch, so that a worker starts in a second.
 
-Covered: every recipe of `GraphRecipe`. Not covered: recipes that train (model_trial.py).
+Covered: every recipe of `GraphRecipe`. Not covered: recipes that train (model_steps.py).
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _batch_range(exported: Any) -> tuple[int, int | None]:
 
 
 def _place_of(operator: str, retrace: Retrace | None) -> str:
-    """` (part a.1, Inner; file.py:27 in forward: …)` of the first node with this operator, or nothing."""
+    """` (part a.1, Inner; FILE:27 in forward: …)` of the first node with this operator, or nothing."""
     if retrace is None:
         return ""
     wanted = operator.rpartition(".")[2]

@@ -168,7 +168,7 @@ def test_leftovers_of_a_crash_are_neither_read_nor_kept(tmp_path: Path) -> None:
 def test_disk_full_stops_clearly_and_the_last_good_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same on a real full disk is an integration test (train_tests/test_disk.py); this one holds everywhere.
+    """The same on a real full disk is tests/integration/train_tests/test_disk.py; this one holds everywhere.
 
     safetensors has an error of its own for it, which is no OSError: seen on a full tmpfs.
     """

@@ -1,7 +1,7 @@
 """`manta submit`, `logs`, `stop`, `status`, `publish`, `fetch`: runs on a cluster, and runs of this machine.
 
 With `--address http://HEAD:8265` a verb speaks to Ray's Jobs API; without one it looks into the runs folder. Nothing
-here loads ray: the Jobs API is plain HTTP (cluster/runtime/jobs.py).
+here loads ray: the Jobs API is plain HTTP (cluster/runtime/jobs/client.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import typer
 from cluster.cli.options import RUNS_DIR, AsJson, Overrides, RunsDir, SpecPath
 from cluster.command import emit_json
 from cluster.errors import RequestError
-from cluster.runtime.token import find_token
+from cluster.runtime.join.token import find_token
 
 if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it: `manta --help` stays fast
-    from cluster.runtime.jobs import Job, JobsClient
-    from cluster.runtime.package import Package
+    from cluster.runtime.jobs.client import Job, JobsClient
+    from cluster.runtime.jobs.package import Package
     from cluster.spec.run import RunSpec
 
 # A job that is stopped needs the time to write a checkpoint and stop its workers; Ray's own figure is 3 s
@@ -99,7 +99,7 @@ def submit(
 
 def _package(folder: Path, spec: str, loaded: RunSpec) -> Package:
     """The working folder as a package; says which of the spec's files it cannot hold."""
-    from cluster.runtime.package import build_package, files_named_in
+    from cluster.runtime.jobs.package import build_package, files_named_in
 
     inside, outside = files_named_in(loaded.model_dump(mode="json"), folder)
     for text in outside:
@@ -232,7 +232,7 @@ def _client(address: str | None) -> Iterator[JobsClient]:
             rule="a job goes to a Ray cluster's head",
             remedy="Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS; 'manta run' works without one.",
         )
-    from cluster.runtime.jobs import JobsClient
+    from cluster.runtime.jobs.client import JobsClient
 
     disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
     client = JobsClient(address, token=None if disabled else find_token())

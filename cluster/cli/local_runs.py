@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import RequestError, RunError
-from cluster.runtime.locks import is_locked
+from cluster.store.locks import is_locked
 from cluster.store.run_folder import RunFolder, find_run, list_runs
 
 STOP_DEADLINE_S = 60.0  # an endpoint drains, workers write a checkpoint, Ray ends: seconds, a minute on a busy host

@@ -43,7 +43,7 @@ def probe(address: Address = None, as_json: AsJson = False) -> None:
 
 def _cluster(address: str) -> list[dict[str, Any]]:
     from cluster.probe import read_host
-    from cluster.runtime.nodes import on_every_node
+    from cluster.runtime.nodes.tasks import on_every_node
     from cluster.runtime.session import ray_session
 
     with ray_session(address):

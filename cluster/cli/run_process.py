@@ -24,10 +24,10 @@ from cluster.entrypoints import COMMAND_MODULES
 from cluster.errors import MantaError, RequestError, WorkerLostError
 from cluster.pipeline.stage import interrupted
 from cluster.runtime.environment import with_ray_environment
-from cluster.runtime.locks import is_locked
 from cluster.spec.load import apply_overrides, parse_yaml, read_text
 from cluster.spec.rules import validate_checked
 from cluster.spec.run import run_name
+from cluster.store.locks import is_locked
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import Event, RunFailed, RunFinished, follow_events
 from cluster.telemetry.progress import Display, make_display

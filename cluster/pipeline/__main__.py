@@ -13,7 +13,7 @@ from cluster import entrypoints
 from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.pipeline.driver import DriveOptions, run_driver
-from cluster.runtime.locks import hold_lock
+from cluster.store.locks import hold_lock
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.log import setup_logging
 

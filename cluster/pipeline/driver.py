@@ -243,7 +243,7 @@ def _host_facts(options: DriveOptions, ray: RayThread) -> HostFacts:
     """Facts of the place where the run happens: all nodes of a cluster, or this host. Raises ResourceError."""
     if not _address(options):
         return host_facts()
-    from cluster.runtime.nodes import on_every_node  # imports ray: only once a cluster is in use
+    from cluster.runtime.nodes.tasks import on_every_node  # imports ray: only once a cluster is in use
 
     ray.ready()
     return sum_facts(result.value for result in on_every_node(read_host) if result.value is not None)

@@ -6,7 +6,7 @@
 Ray reads these when its processes start, so they must be there before `ray start`, on every node. The images in docker/
 have it as their entry point: there is one list of variables, the one in environment.py.
 
-A node with GPUs also gets the resource `gpu_memory_mib` (gpu_memory.py), unless the command or the variable
+A node with GPUs also gets the resource `gpu_memory_mib` (nodes/gpu_memory.py), unless the command or the variable
 RAY_OVERRIDE_RESOURCES gives one.
 
 Invariant: the command takes this process's place (exec), so that signals and the exit code are its own; a variable
@@ -23,8 +23,8 @@ import sys
 from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.runtime.environment import CLUSTER_ENVIRONMENT, with_ray_environment
-from cluster.runtime.gpu_memory import GPU_MEMORY, node_resources
-from cluster.runtime.serve_place import haproxy_environment
+from cluster.runtime.nodes.gpu_memory import GPU_MEMORY, node_resources
+from cluster.runtime.private.haproxy import haproxy_environment
 from cluster.temporary import shared_folder
 
 RESOURCES_VARIABLE = "RAY_OVERRIDE_RESOURCES"  # ray/_private/ray_constants.py: JSON, merged with --resources

@@ -11,7 +11,7 @@ import os
 
 from cluster.runtime.extras import check_extras
 from cluster.runtime.ports import claim_port
-from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
+from cluster.runtime.private.shared_memory import object_store_bytes, shared_memory_free_bytes
 from cluster.spec.run import RunSpec
 
 

@@ -6,8 +6,8 @@ tests/contract/ray_tests/test_ray_private.py asks the installed Ray for each: it
 Invariant: nothing of Ray is loaded before a function is called (Ray Train's and Tune's internals load torch), and no
 other file of Manta uses a private name of Ray (tests/meta/test_laws.py).
 
-Covered: what is called. Not covered: variables that Ray's processes read (environment.py, serve_place.py), the
-configuration that Ray Serve writes for HAProxy (haproxy.sh).
+Covered: what is called. Not covered: variables that Ray's processes read (environment.py, private/haproxy.py), the
+configuration that Ray Serve writes for HAProxy (private/haproxy.sh).
 """
 
 from __future__ import annotations

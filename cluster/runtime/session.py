@@ -4,7 +4,7 @@ Invariant: a private session leaves no process, port, shared memory or folder be
 raises, is interrupted or is killed; it never meets another Ray of the machine (own ports, own folder, own token), and
 writes nothing into the user's home.
 
-Covered: start, attach, end, logs. Not covered: a cluster's life (docker/, `ray start`), jobs (jobs.py).
+Covered: start, attach, end, logs. Not covered: a cluster's life (docker/, `ray start`), jobs (jobs/client.py).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 import ray
 
 from cluster.errors import ClusterUnreachableError, ResourceError
-from cluster.runtime.address import check_cluster
-from cluster.runtime.gpu_memory import node_resources
+from cluster.runtime.join.check import check_cluster
+from cluster.runtime.join.token import MODE_VARIABLE, TOKEN_VARIABLE, find_token
+from cluster.runtime.nodes.gpu_memory import node_resources
+from cluster.runtime.private.haproxy import private_serve_place
+from cluster.runtime.private.reaper import MARKER_VARIABLE, PrivatePlace, Reaper
+from cluster.runtime.private.shared_memory import object_store_bytes, shared_memory_free_bytes
 from cluster.runtime.ray_private import forget_cached_authentication, temporary_folder_argument
-from cluster.runtime.reaper import MARKER_VARIABLE, PrivatePlace, Reaper
-from cluster.runtime.serve_place import private_serve_place
-from cluster.runtime.shared_memory import object_store_bytes, shared_memory_free_bytes
-from cluster.runtime.token import MODE_VARIABLE, TOKEN_VARIABLE, find_token
 from cluster.temporary import SHARED_VARIABLE, scratch_folder, shared_base
 
 LOG = logging.getLogger(__name__)

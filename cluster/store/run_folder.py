@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the driver that works here (cluster/runtime/locks.py)."""
+        """Held by the driver that works here (cluster/store/locks.py)."""
         return self.path / "lock"
 
     @property

@@ -1,8 +1,8 @@
 """Where a GPU model's replicas may go: decided by its measured footprint, before anything is started.
 
-A replica asks Ray for `gpu_memory_mib` (cluster/runtime/gpu_memory.py: what was free on the node) and for the share of
-a GPU that its footprint is, so that Ray packs replicas by memory and never promises a byte twice. A model whose
-footprint was not measured gets a GPU of its own.
+A replica asks Ray for `gpu_memory_mib` (cluster/runtime/nodes/gpu_memory.py: what was free on the node) and for the
+share of a GPU that its footprint is, so that Ray packs replicas by memory and never promises a byte twice. A model
+whose footprint was not measured gets a GPU of its own.
 
 Invariant: a deploy that does not fit is refused with numbers and with the names of who holds the memory, and nothing
 has been started or taken away for it.
@@ -23,7 +23,7 @@ from typing import Any
 
 from cluster.bundle import open_bundle
 from cluster.errors import MemoryShortError
-from cluster.runtime.gpu_memory import GPU_MEMORY, MIB
+from cluster.runtime.nodes.gpu_memory import GPU_MEMORY, MIB
 from cluster.runtime.ray_private import free_resources_of_nodes
 from serve.config import EndpointConfig
 from serve.memory import CONTEXT_BYTES, GIB, GpuRoom, read_rooms
@@ -119,7 +119,7 @@ def footprint_bytes(config: EndpointConfig) -> int | None:
 
 def gpu_nodes() -> list[GpuNode]:
     """Every node's GPUs and what Ray has left there. Blocks."""
-    from cluster.runtime.nodes import on_every_node
+    from cluster.runtime.nodes.tasks import on_every_node
 
     left = free_resources_of_nodes()
     found = []

@@ -1,6 +1,6 @@
 """One HTTP connection, as uvicorn's with what a hostile network needs: of `python -m serve`, and of Ray Serve's own
 HTTP servers in proxies and replicas (serve/deployments/shortcut.py). HAProxy before them does the same by its own
-means (cluster/runtime/haproxy.sh).
+means (cluster/runtime/private/haproxy.sh).
 
 Invariants:
 * a connection that has no request at work ends `head_timeout_s` after its first byte, or after it was made, unless a

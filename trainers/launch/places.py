@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Set
 
 from cluster.errors import WorkerLostError
-from cluster.runtime.nodes import on_every_node
+from cluster.runtime.nodes.tasks import on_every_node
 from cluster.runtime.ray_private import draining_nodes, free_resources_of_nodes
 
 POLL_S = 0.5  # Ray's nodes report what is free every 0.1 s

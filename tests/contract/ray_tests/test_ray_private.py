@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from cluster.runtime.environment import CLUSTER_ENVIRONMENT, RAY_ENVIRONMENT
+from cluster.runtime.join.token import MODE_VARIABLE, TOKEN_PATH_VARIABLE, TOKEN_VARIABLE
 from cluster.runtime.node import RESOURCES_VARIABLE
+from cluster.runtime.private.haproxy import place_environment
 from cluster.runtime.ray_private import READ_IN, NeverPauses, error_of_worker, put_into_bracket, tune_failures_through
-from cluster.runtime.serve_place import place_environment
-from cluster.runtime.token import MODE_VARIABLE, TOKEN_PATH_VARIABLE, TOKEN_VARIABLE
 
 REMEDY = f"it was read in Ray {READ_IN}: read it again, and mend cluster/runtime/ray_private.py"
 USED = [

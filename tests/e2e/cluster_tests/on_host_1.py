@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 
 from cluster.probe import read_host
-from cluster.runtime.nodes import on_every_node
+from cluster.runtime.nodes.tasks import on_every_node
 from cluster.runtime.session import ray_session
 
 ADDRESS = "10.9.0.1:6379"

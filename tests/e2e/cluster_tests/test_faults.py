@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.runtime.locks import is_locked
+from cluster.store.locks import is_locked
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EpochFinished, RunFailed, RunFinished, read_events
 from tests.e2e.cluster_tests.head import clean_environment, wait_for

@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster.runtime.serve_place import place_environment
+from cluster.runtime.private.haproxy import place_environment
 from tests.bundles import make_rehearsal_bundle
 from tests.e2e.cluster_tests.head import Head, clean_environment, end_process, start_head, wait_for
 from tests.nvml.library import build, environment, write_gpus

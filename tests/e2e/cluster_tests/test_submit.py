@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from cluster.bundle import open_bundle
-from cluster.runtime.locks import is_locked
+from cluster.store.locks import is_locked
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EpochFinished, read_events
 from tests.e2e.cluster_tests.head import Head, clean_environment, free_ports, start_head, wait_for

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cluster.errors import ClusterUnreachableError
-from cluster.runtime.address import check_cluster
+from cluster.runtime.join.check import check_cluster
 
 SCRIPT = "tests.integration.runtime_tests.driver_script"
 START_S = 90.0

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from cluster.runtime.environment import CLUSTER_ENVIRONMENT, RAY_ENVIRONMENT
-from cluster.runtime.shared_memory import OBJECT_STORE_BYTES_MIN
+from cluster.runtime.private.shared_memory import OBJECT_STORE_BYTES_MIN
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"

@@ -18,7 +18,7 @@ import pytest
 import cluster.cli
 from cluster.command import DEBUG_VARIABLE
 from cluster.entrypoints import COMMAND_MODULES
-from cluster.runtime.locks import hold_lock
+from cluster.store.locks import hold_lock
 from cluster.store.run_folder import RunFolder
 
 WITH_JSON = {

@@ -18,11 +18,11 @@ from cluster.cli.cluster_verbs import entrypoint, job_row
 from cluster.cli.local_runs import follow_log, status_rows, stop_run
 from cluster.cli.seam import call
 from cluster.errors import RequestError
-from cluster.runtime.jobs import Job
+from cluster.runtime.jobs.client import Job
 from cluster.store.run_folder import RunFolder
 
 HOLDER = (
-    "import sys, time; from pathlib import Path; from cluster.runtime.locks import hold_lock\n"
+    "import sys, time; from pathlib import Path; from cluster.store.locks import hold_lock\n"
     "with hold_lock(Path(sys.argv[1])): print('up', flush=True); time.sleep(60)"
 )
 

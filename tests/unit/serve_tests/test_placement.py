@@ -12,8 +12,8 @@ from cluster.bundle import open_bundle
 from cluster.errors import MemoryShortError, RequestError
 from cluster.probe.gpus import GpuSourceReading
 from cluster.probe.probe import GpuReading
-from cluster.runtime.gpu_memory import node_resources
 from cluster.runtime.node import resources_environment
+from cluster.runtime.nodes.gpu_memory import node_resources
 from cluster.spec.serve import ReplicaSpec
 from serve.config import EndpointConfig, VersionConfig
 from serve.deployments.placement import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from cluster.probe import read_host, sum_facts
-from cluster.runtime.nodes import on_every_node
+from cluster.runtime.nodes.tasks import on_every_node
 
 
 def test_every_node_answers_without_a_free_cpu(ray_local: str) -> None:

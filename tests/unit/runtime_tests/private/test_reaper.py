@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.runtime.reaper import MARKER_VARIABLE, PrivatePlace, Reaper, keep_logs, processes_of, reap
+from cluster.runtime.private.reaper import MARKER_VARIABLE, PrivatePlace, Reaper, keep_logs, processes_of, reap
 
 SLEEP = "import sys, time; print('up', flush=True); time.sleep(60)"
 
@@ -99,7 +99,7 @@ def test_logs_that_cannot_be_kept_do_not_keep_the_folders(tmp_path: Path) -> Non
 def test_it_works_when_its_driver_is_killed(tmp_path: Path, stack: ExitStack) -> None:
     where = place(tmp_path)
     code = (
-        "import os, time; from pathlib import Path; from cluster.runtime.reaper import *; "
+        "import os, time; from pathlib import Path; from cluster.runtime.private.reaper import *; "
         f"r = Reaper(PrivatePlace('marker-1', (Path({str(where.folders[0])!r}),), Path({str(where.sessions)!r}), None, "
         "os.getpid(), os.getsid(0))); print('up', flush=True); time.sleep(60)"
     )

@@ -9,16 +9,16 @@ import httpx
 import pytest
 
 from cluster.errors import ClusterUnreachableError, RequestError, RunError
-from cluster.runtime import jobs
-from cluster.runtime.jobs import JobsClient
-from cluster.runtime.package import Package
+from cluster.runtime.jobs import client as client_module
+from cluster.runtime.jobs.client import JobsClient
+from cluster.runtime.jobs.package import Package
 
 URL = "http://head:8265"
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "FOLLOW_POLL_S", 0.0)
+    monkeypatch.setattr(client_module, "FOLLOW_POLL_S", 0.0)
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response], token: str | None = None) -> JobsClient:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cluster.errors import MemoryShortError
-from cluster.runtime.session import ray_session
-from cluster.runtime.shared_memory import (
+from cluster.runtime.private.shared_memory import (
     OBJECT_STORE_BYTES_GOAL,
     OBJECT_STORE_BYTES_MIN,
     object_store_bytes,
     shared_memory_free_bytes,
 )
+from cluster.runtime.session import ray_session
 
 
 def test_a_large_one_gives_the_goal_and_a_small_one_what_fits() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RequestError
-from cluster.runtime import package
-from cluster.runtime.package import IgnoreRules, build_package, files_named_in
+from cluster.runtime.jobs import package
+from cluster.runtime.jobs.package import IgnoreRules, build_package, files_named_in
 
 
 @pytest.fixture

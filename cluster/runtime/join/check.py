@@ -23,8 +23,8 @@ import psutil
 import ray
 
 from cluster.errors import ClusterUnreachableError
+from cluster.runtime.join.token import TOKEN_REMEDY
 from cluster.runtime.ray_private import HeadCalls
-from cluster.runtime.token import TOKEN_REMEDY
 
 CALL_TIMEOUT_S = 4.0  # a head that is alive answers in milliseconds; a swapped-out one in a second or two
 FIRST_NODE_WAIT_S = 5.0  # the head's own node registers seconds after its GCS answers

@@ -17,8 +17,8 @@ import ray
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
 from cluster.errors import ClusterUnreachableError
-from cluster.runtime import address as address_module
-from cluster.runtime.address import check_cluster
+from cluster.runtime.join import check as check_module
+from cluster.runtime.join.check import check_cluster
 
 MESSAGES: Any = gcs_service_pb2
 RECORDS: Any = gcs_pb2
@@ -79,7 +79,7 @@ def head(**more: Any) -> Iterator[str]:
 
 @pytest.fixture
 def node_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.runtime.address._local_nodes", lambda: [(b"n" * 28).hex()])
+    monkeypatch.setattr("cluster.runtime.join.check._local_nodes", lambda: [(b"n" * 28).hex()])
 
 
 def refusal(address: str, token: str | None = TOKEN, **more: Any) -> str:
@@ -116,14 +116,14 @@ def test_another_version_names_both() -> None:
 
 
 def test_a_head_without_live_nodes_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address_module, "FIRST_NODE_WAIT_S", 0.3)
+    monkeypatch.setattr(check_module, "FIRST_NODE_WAIT_S", 0.3)
     with head(alive=[]) as address:
         assert "no node of it is alive" in refusal(address)
 
 
 @pytest.mark.usefixtures("node_is_here")
 def test_a_head_that_has_just_started_is_given_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address_module, "FIRST_NODE_POLL_S", 0.0)
+    monkeypatch.setattr(check_module, "FIRST_NODE_POLL_S", 0.0)
     late = LateNodes([[], [], [b"n" * 28]])
     with head(alive=late) as address:
         assert check_cluster(address, token=TOKEN).num_nodes_alive == 1

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 
 from cluster.errors import ClusterUnreachableError, RequestError, RunError
-from cluster.runtime.package import Package
-from cluster.runtime.token import TOKEN_REMEDY
+from cluster.runtime.jobs.package import Package
+from cluster.runtime.join.token import TOKEN_REMEDY
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0  # starting a job's supervisor on a busy head takes seconds

@@ -1,4 +1,4 @@
-"""cluster/runtime/haproxy.sh over the configuration that Ray Serve itself writes: the bundled HAProxy, without Ray.
+"""cluster/runtime/private/haproxy.sh over the configuration that Ray Serve writes: the bundled HAProxy, without Ray.
 
 The backend answers the length of what it got; the limits are shortened by the script's own variables.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.serve_place import (
+from cluster.runtime.private.haproxy import (
     BINARY_VARIABLE,
     OUTER_VARIABLE,
     PORT_VARIABLES,

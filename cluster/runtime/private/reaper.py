@@ -1,4 +1,4 @@
-"""`python -m cluster.runtime.reaper`: waits for a driver to end, however it ends, and removes what its Ray left.
+"""`python -m cluster.runtime.private.reaper`: waits for a driver to end, however it ends, and removes its Ray's rest.
 
 Ray's own processes die with the driver (PR_SET_PDEATHSIG), but not their children at once, not HAProxy, and nothing
 removes the folders. This process outlives the driver by moments: it sits in a session of its own, holds the read end
@@ -61,7 +61,7 @@ class Reaper:
     """The driver's handle of its reaper."""
 
     def __init__(self, place: PrivatePlace) -> None:
-        command = [sys.executable, "-m", "cluster.runtime.reaper", "--marker", place.marker]
+        command = [sys.executable, "-m", "cluster.runtime.private.reaper", "--marker", place.marker]
         command += ["--sessions", str(place.sessions), "--session", str(place.session)]
         command += ["--logs", str(place.logs.resolve())] if place.logs else []
         command += [str(folder) for folder in place.folders]
@@ -146,7 +146,7 @@ def wait_for_end_of_parent(pipe: IO[bytes], parent: int) -> None:
 
 def main() -> int:
     """Parse, wait, reap."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.runtime.reaper")
+    parser = argparse.ArgumentParser(prog="python -m cluster.runtime.private.reaper")
     parser.add_argument("--marker", required=True)
     parser.add_argument("--sessions", required=True, type=Path)
     parser.add_argument("--logs", type=Path)

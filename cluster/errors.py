@@ -234,6 +234,11 @@ class InterruptedRunError(RunError):
     code = "INTERRUPTED"
 
 
+def summary_of(error: BaseException) -> str:
+    """Class and first line of an error that is not ours."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 def all_error_classes() -> list[type[MantaError]]:
     """The tree above, parents before children: for the generated reference page and its test."""
     found: list[type[MantaError]] = []

@@ -6,6 +6,10 @@ them in the images). Sources are the constants files of ray 2.60.0 named beside 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 RAY_ENVIRONMENT: dict[str, str] = {
     # ray/serve/_private/constants.py: HAProxy in front of uvicorn inside each replica, user code on its loop
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -53,3 +57,18 @@ CLUSTER_ENVIRONMENT: dict[str, str] = {
 def with_ray_environment(environment: dict[str, str]) -> dict[str, str]:
     """A copy of `environment` with the variables above; a value that the user has set wins."""
     return {**RAY_ENVIRONMENT, **environment}
+
+
+@contextmanager
+def variables_set(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process, for Ray's processes that it starts; what was there before is put back."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -13,11 +13,13 @@ configuration that Ray Serve writes for HAProxy (private/haproxy.sh).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cluster.runtime.environment import variables_set
 
 READ_IN = "2.60.0"
 """The Ray in which these were read."""
@@ -49,8 +51,20 @@ def temporary_folder_argument(folder: Path) -> dict[str, str]:
 # ray/_raylet.pyx, ray/includes/ray_config.pxi, ray/includes/rpc_token_authentication.pxi
 
 
-def forget_cached_authentication() -> None:
-    """Ray reads mode and token once a process; a second session of a process must have its own."""
+@contextmanager
+def authentication_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables as `variables_set` does, and let Ray read mode and token again.
+
+    It reads them once a process; a second session of a process must have its own.
+    """
+    with ExitStack() as stack:
+        stack.callback(_forget_authentication)  # after the variables are put back
+        stack.enter_context(variables_set(values))
+        _forget_authentication()
+        yield
+
+
+def _forget_authentication() -> None:
     from ray import _raylet
 
     core: Any = _raylet  # compiled, without types

@@ -31,7 +31,7 @@ BROAD_EXCEPTS = {
     "cluster/command.py": "the end of every command",
     "cluster/pipeline/driver.py": "any stage may raise anything",
     "cluster/pipeline/ray_thread.py": "handed to the thread that waits",
-    "cluster/runtime/session.py": "handed to the thread that waits",
+    "cluster/runtime/private/start.py": "handed to the thread that waits",
     "serve/doors/asgi.py": "the edge of an HTTP request",
     "serve/doors/rpc.py": "the edge of a gRPC request",
     "serve/deployments/replica.py": "the same on Ray Serve",

@@ -16,6 +16,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.errors import summary_of
+
 NODE_TIMEOUT_S = 30.0  # a first worker process on a busy node takes seconds
 
 
@@ -51,4 +53,4 @@ def _collect(node: dict[str, Any], reference: Any, timeout_s: float) -> NodeResu
         ray.cancel(reference, force=True)
         return NodeResult(node_id, address, problem="it did not answer in time")
     except ray.exceptions.RayError as error:
-        return NodeResult(node_id, address, problem=": ".join([type(error).__name__, *str(error).splitlines()[:1]]))
+        return NodeResult(node_id, address, problem=summary_of(error))

@@ -1,4 +1,4 @@
-"""A place of its own for the HAProxy of a private Ray: folder, sockets and side ports that no other Ray shares.
+"""The HAProxy of a private Ray: folder, sockets and side ports that no other Ray shares.
 
 Ray Serve 2.60 puts HAProxy's files into one folder a machine and gives its side doors fixed ports (9101 metrics,
 8404 statistics, 8500 and 9500 for the fallback proxy), all with SO_REUSEPORT: two Rays on one machine would answer
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.runtime.environment import variables_set
 from cluster.temporary import PREFIX, scratch_folder
 
 SCRIPT = Path(__file__).with_name("haproxy.sh")
@@ -38,31 +39,19 @@ SOCKET_PATH_CHARACTERS_MAX = 97  # HAProxy's limit; the path is folder/<node id 
 
 
 @contextmanager
-def private_serve_place() -> Iterator[Path]:
+def private_haproxy() -> Iterator[Path]:
     """Set the variables of the HAProxy's place before a private Ray starts; yields its folder.
 
     Enter before `ray.init`, leave after `ray.shutdown`. A variable that the user has set wins, one of another private
     Ray around this process does not: both would take its ports.
     """
-    with scratch_folder(PURPOSE, _short_folder()) as folder:
-        yield from _placed(folder)
-
-
-def _placed(folder: Path) -> Iterator[Path]:
-    inside = OUTER_VARIABLE in os.environ
-    values = {name: value for name, value in place_environment(folder).items() if inside or name not in os.environ}
-    values[OUTER_VARIABLE] = str(folder)
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder(PURPOSE, _short_folder()))
+        inside = OUTER_VARIABLE in os.environ
+        values = {name: value for name, value in place_environment(folder).items() if inside or name not in os.environ}
+        stack.callback(end_leftovers, folder)
+        stack.enter_context(variables_set({**values, OUTER_VARIABLE: str(folder)}))
         yield folder
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        end_leftovers(folder)
 
 
 def place_environment(folder: Path) -> dict[str, str]:

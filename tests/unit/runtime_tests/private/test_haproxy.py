@@ -27,7 +27,7 @@ from cluster.runtime.private.haproxy import (
     SCRIPT,
     free_ports,
     haproxy_environment,
-    private_serve_place,
+    private_haproxy,
 )
 from serve.limits import Limits
 
@@ -149,10 +149,10 @@ def test_a_ray_inside_another_one_has_side_ports_of_its_own(monkeypatch: pytest.
     monkeypatch.delenv(OUTER_VARIABLE, raising=False)
     for name in PORT_VARIABLES[1:]:
         monkeypatch.delenv(name, raising=False)
-    with private_serve_place():
+    with private_haproxy():
         assert os.environ[PORT_VARIABLES[0]] == "9101"
         outer = [os.environ[name] for name in PORT_VARIABLES]
-        with private_serve_place():
+        with private_haproxy():
             assert not {os.environ[name] for name in PORT_VARIABLES} & set(outer)
         assert [os.environ[name] for name in PORT_VARIABLES] == outer
     assert not any(name in os.environ for name in (*PORT_VARIABLES[1:], OUTER_VARIABLE))

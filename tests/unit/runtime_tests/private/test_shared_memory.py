@@ -38,7 +38,7 @@ def test_the_real_reading_is_a_number() -> None:
 
 def test_a_session_asks_before_it_starts_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("cluster.runtime.session.shared_memory_free_bytes", lambda: 10 << 20)
-    monkeypatch.setattr("cluster.runtime.session.Reaper", lambda place: pytest.fail("a process was started"))
+    monkeypatch.setattr("cluster.runtime.private.start.shared_memory_free_bytes", lambda: 10 << 20)
+    monkeypatch.setattr("cluster.runtime.private.start.Reaper", lambda place: pytest.fail("a process was started"))
     with pytest.raises(MemoryShortError), ray_session():
         pytest.fail("the session opened")

@@ -1,15 +1,13 @@
-"""What a host is and has, as facts: the `Probe` protocol, the real one, and a fake that tests and docs use.
+"""What a host is and has, as facts: the `Probe` protocol and what it reads.
 
 Invariant: a value that could not be read is None and `reasons` says why; it is never 0. GPUs are keyed by UUID,
 because their index changes over reboots and between NVML and CUDA.
 
-Covered: one host. Not covered: decisions (cluster/spec/resolve.py), many hosts (cluster/probe/facts.py).
+Covered: one host. Not covered: decisions (cluster/spec/resolve.py), many hosts (cluster/probe/totals.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.spec.base import StrictSpec
@@ -61,38 +59,3 @@ class Probe(Protocol):
     """Reads one host. Never raises: what cannot be read is None with a reason. Does not change the host."""
 
     def read(self) -> HostReading: ...
-
-
-@dataclass(frozen=True)
-class FakeProbe:
-    """A host as told: lets everything above be tested without the hardware."""
-
-    hostname: str = "fake"
-    cpu_cores: int = 8
-    memory_total_bytes: int | None = 32 << 30
-    gpus: Sequence[GpuReading] | None = ()
-    gpu_reason: str = "no NVIDIA driver on this host"
-
-    def read(self) -> HostReading:
-        return HostReading(
-            hostname=self.hostname,
-            cpu_cores=self.cpu_cores,
-            memory_total_bytes=self.memory_total_bytes,
-            memory_available_bytes=self.memory_total_bytes and self.memory_total_bytes // 2,
-            shared_memory_total_bytes=1 << 30,
-            shared_memory_free_bytes=1 << 30,
-            disk_free_bytes=100 << 30,
-            load_1min=0.5,
-            driver_version="580.0" if self.gpus else None,
-            cuda_driver_version="13.0" if self.gpus else None,
-            gpus=None if self.gpus is None else tuple(self.gpus),
-            reasons=self._reasons(),
-        )
-
-    def _reasons(self) -> dict[str, str]:
-        if self.gpus:
-            return {}
-        reasons = dict.fromkeys(("gpus", "driver_version", "cuda_driver_version"), self.gpu_reason)
-        if self.memory_total_bytes is None:
-            reasons |= dict.fromkeys(("memory_total_bytes", "memory_available_bytes"), "/proc/meminfo is not readable")
-        return reasons

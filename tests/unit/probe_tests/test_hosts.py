@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ResourceError
-from cluster.probe import FakeProbe, GpuReading, HostReading, Probe, host_facts, sum_facts
+from cluster.probe import GpuReading, HostReading, Probe, host_facts, sum_facts
 from cluster.probe.gpus import NvmlSource
 from cluster.probe.hosts import HostProbe, cpu_cores, memory_available_bytes, memory_total_bytes
 from tests.unit.probe_tests.fake_nvml import FakeNvml
+from tests.unit.probe_tests.fake_probe import FakeProbe
 
 GPU = GpuReading(uuid="GPU-1", name="H200", memory_total_bytes=141 << 30, compute_capability=(9, 0))
 

@@ -49,6 +49,7 @@ def test_quickstart_recipe_is_the_command_that_the_tests_run() -> None:
     assert done.stdout.strip().splitlines()[-1].split() == [".venv/bin/manta", "run", "configs/quickstart.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(290)
 def test_bash_blocks_run_in_order(tmp_path: Path) -> None:
     """Each line as a user would type it; the endpoint's default port must be free on this machine."""

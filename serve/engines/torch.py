@@ -19,7 +19,7 @@ from cluster.errors import BundleError, MissingDependencyError
 from cluster.spec.model import ModelSpec
 from serve.engines.protocol import EngineRequest
 
-MODULE_LOADER = "trainers.export.module:load_module"
+MODULE_LOADER = "trainers.models.weights:load_module"
 
 
 class TorchEngine:

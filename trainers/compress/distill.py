@@ -33,8 +33,8 @@ from cluster.errors import BundleError
 from trainers.compress.features import WithFeatures, feature_loss
 from trainers.compress.students import build_student
 from trainers.data.shards import DATASET, PreparedData
-from trainers.evaluate.predict import predict_torch
 from trainers.export.session import open_session, run_batches
+from trainers.models.predict import predict_torch
 from trainers.models.target import answers_learned
 
 TEACHER_INPUT = "teacher_logits"

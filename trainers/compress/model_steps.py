@@ -26,7 +26,7 @@ from trainers.compress.prune.choose import plan_pruning, prune_module
 from trainers.compress.prune.cost import count_macs, count_parameters
 from trainers.compress.students import build_student, scaled_model
 from trainers.compress.workshop import Made, Work, Workshop
-from trainers.evaluate.predict import tensors_of
+from trainers.models.predict import tensors_of
 
 TAYLOR_ROWS = 512  # first-order terms of a few hundred rows order channels well enough
 TAYLOR_BATCH_ROWS = 64

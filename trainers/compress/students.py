@@ -20,6 +20,7 @@ from cluster.spec.model import ModelSpec
 from trainers.compress.features import WithFeatures, network_weights
 from trainers.compress.prune.plan import Plan, apply_plan
 from trainers.models import build_model
+from trainers.models.weights import load_weights
 
 WIDTH_MULTIPLE = 8  # vector units work on 8 or 16 channels at a time
 _MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
@@ -55,8 +56,6 @@ def build_student(
             answer as many while it is trained, to be matched with the teacher's.
         target: how a quantity is learned, as JSON.
     """
-    from trainers.export.module import load_weights
-
     spec = _MODEL.validate_python(_tuples(model))
     shapes = tuple(TensorSpec.model_validate(_tuples(item)) for item in inputs)
     learned = TargetTransform.model_validate(target) if target else None

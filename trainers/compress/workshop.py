@@ -31,11 +31,11 @@ from trainers.compress.prune.cost import count_macs, count_parameters
 from trainers.compress.prune.plan import Plan
 from trainers.compress.students import build_student, student_arguments, untaught
 from trainers.data.shards import PreparedData
-from trainers.evaluate.predict import tensors_of
 from trainers.export.float_graph import real_rows
 from trainers.export.onnx import export_onnx
 from trainers.export.parity import check_parity
 from trainers.loop import FitRequest, FitResult, fit
+from trainers.models.predict import tensors_of
 
 PLAN = "plan.json"
 NETWORK = "network.json"

@@ -25,7 +25,7 @@ from cluster.bundle.transforms import Block, Transforms
 from cluster.bundle.transforms.steps import PiecewiseLinear
 from trainers.data.shards import PreparedData, Split
 from trainers.evaluate.metrics import regression_metrics, softmax
-from trainers.evaluate.predict import predict_torch
+from trainers.models.predict import predict_torch
 
 ROWS_MAX = 2_000
 ROWS_MIN = 100  # fewer rows than this and than the split has cannot tell a column from noise

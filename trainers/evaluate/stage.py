@@ -21,8 +21,8 @@ from trainers.evaluate.baseline import reach_without_network
 from trainers.evaluate.curves import classification_curves, regression_points
 from trainers.evaluate.importance import column_features, permutation_importance
 from trainers.evaluate.metrics import classification_metrics, regression_metrics
-from trainers.evaluate.predict import predict_torch
-from trainers.export.module import load_module
+from trainers.models.predict import predict_torch
+from trainers.models.weights import load_module
 
 EVIDENCE = "evidence.json"
 

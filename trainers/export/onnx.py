@@ -27,9 +27,9 @@ from torch import nn
 from cluster.bundle.signature import TensorSpec
 from cluster.bundle.target import TARGET_UNIT
 from cluster.errors import ModelError
-from trainers.evaluate.predict import tensors_of
 from trainers.export.graph_file import GraphFacts, check_file
 from trainers.export.reasons import check_batch_range, export_error
+from trainers.models.predict import tensors_of
 
 BATCH_DIM = "batch"
 EXAMPLE_ROWS_MIN = 2

@@ -19,8 +19,8 @@ from torch import nn
 from cluster.bundle.target import TargetTransform
 from cluster.errors import ModelError
 from cluster.spec.export import ParitySpec
-from trainers.evaluate.predict import tensors_of
 from trainers.export.session import open_session, run_batches
+from trainers.models.predict import tensors_of
 
 BATCH_SIZES = (1, 2, 7)  # one row, the exporter's example, an odd size that no padding rule favors
 

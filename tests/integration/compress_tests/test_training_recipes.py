@@ -22,9 +22,9 @@ from trainers.compress.ladder import BASELINE
 from trainers.compress.stage import run_compression
 from trainers.compress.students import build_student, scaled_model, student_arguments
 from trainers.data.shards import PreparedData, Split, open_prepared
-from trainers.evaluate.predict import predict_torch
-from trainers.export.module import load_module, load_weights
 from trainers.export.session import open_session, run_batches
+from trainers.models.predict import predict_torch
+from trainers.models.weights import load_module, load_weights
 
 TRAIN = {"epochs": 1, "workers": 1, "batch_size_global": 32}
 LOOSE = {"max_drop": 0.2}

@@ -26,9 +26,9 @@ from tests.e2e.cli_tests.test_configs import FILES, ROWS_MAX, TOLERANCE, raw_row
 from tests.e2e.conftest import ROOT
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data, make_plan, prepare_data
-from trainers.export.module import load_module
 from trainers.export.stage import run_export
 from trainers.loop import FitRequest, fit
+from trainers.models.weights import load_module
 
 NAMES = ("mammography", pytest.param("sms_spam", marks=pytest.mark.slow))  # 8 s each
 

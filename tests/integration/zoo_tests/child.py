@@ -21,11 +21,11 @@ from cluster.spec.resolve import BatchPlan
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import ListSink, TrainStep
 from trainers.data.shards import Split, write_prepared
-from trainers.export.module import load_module
 from trainers.export.onnx import export_onnx
 from trainers.export.parity import check_parity
 from trainers.loop import FitRequest, fit
 from trainers.loop.outcome import write_outcome
+from trainers.models.weights import load_module
 
 ROWS, TOKENS, VOCABULARY = 24, 12, 40
 

@@ -34,10 +34,10 @@ from trainers.data.stages import check_data, prepare_data
 from trainers.evaluate.metrics import regression_metrics
 from trainers.export.bfloat16 import convert_bf16
 from trainers.export.float_graph import write_float_graph
-from trainers.export.module import load_module
 from trainers.export.session import open_session, run_batches
 from trainers.loop import FitRequest, FitResult, fit
 from trainers.loop.outcome import write_outcome
+from trainers.models.weights import load_module
 
 
 @dataclass(frozen=True)

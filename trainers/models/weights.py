@@ -1,4 +1,9 @@
-"""Rebuild the trained torch module from its spec and `weights.safetensors`."""
+"""The trained torch module, rebuilt from its spec and `weights.safetensors`.
+
+Invariant: every weight comes from the file, by name and shape; nothing is downloaded.
+
+Covered: any family, on the CPU. Not covered: checkpoints of a running training (trainers/loop).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from cluster.bundle.signature import TensorSpec
 from cluster.bundle.target import TargetTransform
 from cluster.errors import ModelError
 from cluster.spec.model import ModelSpec
+from trainers.models.build import build_model
 
 
 def load_module(
@@ -26,8 +32,6 @@ def load_module(
 
     `target`: how its quantity was learned.
     """
-    from trainers.models import build_model
-
     if getattr(spec, "pretrained", False):  # the trained weights replace the library's: nothing is to be downloaded
         spec = spec.model_copy(update={"pretrained": False})
     module = build_model(spec, inputs, num_outputs, target)

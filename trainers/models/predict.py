@@ -1,6 +1,6 @@
-"""Predictions of a torch module over a split, in batches, without gradients.
+"""Predictions of a torch module over rows, in batches, without gradients.
 
-Invariant: the module is in eval mode while it predicts and in its old mode afterwards; row order is the split's.
+Invariant: the module is in eval mode while it predicts and in its old mode afterwards; row order is the input's.
 
 Covered: any number of inputs and rows, CPU and GPU. Not covered: predictions of an ONNX file
 (trainers/export/session.py).

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cluster.spec.base import Auto, Fraction, PositiveFloat, StrictSpec
 
@@ -21,11 +22,24 @@ GraphRecipe = Literal[
 ]
 """Recipes that change only the graph: seconds each. `fp16` and `bf16` are formats of a GPU; `bf16` runs on no CPU, and
 convolutions have it from `export.opset: 22` on."""
-ModelRecipe = Literal["prune", "distill", "sparse"]
-"""Recipes that train: a pruned network is fine-tuned, a student learns from the trained network, `sparse` masks
-single weights (and makes no file smaller or faster by itself). Each result goes through the graph recipes too."""
+ModelRecipe = Literal["prune", "distill"]
+"""Recipes that train: a pruned network is fine-tuned, a student learns from the trained network. Each result goes
+through the graph recipes too."""
 TRAINING: frozenset[str] = frozenset(get_args(ModelRecipe))
-Recipe = GraphRecipe | ModelRecipe
+MASKS = "sparse"
+"""A recipe that was; `resolved.yaml` of older runs may name it."""
+
+
+def _no_masks(value: Any) -> Any:
+    if value == MASKS:
+        raise ValueError(
+            "the recipe sparse is gone: weights that are zero take as many bytes and as much time as others; use "
+            "prune, which removes whole channels"
+        )
+    return value
+
+
+Recipe = Annotated[GraphRecipe | ModelRecipe, BeforeValidator(_no_masks)]
 
 
 class BudgetSpec(StrictSpec):
@@ -122,8 +136,6 @@ class CompressSpec(StrictSpec):
     proxy: ProxySpec = ProxySpec()
     prune: PruneSpec = PruneSpec()
     distill: DistillSpec = DistillSpec()
-    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of single weights that `sparse` sets to zero."""
     dense_rival: bool = True
     """After pruning or distillation, also train a smaller dense network for the same time and compare."""
     concurrency: Annotated[int, Field(gt=0)] = 2
@@ -134,3 +146,13 @@ class CompressSpec(StrictSpec):
         if "bf16" in self.recipes and self.target.device != "gpu":
             raise ValueError("recipe bf16 needs target.device gpu: ONNX Runtime has no BF16 convolutions for CPUs")
         return self
+
+
+def without_masks(section: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `compress` section of an older `resolved.yaml` without the recipe `sparse`, which made no variant.
+
+    None where it was the only recipe: the float model was deployed.
+    """
+    kept = {name: value for name, value in section.items() if name != "sparsity"}
+    kept["recipes"] = [recipe for recipe in section["recipes"] if recipe != MASKS]
+    return kept if kept["recipes"] else None

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from cluster.atomic import digest_json, sha256_file, write_text
 from cluster.errors import RequestError
 from cluster.spec.base import StrictSpec
+from cluster.spec.compress import without_masks
 from cluster.spec.resolve import ResolvedRun
 from cluster.telemetry.events import FileSink
 
@@ -143,6 +144,8 @@ class RunFolder:
             raw = yaml.safe_load(self.resolved_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        if compress := raw["spec"].get("compress"):
+            raw["spec"]["compress"] = without_masks(compress)
         return ResolvedRun.model_validate_json(json.dumps(raw))
 
     def read_state(self) -> dict[str, Any]:

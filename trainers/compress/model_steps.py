@@ -1,4 +1,4 @@
-"""Recipes that train: prune and fine-tune, distill into a student, mask single weights, and the dense rival.
+"""Recipes that train: prune and fine-tune, distill into a student, and the dense rival.
 
 Invariant: a pruned network is judged after fine-tuning, never before (right after the cut accuracy is near chance);
 its parameters and multiply-accumulates have fallen, or it is rejected as not pruned.
@@ -8,18 +8,13 @@ Covered: the run's own family. Not covered: architectures of another family as s
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.utils import prune as torch_prune
 
 from cluster.bundle.files import WEIGHTS
-from trainers.compress.judge import Candidate, Judgment, judge, predict_graph
+from trainers.compress.judge import Candidate, Judgment, predict_graph
 from trainers.compress.ladder import BASELINE, DENSE, Ladder, Parent
 from trainers.compress.outcome import best_of
 from trainers.compress.prune.choose import plan_pruning, prune_module
@@ -36,8 +31,6 @@ RIVAL_WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 def run_model_steps(ladder: Ladder, workshop: Workshop) -> None:
     """All training recipes of the spec, then the rival."""
     made: list[Made] = []
-    if "sparse" in ladder.spec.recipes:
-        mask_weights(ladder, workshop)
     if "prune" in ladder.spec.recipes:
         made += prune_by_bisection(ladder, workshop)
     if "distill" in ladder.spec.recipes:
@@ -134,42 +127,6 @@ def _network_to_beat(ladder: Ladder, made: list[Made]) -> Made:
     return next((one for one in made if one.name in behind), min(made, key=lambda one: one.facts["macs"]))
 
 
-def mask_weights(ladder: Ladder, workshop: Workshop) -> None:
-    """L1 unstructured pruning, masks made permanent. The report says what it saves: nothing but zipped bytes."""
-    share, name = ladder.spec.sparsity, f"sparse{round(100 * ladder.spec.sparsity)}"
-    ladder.announce(name, "sparse", BASELINE)
-    module = workshop.module()
-    zeros = mask_module(module, share)
-    folder = workshop.folder / name
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = workshop.export(module, folder / "model.onnx")
-    notes = {
-        "zeros": zeros,
-        "macs": facts["macs"],
-        "gzip_bytes": zipped_bytes(folder / "model.onnx"),
-        "baseline_gzip_bytes": zipped_bytes(ladder.baseline.path),
-        "saves": "zeros take as much room and time as other numbers; only a compressed copy of the file is smaller",
-    }
-    path = folder / "model.onnx"
-    outputs = predict_graph(path, ladder.rows.gate)
-    candidate = Candidate(name, "sparse", BASELINE, path, outputs, "fp32", notes, facts["macs"])
-    judgment = judge(candidate, ladder.baseline, ladder.rows, ladder.spec)
-    reason = f"masks alone save nothing, whatever the clock says: {judgment.reason}"
-    ladder.record(replace(judgment, accepted=False, reason=reason))
-
-
-def mask_module(module: nn.Module, share: float) -> float:
-    """Set the smallest weights of each convolution and linear layer to zero for good; returns the share of zeros."""
-    zeros = total = 0
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
-            torch_prune.l1_unstructured(layer, "weight", amount=share)
-            torch_prune.remove(layer, "weight")
-            zeros += int((layer.weight == 0).sum())
-            total += layer.weight.numel()
-    return zeros / max(1, total)
-
-
 def judge_made(ladder: Ladder, made: Made, recipe: str, notes: dict[str, Any]) -> bool:
     """Judge a trained network as it is and after the graph recipes; whether it keeps the budget in float."""
     parent_notes = {**notes, "parameters": made.facts["parameters"], "macs": made.facts["macs"]}
@@ -192,7 +149,3 @@ def training_batches(workshop: Workshop) -> Iterator[tuple[tuple[torch.Tensor, .
 
 def prune_name(ratio: float) -> str:
     return f"prune{round(100 * ratio)}"
-
-
-def zipped_bytes(path: Path) -> int:
-    return len(gzip.compress(path.read_bytes(), compresslevel=6))

@@ -1,4 +1,4 @@
-"""Recipes that train, in this process: prune with its rival, a taught student, masks; and the test split's one use."""
+"""Recipes that train, in this process: prune with its rival, a taught student; and the test split's one use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 from safetensors.torch import load_file
 
 from cluster.bundle.files import open_bundle
-from cluster.telemetry.events import ListSink, TrialUpdated
 from trainers.compress import stage as stage_module
 from trainers.compress.distill import TEACHER_INPUT, write_teacher_shards
 from trainers.compress.judge import Candidate
@@ -141,24 +140,6 @@ def test_the_teachers_answers_are_their_mean_and_are_written_once(
     stamp = (tmp_path / "two" / "dataset.json").stat().st_mtime_ns
     write_teacher_shards(prepared_digits, tmp_path / "two", module, ())
     assert (tmp_path / "two" / "dataset.json").stat().st_mtime_ns == stamp
-
-
-def test_masks_alone_save_nothing_and_the_report_says_so(make_context: Any) -> None:
-    section = {"recipes": ("sparse",), "sparsity": 0.5, "budget": LOOSE, "max_class_drop": 1.0, "target": SMALL}
-    context = make_context("compress", compress=section, train=TRAIN)
-    facts = run_compression(context).facts
-    masked = by_name(facts)["sparse50"]
-    whole = (context.folder / "model.onnx").stat().st_size
-    assert masked["size_bytes"] >= 0.99 * whole
-    assert masked["notes"]["zeros"] == pytest.approx(0.5, abs=0.02)
-    assert masked["notes"]["gzip_bytes"] < masked["notes"]["baseline_gzip_bytes"]
-    assert "take as much room and time" in masked["notes"]["saves"]
-    assert "save nothing" in masked["reason"]
-    assert not masked["accepted"]
-    assert facts["chosen"] == "fp32"
-    assert isinstance(context.events, ListSink)
-    last = [event for event in context.events.events if isinstance(event, TrialUpdated)][-1]
-    assert "save nothing" in last.note
 
 
 class Watched(dict[str, Split]):

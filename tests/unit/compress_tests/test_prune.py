@@ -13,7 +13,6 @@ from cluster.bundle.signature import TensorSpec
 from cluster.errors import ModelError
 from cluster.spec.compress import PruneSpec
 from cluster.spec.model import CnnSpec, MlpSpec, TransformerSpec
-from trainers.compress.model_steps import mask_module
 from trainers.compress.prune.choose import kept_numbers, plan_pruning, prune_module
 from trainers.compress.prune.cost import count_macs, count_parameters
 from trainers.compress.prune.groups import find_groups
@@ -199,14 +198,6 @@ def test_a_forward_that_depends_on_values_cannot_be_pruned() -> None:
 
     with pytest.raises(ModelError, match=r"torch\.export cannot trace"):
         find_groups(Branches(), PIXELS)
-
-
-def test_masks_are_permanent_and_save_no_parameter() -> None:
-    module, _ = models()["cnn"]
-    before = count_parameters(module)
-    assert mask_module(module, 0.5) == pytest.approx(0.5, abs=0.02)
-    assert count_parameters(module) == before
-    assert not any("mask" in name for name in module.state_dict())
 
 
 def test_reshapes_are_followed_by_their_factors() -> None:

@@ -69,6 +69,11 @@ def test_what_other_tools_write_is_answered_with_what_is_written_here() -> None:
     assert found["data.source.header"].endswith("found null; a file without a header line is header: false")
 
 
+def test_the_recipe_of_masks_is_refused_with_what_to_use() -> None:
+    text = str(problems(MINIMAL, "compress.recipes=[int8_static, sparse]")["compress.recipes.1"]["text"])
+    assert "weights that are zero take as many bytes and as much time as others; use prune" in text
+
+
 def test_a_figure_beyond_all_use_is_a_slip_of_the_pen() -> None:
     assert set(problems(MINIMAL, "train.epochs=999999999999999999999999")) == {"train.epochs"}
 

@@ -16,8 +16,8 @@ from cluster.runtime.session import ray_session
 from cluster.spec.compress import CompressSpec, PruneSpec, Recipe
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import ListSink
-from trainers.compress.judge import make_baseline
-from trainers.compress.ladder import BASELINE, Ladder, Parent
+from trainers.compress.ladder import Ladder
+from trainers.compress.measure import measure_baseline
 from trainers.compress.model_steps import prune_by_bisection, prune_once
 from trainers.compress.rows import rows_of
 from trainers.compress.workshop import Workshop
@@ -37,7 +37,7 @@ def climb_ladder(run: RunFolder, work: Path) -> dict[str, Any]:
     """Cheap to dear, two trials at a time, stopping where a rung has decided."""
 
     def climb(ladder: Ladder, workshop: Workshop) -> None:
-        ladder.climb(Parent(BASELINE, ladder.baseline.path))
+        ladder.try_graph_recipes(ladder.baseline)
         prune_by_bisection(ladder, workshop)
 
     return _timed(run, work / "ladder", climb, exhaustive=False)
@@ -51,7 +51,7 @@ def try_everything(run: RunFolder, work: Path, group: str) -> dict[str, Any]:
             if ratio:
                 prune_once(ladder, workshop, ratio)
             else:
-                ladder.climb(Parent(BASELINE, ladder.baseline.path))
+                ladder.try_graph_recipes(ladder.baseline)
 
     return _timed(run, work / f"after-{group}", climb, exhaustive=True)
 
@@ -73,7 +73,7 @@ def _timed(
     work.mkdir(parents=True)
     with ray_session():
         started = time.monotonic()
-        baseline = make_baseline(run.stage("compress") / "model.onnx", rows)
+        baseline = measure_baseline(run.stage("compress") / "model.onnx", rows)
         ladder = Ladder(spec, rows, prepared.folder, baseline, work / "trials", sink, exhaustive=exhaustive)
         weights, events = run.stage("train"), work / "events.jsonl"
         climb(ladder, Workshop(resolved, prepared, weights, work / "models", events, sink, "compress"))
@@ -81,6 +81,6 @@ def _timed(
     return {
         "seconds": seconds,
         "candidates": {one.name: {"accepted": one.accepted, "speedup": one.cost and one.cost.speedup,
-                                  "accuracy": one.gate and one.gate.candidate} for one in ladder.judgments},
+                                  "accuracy": one.gate and one.gate.candidate} for one in ladder.candidates},
         "skipped": len(ladder.skipped),
     }  # fmt: skip

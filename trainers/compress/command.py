@@ -24,16 +24,16 @@ from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.errors import BundleError, MantaError, RequestError
 from cluster.spec.compress import TRAINING, CompressSpec
 from cluster.telemetry.events import EventSink
+from trainers.compress.decision import choose_best
+from trainers.compress.evidence import compression_facts, copy_accepted, headline
 from trainers.compress.given_rows import Source, open_data
-from trainers.compress.judge import make_baseline
-from trainers.compress.ladder import BASELINE, Ladder, Parent
-from trainers.compress.outcome import accepted_of, best_of, compression_facts, headline
+from trainers.compress.ladder import Ladder
+from trainers.compress.measure import measure_baseline
 from trainers.compress.rows import rows_of
 from trainers.data.shards import PreparedData
-from trainers.export.bundle import copy_graph, versions, write_sample
+from trainers.export.bundle import FLOAT_GRAPH, copy_graph, versions, write_sample
 from trainers.export.graph_file import check_file, check_untrusted
 
-FLOAT_GRAPH = "model.onnx"
 TRIALS = ".trials"
 SAMPLE_ROWS = 7
 
@@ -58,10 +58,10 @@ def compress_source(
     with _workplace(out) as folder:
         prepared = open_data(opened, data, folder / "rows", target)
         rows = rows_of(prepared, calibration_rows=spec.calibration_rows)
-        baseline = make_baseline(opened.graph, rows)
+        baseline = measure_baseline(opened.graph, rows)
         ladder = Ladder(spec, rows, prepared.folder, baseline, folder / "trials", events)
-        ladder.climb(Parent(BASELINE, opened.graph))
-        chosen = best_of(ladder)
+        ladder.try_graph_recipes(baseline)
+        chosen = choose_best(ladder.candidates, spec)
         facts = compression_facts(ladder, chosen)
         _write(out, opened, prepared, ladder, facts)
         return {**facts, "headline": headline(ladder, chosen), "bundle": str(out)}
@@ -132,9 +132,7 @@ def _write(out: Path, source: Source, prepared: PreparedData, ladder: Ladder, fa
         if source.manifest is not None:
             _copy_rest(source, folder)
         copy_graph(source.graph, folder / FLOAT_GRAPH)
-        for judgment in accepted_of(ladder):
-            assert judgment.path is not None, "an accepted candidate has a file"
-            copy_graph(judgment.path, folder / judgment.variant().file)
+        copy_accepted(ladder.candidates, folder)
         write_sample(
             folder, variants, {name: np.array(array[:SAMPLE_ROWS]) for name, array in ladder.rows.gate.items()}
         )

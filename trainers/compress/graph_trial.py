@@ -11,7 +11,7 @@ Covered: every recipe of `GraphRecipe`. Not covered: recipes that train (model_s
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from onnxruntime.quantization import CalibrationMethod
 
 from cluster.atomic import digest_json, write_json
 from cluster.errors import MantaError
-from cluster.spec.compress import CompressSpec
 from cluster.temporary import scratch_folder
+from trainers.compress.candidate import GraphTask
 from trainers.compress.exclude import find_exclusion
 from trainers.compress.presets import StaticRecipe, preset_of
 from trainers.compress.proxies import Proxies, compare_outputs
@@ -44,52 +44,39 @@ METHODS = {"int8_static_entropy": CalibrationMethod.Entropy, "int8_static_percen
 MODEL, GATE, OUTCOME = "model.onnx", "gate.npy", "outcome.json"
 
 
-@dataclass(frozen=True)
-class GraphTrial:
-    """A trial, ready to be sent to a worker that sees the same folders."""
-
-    recipe: str
-    parent: Path
-    parent_sha256: str
-    prepared: Path
-    """Folder that `open_prepared` reads."""
-    data_sha256: str
-    spec: CompressSpec
-
-    @property
-    def digest(self) -> str:
-        """Names the cached result: parent, recipe and everything of the spec that changes the file."""
-        spec = self.spec
-        return digest_json(
-            {
-                "format": FORMAT,
-                "recipe": self.recipe,
-                "parent": self.parent_sha256,
-                "data": self.data_sha256,
-                "calibration_rows": spec.calibration_rows,
-                "percentile": spec.percentile,
-                "device": spec.target.device,
-                "proxy": spec.proxy.model_dump(),
-                "budget": spec.budget.max_drop if self.recipe == "int8_static_excluded" else None,
-                "onnxruntime": onnxruntime.__version__,
-            }
-        )
+def task_digest(task: GraphTask) -> str:
+    """Names the cached result: parent, recipe and everything of the spec that changes the file."""
+    spec = task.spec
+    return digest_json(
+        {
+            "format": FORMAT,
+            "recipe": task.recipe,
+            "parent": task.parent_sha256,
+            "data": task.data_sha256,
+            "calibration_rows": spec.calibration_rows,
+            "percentile": spec.percentile,
+            "device": spec.target.device,
+            "proxy": spec.proxy.model_dump(),
+            "budget": spec.budget.max_drop if task.recipe == "int8_static_excluded" else None,
+            "onnxruntime": onnxruntime.__version__,
+        }
+    )
 
 
-def run_graph_trial(trial: GraphTrial, folder: Path) -> None:
+def run_graph_trial(task: GraphTask, folder: Path) -> None:
     """Write `model.onnx`, `gate.npy` (outputs on the gate split) and `outcome.json` into `folder`.
 
     A recipe that cannot be applied or that the proxies stop leaves an outcome with its reason and no `gate.npy`. A full
     disk or memory says nothing about the recipe: it is raised, so that the trial is made again.
     """
-    rows = rows_of(open_prepared(trial.prepared), calibration_rows=trial.spec.calibration_rows)
-    outcome: dict[str, Any] = {"recipe": trial.recipe, "notes": {}}
+    rows = rows_of(open_prepared(task.prepared), calibration_rows=task.spec.calibration_rows)
+    outcome: dict[str, Any] = {"recipe": task.recipe, "notes": {}}
     try:
         with scratch_folder("trial") as scratch:
-            outcome["notes"] = _make(trial, rows, folder / MODEL, scratch)
-        proxies = _proxies(trial, rows, folder / MODEL)
+            outcome["notes"] = _make(task, rows, folder / MODEL, scratch)
+        proxies = _proxies(task, rows, folder / MODEL)
         outcome["proxies"] = asdict(proxies)
-        outcome["stopped"] = proxies.hopeless(trial.spec.proxy)
+        outcome["stopped"] = proxies.hopeless(task.spec.proxy)
         if outcome["stopped"] is None:
             np.save(folder / GATE, _predict(folder / MODEL, rows.gate))
     except MantaError as error:
@@ -103,20 +90,20 @@ def run_graph_trial(trial: GraphTrial, folder: Path) -> None:
     write_json(folder / OUTCOME, outcome)
 
 
-def _make(trial: GraphTrial, rows: CompressionRows, target: Path, scratch: Path) -> dict[str, Any]:
+def _make(task: GraphTask, rows: CompressionRows, target: Path, scratch: Path) -> dict[str, Any]:
     """Write the recipe's file; returns notes for the report."""
-    recipe, spec = trial.recipe, trial.spec
+    recipe, spec = task.recipe, task.spec
     if recipe == "int8_weight_only":
-        quantize_weights_only(trial.parent, target)
+        quantize_weights_only(task.parent, target)
         return {}
     if recipe == "fp16":
-        convert_fp16(trial.parent, target)
+        convert_fp16(task.parent, target)
         return {}
     if recipe == "bf16":
-        convert_bf16(trial.parent, target)
+        convert_bf16(task.parent, target)
         return {}
     prepared = scratch / "prepared.onnx"
-    preprocess(trial.parent, prepared)
+    preprocess(task.parent, prepared)
     if recipe == "int8_dynamic":
         return {"scales": "row", "products": quantize_row_wise(prepared, target, preset_of(spec))}
     preset = preset_of(spec, per_channel=recipe != "int8_static_per_tensor")
@@ -133,11 +120,11 @@ def _make(trial: GraphTrial, rows: CompressionRows, target: Path, scratch: Path)
     return {**notes, "method": static.method.name}
 
 
-def _proxies(trial: GraphTrial, rows: CompressionRows, candidate: Path) -> Proxies:
-    chosen = spread_rows(len(next(iter(rows.calibration.values()))), trial.spec.proxy.rows)
+def _proxies(task: GraphTask, rows: CompressionRows, candidate: Path) -> Proxies:
+    chosen = spread_rows(len(next(iter(rows.calibration.values()))), task.spec.proxy.rows)
     some = {name: array[chosen] for name, array in rows.calibration.items()}
     return compare_outputs(
-        _predict(trial.parent, some), _predict(candidate, some), classification=rows.task == "classification"
+        _predict(task.parent, some), _predict(candidate, some), classification=rows.task == "classification"
     )
 
 

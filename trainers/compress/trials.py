@@ -11,87 +11,75 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.atomic import new_folder
-from trainers.compress.graph_trial import GATE, MODEL, OUTCOME, GraphTrial, run_graph_trial
+from trainers.compress.candidate import Candidate, GraphTask
+from trainers.compress.graph_trial import GATE, MODEL, OUTCOME, run_graph_trial, task_digest
 
 RETRIES = 1  # a worker that died of another process's memory use deserves a second try
 DIGEST_CHARS = 16
+TaskRunner = Callable[[GraphTask, Path], None]
 
 
-@dataclass(frozen=True)
-class TrialOutcome:
-    """What a trial left behind."""
-
-    trial: GraphTrial
-    folder: Path
-    facts: dict[str, Any]
-    cached: bool = False
-
-    @property
-    def stopped(self) -> str | None:
-        """Why it was not measured, or None."""
-        return self.facts.get("stopped")
-
-    @property
-    def model(self) -> Path:
-        return self.folder / MODEL
-
-    @property
-    def gate_outputs(self) -> Path:
-        return self.folder / GATE
+def run_into(task: GraphTask, cache: Path) -> None:
+    """Run one task into its folder of the cache."""
+    with new_folder(trial_folder(task, cache)) as folder:
+        run_graph_trial(task, folder)
 
 
-def run_trials(
-    trials: list[GraphTrial], cache: Path, *, concurrency: int = 1, run: TrialRunner | None = None
-) -> list[TrialOutcome]:
-    """Run what is not in the cache yet; outcomes in the order of `trials`.
+def run_graph_tasks(
+    proposed: list[Candidate], cache: Path, *, concurrency: int = 1, run: TaskRunner = run_into
+) -> list[Candidate]:
+    """The candidates, made or stopped, in the order given. What lies in the cache is not run again.
 
-    More than one new trial on a running Ray session become tasks, `concurrency` at a time; else they run here.
+    More than one new task on a running Ray session become Ray tasks, `concurrency` at a time; else they run here.
     """
-    new = [trial for trial in trials if read_outcome(trial, cache) is None]
-    runner = run or run_into
+    tasks = [_graph_task(one) for one in proposed]
+    new = [task for task in tasks if read_outcome(task, cache) is None]
     lost: dict[str, str] = {}
     if len(new) > 1 and concurrency > 1 and ray_is_up():
-        lost = _run_on_ray(new, cache, concurrency, runner)
+        lost = _run_on_ray(new, cache, concurrency, run)
     else:
-        for trial in new:
-            runner(trial, cache)
-    fresh = {trial.digest for trial in new}
-    return [_outcome(trial, cache, fresh, lost) for trial in trials]
+        for task in new:
+            run(task, cache)
+    return [_with_outcome(one, task, cache, lost) for one, task in zip(proposed, tasks, strict=True)]
 
 
-TrialRunner = Callable[[GraphTrial, Path], None]
+def gate_outputs_of(made: Candidate) -> np.ndarray:
+    """(N, C) outputs on the gate split, which its task has left beside the graph."""
+    return np.load(made.file.with_name(GATE), allow_pickle=False)
 
 
-def run_into(trial: GraphTrial, cache: Path) -> None:
-    """Run one trial into its folder of the cache."""
-    with new_folder(trial_folder(trial, cache)) as folder:
-        run_graph_trial(trial, folder)
+def trial_folder(task: GraphTask, cache: Path) -> Path:
+    return cache / f"{task.recipe}-{task_digest(task)[:DIGEST_CHARS]}"
 
 
-def trial_folder(trial: GraphTrial, cache: Path) -> Path:
-    return cache / f"{trial.recipe}-{trial.digest[:DIGEST_CHARS]}"
-
-
-def read_outcome(trial: GraphTrial, cache: Path) -> dict[str, Any] | None:
-    """The facts of a finished trial, or None."""
+def read_outcome(task: GraphTask, cache: Path) -> dict[str, Any] | None:
+    """What a finished task has noted, or None."""
     try:
-        return json.loads((trial_folder(trial, cache) / OUTCOME).read_text(encoding="utf-8"))
+        return json.loads((trial_folder(task, cache) / OUTCOME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
 
-def _outcome(trial: GraphTrial, cache: Path, fresh: set[str], lost: dict[str, str]) -> TrialOutcome:
-    facts = read_outcome(trial, cache) or {
-        "recipe": trial.recipe,
-        "notes": {},
-        "stopped": f"the trial's worker died: {lost.get(trial.digest, 'no outcome was written')}",
-    }
-    return TrialOutcome(trial, trial_folder(trial, cache), facts, cached=trial.digest not in fresh)
+def _graph_task(candidate: Candidate) -> GraphTask:
+    assert isinstance(candidate.task, GraphTask), f"{candidate.name} is made from a graph"
+    return candidate.task
+
+
+def _with_outcome(proposed: Candidate, task: GraphTask, cache: Path, lost: dict[str, str]) -> Candidate:
+    outcome = read_outcome(task, cache)
+    if outcome is None:
+        reason = f"the trial's worker died: {lost.get(task_digest(task), 'no outcome was written')}"
+        return proposed.stopped(reason, {"proxies": None})
+    notes = {**outcome["notes"], "proxies": outcome.get("proxies")}
+    if outcome.get("stopped") is not None:
+        return proposed.stopped(outcome["stopped"], notes)
+    return proposed.made(trial_folder(task, cache) / MODEL, notes=notes)
 
 
 def ray_is_up() -> bool:
@@ -101,27 +89,27 @@ def ray_is_up() -> bool:
     return ray.is_initialized()
 
 
-def _run_on_ray(trials: list[GraphTrial], cache: Path, concurrency: int, runner: TrialRunner) -> dict[str, str]:
-    """Run trials as tasks; returns digest -> reason for those whose worker died."""
+def _run_on_ray(tasks: list[GraphTask], cache: Path, concurrency: int, run: TaskRunner) -> dict[str, str]:
+    """Run tasks on workers; returns digest -> reason for those whose worker died."""
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=RETRIES)(runner)
-    waiting = list(trials)
-    running: dict[Any, GraphTrial] = {}
+    remote = ray.remote(num_cpus=1, max_retries=RETRIES)(run)
+    waiting = list(tasks)
+    running: dict[Any, GraphTask] = {}
     lost: dict[str, str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < concurrency:
-                trial = waiting.pop(0)
-                running[task.remote(trial, cache.resolve())] = trial
+                task = waiting.pop(0)
+                running[remote.remote(task, cache.resolve())] = task
             (done,), _ = ray.wait(list(running), num_returns=1)
-            trial = running.pop(done)
+            task = running.pop(done)
             try:
                 ray.get(done)
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
-                lost[trial.digest] = " ".join(str(error).split())[:200]
+                lost[task_digest(task)] = " ".join(str(error).split())[:200]
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from cluster.spec.model import ModelSpec
 from cluster.spec.resolve import ResolvedRun, batch_plan
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import EventSink
+from trainers.compress.candidate import Candidate, TrainingTask
 from trainers.compress.distill import distillation_loss, write_teacher_shards
 from trainers.compress.features import head_of
 from trainers.compress.prune.cost import count_macs, count_parameters
 from trainers.compress.prune.plan import Plan
 from trainers.compress.students import build_student, student_arguments, untaught
 from trainers.data.shards import PreparedData
+from trainers.export.bundle import FLOAT_GRAPH
 from trainers.export.float_graph import real_rows
 from trainers.export.onnx import export_onnx
 from trainers.export.parity import check_parity
@@ -39,35 +41,9 @@ from trainers.models.predict import tensors_of
 
 PLAN = "plan.json"
 NETWORK = "network.json"
-GRAPH = "model.onnx"
 FACTS = "facts.json"
 FACTORY = "trainers.compress.students:build_student"
 LOSS = f"{distillation_loss.__module__}:{distillation_loss.__name__}"
-
-
-@dataclass(frozen=True)
-class Work:
-    """One network to train."""
-
-    name: str
-    arguments: dict[str, Any]
-    """Of `build_student`, without `lesson`."""
-    epochs: int
-    learning_rate: float
-    distill: bool
-
-
-@dataclass(frozen=True)
-class Made:
-    """A finished network."""
-
-    name: str
-    folder: Path
-    facts: dict[str, Any]
-
-    @property
-    def graph(self) -> Path:
-        return self.folder / GRAPH
 
 
 @dataclass(frozen=True)
@@ -98,35 +74,42 @@ class Workshop:
         rows = real_rows(self.prepared)
         return tensors_of({tensor.name: rows[tensor.name] for tensor in self.prepared.inputs}, slice(None))
 
-    def make(self, work: Work) -> Made:
-        """Train, export and prove a network, or return the one that was made before from the same request."""
-        target = self.folder / f"{work.name}-{self._digest(work)[:16]}"
-        if (target / FACTS).exists():
-            return Made(work.name, target, json.loads((target / FACTS).read_text(encoding="utf-8")))
-        weights = self._train(work, target.with_name(f"{target.name}.fit"))
-        plan = work.arguments.get("plan")
-        module = build_student(**{**work.arguments, "weights": None})
+    def make(self, proposed: Candidate) -> Candidate:
+        """Train, export and prove the network of a candidate, or take the one that was made from the same task."""
+        task = proposed.task
+        assert isinstance(task, TrainingTask), f"{proposed.name} is trained"
+        target = self.folder / f"{proposed.name}-{self._digest(task)[:16]}"
+        if not (target / FACTS).exists():
+            self._write_network(task, target)
+        facts = json.loads((target / FACTS).read_text(encoding="utf-8"))
+        sizes = {"parameters": facts["parameters"], "macs": facts["macs"]}
+        return proposed.made(target / FLOAT_GRAPH, macs=facts["macs"], notes=sizes)
+
+    def _write_network(self, task: TrainingTask, target: Path) -> None:
+        """Weights, plan, model section, graph and facts of a network, in a folder that appears as a whole."""
+        fit_folder = target.with_name(f"{target.name}.fit")
+        weights = self._train(task, fit_folder)
+        plan = task.arguments.get("plan")
+        module = build_student(**{**task.arguments, "weights": None})
         module.load_state_dict(weights)
         with new_folder(target) as folder:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
             if plan is not None:
                 write_json(folder / PLAN, plan)
-            write_json(folder / NETWORK, {"model": work.arguments["model"]})
-            facts = self.export(module, folder / GRAPH)
-            write_json(folder / FACTS, facts)
-        shutil.rmtree(target.with_name(f"{target.name}.fit"), ignore_errors=True)
-        return Made(work.name, target, facts)
+            write_json(folder / NETWORK, {"model": task.arguments["model"]})
+            write_json(folder / FACTS, self._export(module, folder / FLOAT_GRAPH))
+        shutil.rmtree(fit_folder, ignore_errors=True)
 
-    def export(self, module: nn.Module, path: Path) -> dict[str, Any]:
+    def _export(self, module: nn.Module, path: Path) -> dict[str, Any]:
         """Write the graph of a module, prove parity; returns its size in parameters and multiply-accumulates."""
         spec, rows = self.resolved.spec.export, real_rows(self.prepared)
         export_onnx(module.eval(), self.prepared.inputs, rows, path, opset=spec.opset)
         parity = check_parity(module, path, rows, spec.parity, self.prepared.target)
         return {"parameters": count_parameters(module), "macs": count_macs(module, self.example()), "parity": parity}
 
-    def _train(self, work: Work, folder: Path) -> dict[str, torch.Tensor]:
+    def _train(self, task: TrainingTask, folder: Path) -> dict[str, torch.Tensor]:
         folder.mkdir(parents=True, exist_ok=True)
-        request = self._request(work, folder)
+        request = self._request(task, folder)
         result = self._launch(request, folder)
         weights = untaught(result.weights, features=bool(request.model_arguments.get("lesson", {}).get("features")))
         return {name: tensor.cpu() for name, tensor in weights.items()}
@@ -141,14 +124,14 @@ class Workshop:
         alone = request.batch.model_copy(
             update={"workers": 1, "batch_size_per_worker": request.batch.batch_size_global, "accumulation_steps": 1}
         )
-        return fit(_with_batch(request, alone), sink=self.sink)
+        return fit(replace(request, batch=alone), sink=self.sink)
 
-    def _request(self, work: Work, folder: Path) -> FitRequest:
+    def _request(self, task: TrainingTask, folder: Path) -> FitRequest:
         run = self.resolved.spec
-        train = retrain_spec(run.train, work)
-        prepared, arguments = self.prepared.folder, dict(work.arguments)
+        train = retrain_spec(run.train, task)
+        prepared, arguments = self.prepared.folder, dict(task.arguments)
         objective: dict[str, Any] = {}
-        if work.distill:
+        if task.distill:
             prepared, more, objective = self._teaching(live=augments(train))
             arguments |= more
         return FitRequest(
@@ -161,7 +144,7 @@ class Workshop:
             checkpoints=folder / "checkpoints",
             model_factory=FACTORY,
             model_arguments=arguments,
-            objective=LOSS if work.distill else None,
+            objective=LOSS if task.distill else None,
             objective_arguments=objective,
         )
 
@@ -184,17 +167,17 @@ class Workshop:
         write_teacher_shards(self.prepared, shards, self.module(), spec.teachers, features=features)
         return shards, {"lesson": lesson}, objective
 
-    def _digest(self, work: Work) -> str:
+    def _digest(self, task: TrainingTask) -> str:
         run = self.resolved.spec
         return digest_json(
             {
-                "arguments": {**work.arguments, "weights": None},
+                "arguments": {**task.arguments, "weights": None},
                 "from": sha256_file(self.weights / WEIGHTS),
-                "train": retrain_spec(run.train, work).model_dump(mode="json"),
-                "distill": run.compress.distill.model_dump(mode="json") if work.distill and run.compress else None,
+                "train": retrain_spec(run.train, task).model_dump(mode="json"),
+                "distill": run.compress.distill.model_dump(mode="json") if task.distill and run.compress else None,
                 "export": run.export.model_dump(mode="json"),
                 "seed": run.seed,
-                "initial": work.arguments.get("weights") is not None,
+                "initial": task.arguments.get("weights") is not None,
             }
         )
 
@@ -202,21 +185,15 @@ class Workshop:
         return digest_json([sha256_file(self.weights / WEIGHTS), list(teachers), features])
 
 
-def retrain_spec(train: TrainSpec, work: Work) -> TrainSpec:
-    """The run's training section with the work's length and rate; mixed rows have no teacher, so none is mixed."""
+def retrain_spec(train: TrainSpec, task: TrainingTask) -> TrainSpec:
+    """The run's training section with the task's length and rate; mixed rows have no teacher, so none is mixed."""
     augment = (
-        train.augment.model_copy(update={"mixup_alpha": 0.0, "cutmix_alpha": 0.0}) if work.distill else train.augment
+        train.augment.model_copy(update={"mixup_alpha": 0.0, "cutmix_alpha": 0.0}) if task.distill else train.augment
     )
-    optimizer = train.optimizer.model_copy(update={"learning_rate": work.learning_rate})
-    return train.model_copy(update={"epochs": work.epochs, "optimizer": optimizer, "augment": augment})
+    optimizer = train.optimizer.model_copy(update={"learning_rate": task.learning_rate})
+    return train.model_copy(update={"epochs": task.epochs, "optimizer": optimizer, "augment": augment})
 
 
 def augments(train: TrainSpec) -> bool:
     """Whether training rows are changed, so that logits of the unchanged rows do not fit them."""
     return bool(train.augment.shift_pixels)
-
-
-def _with_batch(request: FitRequest, batch: Any) -> FitRequest:
-    from dataclasses import replace
-
-    return replace(request, batch=batch)

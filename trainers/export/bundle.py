@@ -16,6 +16,9 @@ from cluster.bundle.manifest import Variant
 from trainers.export.graph_file import all_tensors, external_files
 from trainers.export.session import open_session, run_batches
 
+FLOAT_GRAPH = "model.onnx"
+FLOAT_VARIANT = "fp32"
+
 
 def copy_graph(source: Path, target: Path) -> None:
     """Copy an ONNX file with its external data; under another name, its data gets a name of its own beside it."""

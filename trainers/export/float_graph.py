@@ -10,14 +10,12 @@ import numpy as np
 from cluster.errors import DataError
 from cluster.spec.run import RunSpec
 from trainers.data.shards import PreparedData
+from trainers.export.bundle import FLOAT_GRAPH
 from trainers.export.graph_file import check_file
 from trainers.export.onnx import EXAMPLE_ROWS_MIN, export_onnx
 from trainers.export.optimize import optimize_graph
 from trainers.export.parity import BATCH_SIZES, check_parity
 from trainers.models.weights import load_module
-
-FLOAT_GRAPH = "model.onnx"
-FLOAT_VARIANT = "fp32"
 
 
 def write_float_graph(spec: RunSpec, prepared: PreparedData, weights: Path, folder: Path) -> dict[str, Any]:

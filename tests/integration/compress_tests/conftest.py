@@ -22,9 +22,9 @@ from cluster.spec.resolve import DataFacts, HostFacts, ResolvedRun, resolve
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.telemetry.events import ListSink
-from trainers.compress import measure
-from trainers.compress.judge import make_baseline
+from trainers.compress import latency
 from trainers.compress.ladder import Ladder
+from trainers.compress.measure import measure_baseline
 from trainers.compress.rows import rows_of
 from trainers.data.shards import Split, open_prepared, write_prepared
 from trainers.export.bundle import copy_graph, write_sample
@@ -80,7 +80,7 @@ def train_briefly(module: torch.nn.Module, split: Split, epochs: int = 8) -> Non
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are measured as always, for a tenth of the time: no test here quotes them."""
-    monkeypatch.setattr(measure, "ROUND_S", 0.002)
+    monkeypatch.setattr(latency, "ROUND_S", 0.002)
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +155,7 @@ def make_ladder(tmp_path: Path, digits_graph: Path, trained_stages: Path) -> Any
         spec = CompressSpec.model_validate_json(json.dumps(section))
         prepared = open_prepared(trained_stages / "prepare")
         rows = rows_of(prepared, calibration_rows=spec.calibration_rows)
-        baseline = make_baseline(digits_graph, rows)
+        baseline = measure_baseline(digits_graph, rows)
         return Ladder(spec, rows, prepared.folder, baseline, tmp_path / "trials", ListSink())
 
     return make

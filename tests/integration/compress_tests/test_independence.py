@@ -18,9 +18,10 @@ from cluster.spec.compress import CompressSpec
 from cluster.spec.model import TransformerSpec
 from cluster.telemetry.events import ListSink
 from tests.bundles import mlp_graph
-from trainers.compress.graph_trial import MODEL, GraphTrial, run_graph_trial
-from trainers.compress.judge import Candidate, Judgment, make_baseline
-from trainers.compress.ladder import BASELINE, Ladder, Parent
+from trainers.compress.candidate import Candidate, GraphTask
+from trainers.compress.graph_trial import MODEL, run_graph_trial
+from trainers.compress.ladder import Ladder
+from trainers.compress.measure import measure_baseline
 from trainers.compress.presets import cpu_preset, tensorrt_preset
 from trainers.compress.quantize import preprocess
 from trainers.compress.row_wise import quantize_row_wise
@@ -60,9 +61,9 @@ def climb(tmp_path: Path) -> Callable[[Path, dict[str, np.ndarray], np.ndarray],
         splits = dict.fromkeys(("train", "calibration", "gate"), split)
         write_prepared(tmp_path / "rows", splits, task="classification", classes=classes, inputs=signature)
         rows = rows_of(open_prepared(tmp_path / "rows"))
-        ladder = Ladder(spec, rows, tmp_path / "rows", make_baseline(graph, rows), tmp_path / "trials", ListSink())
+        ladder = Ladder(spec, rows, tmp_path / "rows", measure_baseline(graph, rows), tmp_path / "trials", ListSink())
         ladder.exhaustive = True
-        ladder.climb(Parent(BASELINE, graph))
+        ladder.try_graph_recipes(ladder.baseline)
         return ladder
 
     return run
@@ -71,10 +72,10 @@ def climb(tmp_path: Path) -> Callable[[Path, dict[str, np.ndarray], np.ndarray],
 def assert_independent(ladder: Ladder, judged: int) -> None:
     assert ladder.baseline.independence is not None
     assert ladder.baseline.independence.independent, ladder.baseline.independence.sentence()
-    measured = {one.name: one.independence for one in ladder.judgments if one.independence}
-    assert len(measured) == judged, {one.name: one.reason for one in ladder.judgments}
+    measured = {one.name: one.independence for one in ladder.candidates if one.independence}
+    assert len(measured) == judged, {one.name: one.reason for one in ladder.candidates}
     assert {name: found.sentence() for name, found in measured.items() if not found.independent} == {}
-    assert all(one.variant().rows_independent is True for one in ladder.judgments if one.accepted)
+    assert all(one.variant().rows_independent is True for one in ladder.candidates if one.accepted)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def whole_batch_form(graph: Path, folder: Path) -> Path:
 def test_every_recipe_on_a_convolutional_network(make_ladder: Any, digits_graph: Path) -> None:
     ladder = make_ladder(recipes=RECIPES, budget={"max_drop": 0.2}, calibration_rows=64)
     ladder.exhaustive = True
-    ladder.climb(Parent(BASELINE, digits_graph))
+    ladder.try_graph_recipes(ladder.baseline)
     assert_independent(ladder, len(RECIPES))
 
 
@@ -142,13 +143,14 @@ def test_a_range_of_the_whole_batch_is_rejected_with_what_it_does(
     ladder = climb(graph, {"tokens": tokens[:, :8]}, targets, ("int8_weight_only",))
     old = whole_batch_form(graph, tmp_path)
     outputs = run_batches(open_session(old), {"tokens": tokens[:, :8]})["logits"]
-    judgment: Judgment = ladder.judge(Candidate("old", "int8_dynamic", BASELINE, old, outputs, "int8"))
-    assert not judgment.accepted
-    assert judgment.reason.startswith("rows change one another's answers: in a batch of ")
-    assert judgment.independence is not None
-    assert judgment.independence.change > 20 * judgment.independence.allowed
-    assert judgment.to_dict()["independence"]["independent"] is False
-    assert judgment.cost is None  # nobody waits for the timing of what is refused
+    made = Candidate("old", "int8_dynamic", precision="int8").made(old)
+    candidate: Candidate = ladder.decide(made, outputs)
+    assert not candidate.accepted
+    assert candidate.reason.startswith("rows change one another's answers: in a batch of ")
+    assert candidate.independence is not None
+    assert candidate.independence.change > 20 * candidate.independence.allowed
+    assert candidate.to_dict()["independence"]["independent"] is False
+    assert candidate.cost is None  # nobody waits for the timing of what is refused
 
 
 def test_an_outlier_beside_a_row_moved_the_old_form_and_not_the_new(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_an_outlier_beside_a_row_moved_the_old_form_and_not_the_new(tmp_path: Pa
 
 def test_rows_that_influence_one_another_in_float_are_known_and_never_joined(climb: Any, tmp_path: Path) -> None:
     """A network that subtracts the batch's mean: no candidate is accepted, and the float variant says so."""
-    from trainers.compress.outcome import compression_facts
+    from trainers.compress.evidence import compression_facts
 
     model = mlp_graph(20, 64, 3)
     axes = numpy_helper.from_array(np.array([0]), "axes")
@@ -183,7 +185,7 @@ def test_rows_that_influence_one_another_in_float_are_known_and_never_joined(cli
     x = np.random.default_rng(0).standard_normal((96, 20)).astype(np.float32)
     targets = run_batches(open_session(tmp_path / "mean.onnx"), {"x": x})["logits"].argmax(1)
     ladder = climb(tmp_path / "mean.onnx", {"x": x}, targets, ("int8_weight_only",))
-    assert "as in the float graph" in ladder.judgments[0].reason
+    assert "as in the float graph" in ladder.candidates[0].reason
     facts = compression_facts(ladder, None)
     assert facts["variants"][0]["rows_independent"] is False
     assert facts["baseline"]["independence"]["change"] > 1e-3
@@ -242,7 +244,7 @@ def test_a_graph_without_constant_weights_is_stopped_with_the_reason(prepared_di
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "none.onnx"
     )
-    trial = GraphTrial("int8_dynamic", tmp_path / "none.onnx", "0", prepared_digits.folder, "0", CompressSpec())
-    run_graph_trial(trial, tmp_path)
+    task = GraphTask("int8_dynamic", tmp_path / "none.onnx", "0", prepared_digits.folder, "0", CompressSpec())
+    run_graph_trial(task, tmp_path)
     assert "no matrix product with constant weights" in (tmp_path / "outcome.json").read_text()
     assert not (tmp_path / MODEL).exists()

@@ -14,9 +14,10 @@ import torch
 from cluster.errors import InterruptedRunError
 from cluster.spec.model import MlpSpec
 from cluster.telemetry.events import ListSink
+from trainers.compress.candidate import TrainingTask
 from trainers.compress.stage import run_compression
 from trainers.compress.students import student_arguments
-from trainers.compress.workshop import Work, Workshop
+from trainers.compress.workshop import Workshop
 from trainers.data.shards import PreparedData
 from trainers.loop import FitRequest, fit
 
@@ -32,7 +33,7 @@ def request_of(make_context: Any, prepared_digits: PreparedData, tmp_path: Path)
     )  # fmt: skip
     model = MlpSpec(family="mlp", hidden=(32,))
     arguments = student_arguments(model, prepared_digits.inputs, prepared_digits.num_outputs)
-    request = workshop._request(Work("student", arguments, 2, 3e-3, distill=True), tmp_path / "fit")
+    request = workshop._request(TrainingTask(arguments, 2, 3e-3, distill=True), tmp_path / "fit")
     plan = request.batch.model_copy(update={"workers": 1, "batch_size_per_worker": 64, "accumulation_steps": 1})
     return replace(request, batch=plan, checkpoints=None)
 

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 
 from cluster.bundle.files import open_bundle
 from trainers.compress import stage as stage_module
+from trainers.compress.candidate import Candidate
 from trainers.compress.distill import TEACHER_INPUT, write_teacher_shards
-from trainers.compress.judge import Candidate
-from trainers.compress.ladder import BASELINE
 from trainers.compress.stage import run_compression
 from trainers.compress.students import build_student, scaled_model, student_arguments
 from trainers.data.shards import PreparedData, Split, open_prepared
@@ -162,10 +161,11 @@ def test_a_candidate_whose_answers_are_not_numbers_is_rejected_before_it_is_time
     ladder = make_ladder()
     outputs = ladder.baseline.outputs.copy()
     outputs[3, 0] = np.nan
-    judgment = ladder.judge(Candidate("bad", "fp16", BASELINE, ladder.baseline.path, outputs, "fp16"))
-    assert not judgment.accepted
-    assert judgment.reason == "1 of 500 gate rows have NaN or infinite outputs"
-    assert judgment.cost is None
+    made = Candidate("bad", "fp16", precision="fp16").made(ladder.baseline.path)
+    candidate = ladder.decide(made, outputs)
+    assert not candidate.accepted
+    assert candidate.reason == "1 of 500 gate rows have NaN or infinite outputs"
+    assert candidate.cost is None
 
 
 def test_the_test_split_is_read_once_after_the_choice(make_context: Any, monkeypatch: Any) -> None:
@@ -175,14 +175,14 @@ def test_the_test_split_is_read_once_after_the_choice(make_context: Any, monkeyp
         prepared = open_prepared(folder)
         return replace(prepared, splits=Watched(prepared.splits, seen))
 
-    def choose(ladder: Any) -> Any:
+    def choose(*arguments: Any) -> Any:
         seen.append("chosen")
-        return best_of(ladder)
+        return choose_best(*arguments)
 
-    best_of = stage_module.best_of
+    choose_best = stage_module.choose_best
     monkeypatch.setattr(stage_module, "open_prepared", watched)
     monkeypatch.setattr("trainers.compress.graph_trial.open_prepared", watched)
-    monkeypatch.setattr(stage_module, "best_of", choose)
+    monkeypatch.setattr(stage_module, "choose_best", choose)
     section = {
         "recipes": ("prune", "int8_weight_only"), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0,
         "target": SMALL,

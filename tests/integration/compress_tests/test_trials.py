@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,84 +13,89 @@ import pytest
 
 from cluster.atomic import new_folder, sha256_file, write_json
 from cluster.spec.compress import CompressSpec
-from trainers.compress.graph_trial import OUTCOME, GraphTrial
-from trainers.compress.ladder import BASELINE, Parent
-from trainers.compress.trials import run_into, run_trials, trial_folder
+from trainers.compress.candidate import Candidate, GraphTask
+from trainers.compress.graph_trial import OUTCOME, task_digest
+from trainers.compress.trials import run_graph_tasks, run_into, trial_folder
 
 RECIPES = ("int8_dynamic", "int8_static", "int8_weight_only")
 
 
 @pytest.fixture
-def make_trials(digits_graph: Path, prepared_digits: Any) -> Callable[..., list[GraphTrial]]:
-    def make(parent: Path = digits_graph, **section: Any) -> list[GraphTrial]:
+def propose(digits_graph: Path, prepared_digits: Any) -> Callable[..., list[Candidate]]:
+    def make(parent: Path = digits_graph, **section: Any) -> list[Candidate]:
         folder = prepared_digits.folder
         data, digest = sha256_file(folder / "dataset.json"), sha256_file(parent)
         spec = CompressSpec.model_validate(section)
-        return [GraphTrial(recipe, parent, digest, folder, data, spec) for recipe in RECIPES]
+        tasks = [GraphTask(recipe, parent, digest, folder, data, spec) for recipe in RECIPES]
+        return [Candidate(task.recipe, task.recipe, precision="int8", task=task) for task in tasks]
 
     return make
 
 
-def die_once(trial: GraphTrial, cache: Path) -> None:
+def die_once(task: GraphTask, cache: Path) -> None:
     """The worker is killed in the middle of its first static trial, as the kernel does when memory is short."""
     (mark := cache / "killed").parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(trial_folder(trial, cache)) as folder:
+    with new_folder(trial_folder(task, cache)) as folder:
         (folder / "model.onnx").write_bytes(b"half a file")
-        if trial.recipe == "int8_static" and not mark.exists():
+        if task.recipe == "int8_static" and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        write_json(folder / OUTCOME, {"recipe": trial.recipe, "notes": {"pid": os.getpid()}, "stopped": "a test"})
+        write_json(folder / OUTCOME, {"recipe": task.recipe, "notes": {"pid": os.getpid()}, "stopped": "a test"})
 
 
-def die_always(trial: GraphTrial, cache: Path) -> None:
-    if trial.recipe == "int8_static":
+def die_always(task: GraphTask, cache: Path) -> None:
+    if task.recipe == "int8_static":
         os.kill(os.getpid(), signal.SIGKILL)
-    run_into(trial, cache)
+    run_into(task, cache)
 
 
-def test_a_trial_whose_worker_is_killed_is_tried_once_more(ray_local: str, make_trials: Any, tmp_path: Path) -> None:
-    outcomes = run_trials(make_trials(), tmp_path / "trials", concurrency=2, run=die_once)
-    assert [one.stopped for one in outcomes] == ["a test"] * 3
-    assert os.getpid() not in {one.facts["notes"]["pid"] for one in outcomes}
+def test_a_trial_whose_worker_is_killed_is_tried_once_more(ray_local: str, propose: Any, tmp_path: Path) -> None:
+    found = run_graph_tasks(propose(), tmp_path / "trials", concurrency=2, run=die_once)
+    assert [(one.state, one.reason) for one in found] == [("stopped", "a test")] * 3
+    assert os.getpid() not in {one.notes["pid"] for one in found}
     assert (tmp_path / "trials" / "killed").exists()
 
 
 def test_a_trial_that_kills_every_worker_is_reported_and_only_it_is_made_again(
-    ray_local: str, make_trials: Any, tmp_path: Path
+    ray_local: str, propose: Any, tmp_path: Path
 ) -> None:
-    trials, cache = make_trials(), tmp_path / "trials"
-    dynamic, static, weights = run_trials(trials, cache, concurrency=2, run=die_always)
-    assert "worker died" in (static.stopped or "")
-    assert not static.folder.exists()
-    assert dynamic.model.exists()
-    assert weights.model.exists()
-    before = {one.folder.name: one.model.stat().st_mtime_ns for one in (dynamic, weights)}
-    again = run_trials(trials, cache, concurrency=2)
-    assert [one.cached for one in again] == [True, False, True]
-    assert again[1].stopped is None
-    assert {one.folder.name: one.model.stat().st_mtime_ns for one in (again[0], again[2])} == before
+    proposed, cache = propose(), tmp_path / "trials"
+    found = run_graph_tasks(proposed, cache, concurrency=2, run=die_always)
+    dynamic, static, weights = found
+    assert [one.state for one in found] == ["made", "stopped", "made"]
+    assert "worker died" in static.reason
+    assert not trial_folder(static.task, cache).exists()
+    before = {one.file: one.file.stat().st_mtime_ns for one in (dynamic, weights)}
+    again = run_graph_tasks(proposed, cache, concurrency=2)
+    assert [one.state for one in again] == ["made"] * 3
+    assert {one.file: one.file.stat().st_mtime_ns for one in (again[0], again[2])} == before
 
 
 def test_the_cache_knows_parent_recipe_and_what_of_the_spec_changes_the_file(
-    make_trials: Any, digits_graph: Path, tmp_path: Path
+    propose: Any, digits_graph: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.onnx"
     shutil.copyfile(digits_graph, other)
-    digests = {trial.digest for trial in make_trials()}
+
+    def digests_of(proposed: list[Candidate]) -> set[str]:
+        return {task_digest(one.task) for one in proposed}
+
+    digests = digests_of(propose())
     assert len(digests) == len(RECIPES)
-    assert {trial.digest for trial in make_trials(other)} == digests  # the bytes count, not the path
-    assert {trial.digest for trial in make_trials(target={"threads": 2}, concurrency=1)} == digests
-    assert not digests & {trial.digest for trial in make_trials(calibration_rows=50)}
+    assert digests_of(propose(other)) == digests  # the bytes count, not the path
+    assert digests_of(propose(target={"threads": 2}, concurrency=1)) == digests
+    assert not digests & digests_of(propose(calibration_rows=50))
     other.write_bytes(digits_graph.read_bytes() + b"\x12\x00")
-    assert not digests & {trial.digest for trial in make_trials(other)}
+    assert not digests & digests_of(propose(other))
 
 
 def test_a_ladder_that_was_killed_goes_on_from_its_finished_trials(make_ladder: Any, digits_graph: Path) -> None:
     section = {"recipes": ["int8_static", "int8_weight_only"]}
-    make_ladder(recipes=["int8_weight_only"]).climb(Parent(BASELINE, digits_graph))
+    first = make_ladder(recipes=["int8_weight_only"])
+    first.try_graph_recipes(first.baseline)
     ladder = make_ladder(**section)
     made = {path.name: path.stat().st_mtime_ns for path in ladder.cache.iterdir()}
-    found = ladder.climb(Parent(BASELINE, digits_graph))
+    found = ladder.try_graph_recipes(ladder.baseline)
     assert [one.recipe for one in found] == ["int8_static", "int8_weight_only"]
     assert len(made) == 1
     assert made.items() <= {path.name: path.stat().st_mtime_ns for path in ladder.cache.iterdir()}.items()
@@ -102,7 +106,7 @@ def test_dearer_rungs_are_tried_only_where_the_cheaper_one_has_not_decided(
 ) -> None:
     recipes = ["int8_static", "int8_weight_only", "int8_static_percentile"]
     ladder = make_ladder(recipes=recipes, budget={"max_drop": 0.2}, target={"minimize": "size"}, max_class_drop=1.0)
-    assert [one.recipe for one in ladder.climb(Parent(BASELINE, digits_graph))] == recipes[:2]
+    assert [one.recipe for one in ladder.try_graph_recipes(ladder.baseline)] == recipes[:2]
     assert ladder.skipped == [
         {
             "name": "int8_static_percentile",
@@ -112,7 +116,7 @@ def test_dearer_rungs_are_tried_only_where_the_cheaper_one_has_not_decided(
     ]
     everything = make_ladder(recipes=recipes, budget={"max_drop": 0.2})
     everything.exhaustive = True
-    assert [one.recipe for one in everything.climb(Parent(BASELINE, digits_graph))] == recipes
+    assert [one.recipe for one in everything.try_graph_recipes(everything.baseline)] == recipes
 
 
 def test_on_a_made_network_only_recipes_that_were_accepted_before_are_tried(
@@ -120,8 +124,8 @@ def test_on_a_made_network_only_recipes_that_were_accepted_before_are_tried(
 ) -> None:
     recipes = ["int8_static", "int8_weight_only"]
     ladder = make_ladder(recipes=recipes, budget={"max_drop": 0.2})
-    first = ladder.climb(Parent(BASELINE, digits_graph))
-    ladder.judgments = [replace(one, accepted=one.recipe == "int8_static") for one in first]
-    again = ladder.climb(Parent("prune50", digits_graph))
+    first = ladder.try_graph_recipes(ladder.baseline)
+    ladder.candidates = [one.decided(one.recipe == "int8_static", one.reason) for one in first]
+    again = ladder.try_graph_recipes(Candidate("prune50", "prune").made(digits_graph))
     assert [one.name for one in again] == ["prune50_int8_static"]
     assert ladder.skipped[0]["name"] == "prune50_int8_weight_only"

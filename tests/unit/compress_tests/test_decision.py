@@ -1,4 +1,4 @@
-"""Accept or reject: each rule of the judge has a case that only it decides."""
+"""Accept or reject, choose, compare: each rule has a case that only it decides."""
 
 from __future__ import annotations
 
@@ -10,57 +10,63 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from cluster.bundle.signature import TensorSpec
-from cluster.errors import DataError
-from cluster.spec.compress import BudgetSpec, CompressSpec, ProxySpec
-from trainers.compress.cpu import has_vnni
-from trainers.compress.exclude import smallest_passing
+from cluster.spec.compress import BudgetSpec, CompressSpec
+from trainers.compress.candidate import BASELINE, DENSE, Candidate
+from trainers.compress.decision import acceptance, choose_best, compare_with_dense
 from trainers.compress.gate import accuracy_gate
-from trainers.compress.judge import decide_candidate, worst_class_drop
-from trainers.compress.measure import Cost, tile_rows
-from trainers.compress.presets import cpu_preset, tensorrt_preset
-from trainers.compress.proxies import compare_outputs
-from trainers.compress.rows import CompressionRows, rows_of, spread_rows
-from trainers.data.shards import PreparedData, Split
+from trainers.compress.latency import Cost
 
 FAST = Cost(1, 1.0, 2.0, 2.0, 8, 1000.0, 1.0, 2.0)
 PASS = accuracy_gate(np.ones(2000, bool), np.ones(2000, bool), 0.01)
 UNSURE = accuracy_gate(np.ones(50, bool), np.ones(50, bool), 0.01)
+ROWS = 2000
+SPEC = CompressSpec()
 
 
 def spec(**changes: Any) -> CompressSpec:
     return CompressSpec.model_validate(changes)
 
 
+def decided(
+    name: str, recipe: str, wrong: int, speedup: float, *, parent: str = BASELINE, accepted: bool = True
+) -> Candidate:
+    right = np.ones(ROWS, bool)
+    right[:wrong] = False
+    gate = accuracy_gate(np.ones(ROWS, bool), right, 0.02)
+    cost = Cost(1, 1.0 / speedup, 2.0, speedup, 8, 1000.0, 1.0, speedup)
+    made = Candidate(name, recipe, parent).made(Path(name))
+    return made.measured(gate=gate, cost=cost, baseline_cost=cost, size_bytes=1000).decided(accepted, "")
+
+
 def test_a_candidate_that_is_not_faster_is_rejected_whatever_its_accuracy() -> None:
-    accepted, reason = decide_candidate(PASS, replace(FAST, speedup=0.98), 0.3, 0.0, spec())
+    accepted, reason = acceptance(PASS, replace(FAST, speedup=0.98), 0.3, 0.0, spec())
     assert not accepted
     assert "not faster" in reason
 
 
 def test_with_size_as_the_goal_speed_may_stand_still_but_bytes_must_fall() -> None:
     size = spec(target={"minimize": "size"})
-    assert decide_candidate(PASS, replace(FAST, speedup=0.95), 0.3, 0.0, size)[0]
-    assert "not smaller" in decide_candidate(PASS, FAST, 1.0, 0.0, size)[1]
-    assert "slower" in decide_candidate(PASS, replace(FAST, speedup=0.5), 0.3, 0.0, size)[1]
+    assert acceptance(PASS, replace(FAST, speedup=0.95), 0.3, 0.0, size)[0]
+    assert "not smaller" in acceptance(PASS, FAST, 1.0, 0.0, size)[1]
+    assert "slower" in acceptance(PASS, replace(FAST, speedup=0.5), 0.3, 0.0, size)[1]
 
 
 def test_cost_is_judged_at_the_best_batch_size() -> None:
     cost = spec(target={"minimize": "cost"})
-    assert decide_candidate(PASS, replace(FAST, speedup=0.9), 0.3, 0.0, cost)[0]
-    assert not decide_candidate(PASS, replace(FAST, cost_ratio=0.9), 0.3, 0.0, cost)[0]
+    assert acceptance(PASS, replace(FAST, speedup=0.9), 0.3, 0.0, cost)[0]
+    assert not acceptance(PASS, replace(FAST, cost_ratio=0.9), 0.3, 0.0, cost)[0]
 
 
 def test_a_class_that_falls_behind_rejects_a_candidate_whose_mean_is_fine() -> None:
-    accepted, reason = decide_candidate(PASS, FAST, 0.3, 0.2, spec(max_class_drop=0.1))
+    accepted, reason = acceptance(PASS, FAST, 0.3, 0.2, spec(max_class_drop=0.1))
     assert not accepted
     assert "one class" in reason
 
 
 def test_what_an_undecided_gate_means_is_the_users_choice() -> None:
     assert UNSURE.verdict == "inconclusive"
-    assert decide_candidate(UNSURE, FAST, 0.3, 0.0, spec(on_inconclusive="accept_point_estimate"))[0]
-    accepted, reason = decide_candidate(UNSURE, FAST, 0.3, 0.0, spec(on_inconclusive="keep_baseline"))
+    assert acceptance(UNSURE, FAST, 0.3, 0.0, spec(on_inconclusive="accept_point_estimate"))[0]
+    accepted, reason = acceptance(UNSURE, FAST, 0.3, 0.0, spec(on_inconclusive="keep_baseline"))
     assert not accepted
     assert "rows would decide" in reason
 
@@ -70,87 +76,51 @@ def test_a_budget_of_zero_is_refused_with_the_reason() -> None:
         BudgetSpec(max_drop=0.0)
 
 
-def test_a_class_must_lose_more_than_two_rows_to_count() -> None:
-    targets = np.repeat([0, 1], [4, 40])
-    right = np.eye(2, dtype=np.float32)[targets]
-    rows = CompressionRows("classification", {}, {}, targets, 2)
-    two_lost = right.copy()
-    two_lost[:2] = two_lost[:2, ::-1]
-    assert worst_class_drop(right, two_lost, rows) == 0.0
-    three_lost = right.copy()
-    three_lost[:3] = three_lost[:3, ::-1]
-    assert worst_class_drop(right, three_lost, rows) == 0.75
+def test_of_candidates_that_cost_the_same_the_most_accurate_is_chosen() -> None:
+    near = decided("near", "prune", 5, 6.6)
+    assert choose_best([decided("fast", "prune", 20, 7.0), near, decided("slow", "prune", 0, 3.0)], SPEC) == near
+    assert choose_best([decided("fast", "prune", 20, 7.0, accepted=False)], SPEC) is None
 
 
-def test_proxies_stop_the_hopeless_and_pass_the_equal() -> None:
-    outputs = np.random.default_rng(0).normal(size=(64, 5))
-    assert compare_outputs(outputs, outputs, classification=True).hopeless(ProxySpec()) is None
-    noise = compare_outputs(outputs, -outputs, classification=True)
-    assert "signal-to-noise" in (noise.hopeless(ProxySpec()) or "")
-    assert "agrees" in (noise.hopeless(ProxySpec(min_sqnr_db=-300.0)) or "")
-    assert compare_outputs(outputs, outputs * np.nan, classification=True).hopeless(ProxySpec()) is not None
+def test_a_dense_network_that_is_more_accurate_at_equal_cost_is_recommended_and_chosen() -> None:
+    candidates = [decided("prune75", "prune", 20, 7.0), decided("dense25", DENSE, 10, 6.9)]
+    found = compare_with_dense(candidates, choose_best(candidates, SPEC), SPEC)
+    assert found is not None
+    assert (found["ours"], found["rival"], found["recommended"]) == ("prune75", "dense25", "dense25")
+    assert "the rival is more accurate at equal cost" in found["sentence"]
+    assert choose_best(candidates, SPEC) == candidates[1]
 
 
-@pytest.mark.parametrize("answer", range(11))
-def test_bisection_finds_the_smallest_k_and_has_measured_its_neighbor(answer: int) -> None:
-    asked: list[int] = []
-
-    def passes(k: int) -> bool:
-        asked.append(k)
-        return k >= answer
-
-    assert smallest_passing(10, passes) == answer
-    assert answer == 0 or {answer, answer - 1} <= set(asked)
-    assert len(asked) == len(set(asked)) <= 6
+def test_a_dense_network_that_is_not_more_accurate_changes_nothing() -> None:
+    candidates = [decided("prune75", "prune", 5, 7.0), decided("dense25", DENSE, 10, 6.9)]
+    found = compare_with_dense(candidates, choose_best(candidates, SPEC), SPEC)
+    assert found is not None
+    assert found["recommended"] == "prune75"
+    assert "not more accurate" in found["sentence"]
 
 
-def test_bisection_says_when_nothing_passes() -> None:
-    assert smallest_passing(10, lambda _: False) is None
-    assert smallest_passing(0, lambda _: False) is None
+def test_a_dense_network_just_outside_the_choice_is_still_recommended() -> None:
+    """Costs: 1 / 7.0 is the least, 1 / 6.5 is within 10 % of it, 1 / 6.0 is within 10 % of the chosen one only."""
+    chosen = decided("prune75", "prune", 10, 6.5)
+    candidates = [decided("prune88", "prune", 30, 7.0), chosen, decided("dense25", DENSE, 0, 6.0)]
+    assert choose_best(candidates, SPEC) == chosen
+    found = compare_with_dense(candidates, chosen, SPEC)
+    assert found is not None
+    assert found["recommended"] == "dense25"
 
 
-def test_weights_get_seven_bits_where_the_cpu_lacks_vnni(tmp_path: Path) -> None:
-    for flags, vnni in (("fpu avx2", False), ("fpu avx512_vnni", True)):
-        (tmp_path / "cpuinfo").write_text(f"model name\t: x\nflags\t\t: {flags}\n")
-        assert has_vnni(tmp_path / "cpuinfo") is vnni
-    assert not has_vnni(tmp_path / "absent")
-    assert cpu_preset(vnni=False).reduce_range
-    assert not cpu_preset(vnni=True).reduce_range
+def test_a_dense_network_of_another_cost_is_told_with_its_ratio_and_quantized_ones_are_compared_too() -> None:
+    slow = decided("dense50", DENSE, 0, 3.5)
+    child = decided("dense50_int8", "int8_static", 0, 3.6, parent="dense50")
+    candidates = [decided("prune75", "prune", 5, 7.0), slow, child]
+    found = compare_with_dense(candidates, choose_best(candidates, SPEC), SPEC)
+    assert found is not None
+    assert found["rival"] == "dense50_int8"
+    assert "at 1.94 times the cost" in found["sentence"]
+    assert found["recommended"] == "prune75"
 
 
-def test_the_tensorrt_preset_is_symmetric_and_touches_weighted_layers_only() -> None:
-    preset = tensorrt_preset()
-    assert preset.activation == preset.weight
-    assert preset.options["ActivationSymmetric"]
-    assert not preset.options["QuantizeBias"]
-    assert set(preset.op_types) == {"Conv", "Gemm", "MatMul"}
-
-
-def prepared(calibration: list[int], gate: list[int]) -> PreparedData:
-    def split(labels: list[int]) -> Split:
-        return Split({"x": np.zeros((len(labels), 2), np.float32)}, np.array(labels, np.int64))
-
-    tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
-    splits = {"calibration": split(calibration), "gate": split(gate)}
-    return PreparedData(Path("nowhere"), "classification", ("a", "b"), (tensor,), splits, {})
-
-
-def test_no_calibration_rows_and_one_class_are_refused() -> None:
-    with pytest.raises(DataError, match="calibration split has no rows"):
-        rows_of(prepared([], [0, 1]))
-    with pytest.raises(DataError, match="gate split has no rows"):
-        rows_of(prepared([0, 1], []))
-    with pytest.raises(DataError, match="have the class 'b'"):
-        rows_of(prepared([1, 1, 1], [0, 1]))
-
-
-def test_rows_are_spread_over_a_sorted_split() -> None:
-    chosen = spread_rows(100, 5)
-    assert isinstance(chosen, np.ndarray)
-    assert chosen.tolist() == [0, 24, 49, 74, 99]
-    assert spread_rows(5, 100) == slice(None)
-
-
-def test_rows_are_repeated_to_fill_a_batch() -> None:
-    filled = tile_rows({"x": np.arange(6).reshape(3, 2)}, 5)["x"]
-    assert filled.tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
+def test_without_a_dense_network_or_without_another_accepted_one_there_is_no_comparison() -> None:
+    assert compare_with_dense([decided("prune75", "prune", 5, 7.0)], None, SPEC) is None
+    rejected = decided("prune75", "prune", 5, 7.0, accepted=False)
+    assert compare_with_dense([rejected, decided("dense25", DENSE, 0, 7.0)], None, SPEC) is None

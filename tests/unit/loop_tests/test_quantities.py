@@ -21,6 +21,7 @@ from cluster.telemetry.events import ListSink
 from serve.engines.protocol import EngineRequest
 from serve.engines.torch import TorchEngine
 from tests.unit.data_tests.making import context
+from trainers.compress.candidate import Candidate, TrainingTask
 from trainers.compress.presets import StaticRecipe, cpu_preset
 from trainers.compress.proxies import compare_outputs
 from trainers.compress.prune.choose import plan_pruning, prune_module
@@ -28,7 +29,7 @@ from trainers.compress.prune.cost import count_parameters
 from trainers.compress.quantize import convert_fp16, preprocess, quantize_int8_static
 from trainers.compress.row_wise import quantize_row_wise
 from trainers.compress.students import scaled_model
-from trainers.compress.workshop import Work, Workshop
+from trainers.compress.workshop import Workshop
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.data.stages import check_data, prepare_data
 from trainers.evaluate.metrics import regression_metrics
@@ -198,8 +199,9 @@ def test_a_student_learns_the_teachers_learned_values_and_answers_in_the_unit(pr
         folder=tmp_path, events=None, sink=ListSink(), stage="compress",
     )  # fmt: skip
     arguments = workshop.arguments(scaled_model(spec.model, 0.5))
-    made = workshop.make(Work("student", arguments, 5, spec.train.optimizer.learning_rate, distill=True))
-    assert r2_of(priced, made.graph) > 0.5
+    task = TrainingTask(arguments, 5, spec.train.optimizer.learning_rate, distill=True)
+    made = workshop.make(Candidate("student", "distill", task=task))
+    assert r2_of(priced, made.file) > 0.5
     (shards,) = tmp_path.glob("teacher-*")
     taught = np.load(shards / "train" / "inputs.teacher_logits.npy")
     assert abs(taught.mean()) < 0.2, "standardized, as what the network learns"

@@ -4,10 +4,10 @@
 
 A piece that lies in the work folder is not run again. Without names all pieces run, one after another:
 
-    cnn          `manta run configs/mnist10k.yaml` without the endpoint: training, the ladder, the gate
+    cnn          `manta run configs/mnist10k.yaml` without the endpoint: training, the search over recipes, the gate
     speed        every candidate of it against the float graph: one thread, alternating rounds, median of repeats
     transformer  a small transformer on SMS messages through `manta compress` on the bare ONNX file
-    ladder       the ladder's wall time
+    ladder       the wall time of the search, from cheap to dear recipes
     after-…      every recipe one after another, a few networks a piece
 """
 
@@ -40,6 +40,7 @@ RUN = "mnist10k"
 REPEATS = 3  # whole measurements, each the median of alternating rounds; the median of them is reported
 COLUMNS = ("name", "verdict", "accepted", "accuracy", "drop", "low", "high", "n", "size_bytes", "macs", "reason")
 PIECE_S = 300
+REPORTED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "asimddp", "i8mm")
 UNFINISHED = 75  # exit code of a piece that goes on when it is called again (sysexits.h: EX_TEMPFAIL)
 CALLS_MAX = 4
 
@@ -115,13 +116,13 @@ def transformer(data: Path, work: Path) -> dict[str, Any]:
 
 
 def ladder(data: Path, work: Path) -> dict[str, Any]:
-    from benchmarks.compress.ladder import climb_ladder
+    from benchmarks.compress.search_time import search_cheap_to_dear
 
-    return climb_ladder(RunFolder(work / "runs" / RUN), work)
+    return search_cheap_to_dear(RunFolder(work / "runs" / RUN), work)
 
 
 def after(group: str, data: Path, work: Path) -> dict[str, Any]:
-    from benchmarks.compress.ladder import try_everything
+    from benchmarks.compress.search_time import try_everything
 
     return try_everything(RunFolder(work / "runs" / RUN), work, group)
 
@@ -175,9 +176,11 @@ def _against_rival(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    from trainers.compress.cpu import REPORTED_FLAGS, cpu_flags, cpu_name
+    from trainers.compress.cpu import CPUINFO, cpu_flags
 
-    return {"cpu": cpu_name(), "cores": os.cpu_count(), "flags": sorted(set(REPORTED_FLAGS) & cpu_flags())}
+    names = [line.partition(":")[2] for line in CPUINFO.read_text().splitlines() if line.startswith("model name")]
+    name = names[0].strip() if names else "unknown"
+    return {"cpu": name, "cores": os.cpu_count(), "flags": sorted(set(REPORTED_FLAGS) & cpu_flags())}
 
 
 def run_piece(name: str, data: Path, work: Path) -> None:

@@ -44,7 +44,7 @@ BROAD_EXCEPTS = {
     "trainers/launch/workers.py": "handed to the thread that waits",
     "trainers/launch/local.py": "a worker's main",
     "cluster/pipeline/warm.py": "best effort: the stage itself tries again and says what is wrong",
-    "trainers/compress/graph_trial.py": "a quantizer raises anything: the recipe stops, with its words",
+    "trainers/compress/graph_recipes.py": "a quantizer raises anything: the recipe stops, with its words",
     "trainers/search/trial.py": "an error is an outcome of the trial",
 }
 """Files that may catch everything, with the reason."""

@@ -21,7 +21,7 @@ TEMPORARY = ".compressed"
 
 
 class LineSink:
-    """Shows each judged candidate as a line on stderr."""
+    """Shows each decided candidate as a line on stderr."""
 
     def emit(self, event: Record) -> None:
         if isinstance(event, TrialUpdated) and event.state != "running":

@@ -8,7 +8,7 @@ A recipe that cannot take the graph, a hopeless first look and answers that are 
 Invariant: a candidate is frozen, each step returns the next one; stopped, accepted and rejected ones carry their
 reason, and an accepted one has a file, a gate result and a cost. Never imports torch.
 
-Covered: any recipe. Not covered: how it is made (graph_trial.py, workshop.py), measured (measure.py), decided about
+Covered: any recipe. Not covered: how it is made (graph_recipes.py, retraining.py), measured (measure.py), decided about
 (decision.py).
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from cluster.bundle.independence import Independence
 from cluster.bundle.manifest import Variant
 from cluster.spec.compress import CompressSpec
-from trainers.compress.gate import GateResult
+from trainers.compress.accuracy_gate import GateResult
 from trainers.compress.latency import Cost
 from trainers.export.bundle import FLOAT_VARIANT
 from trainers.export.precision import Precision

@@ -24,11 +24,11 @@ from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.errors import BundleError, MantaError, RequestError
 from cluster.spec.compress import TRAINING, CompressSpec
 from cluster.telemetry.events import EventSink
+from trainers.compress.data_files import Source, open_data
 from trainers.compress.decision import choose_best
 from trainers.compress.evidence import compression_facts, copy_accepted, headline
-from trainers.compress.given_rows import Source, open_data
-from trainers.compress.ladder import Ladder
 from trainers.compress.measure import measure_baseline
+from trainers.compress.recipe_search import RecipeSearch
 from trainers.compress.rows import rows_of
 from trainers.data.shards import PreparedData
 from trainers.export.bundle import FLOAT_GRAPH, copy_graph, versions, write_sample
@@ -59,12 +59,12 @@ def compress_source(
         prepared = open_data(opened, data, folder / "rows", target)
         rows = rows_of(prepared, calibration_rows=spec.calibration_rows)
         baseline = measure_baseline(opened.graph, rows)
-        ladder = Ladder(spec, rows, prepared.folder, baseline, folder / "trials", events)
-        ladder.try_graph_recipes(baseline)
-        chosen = choose_best(ladder.candidates, spec)
-        facts = compression_facts(ladder, chosen)
-        _write(out, opened, prepared, ladder, facts)
-        return {**facts, "headline": headline(ladder, chosen), "bundle": str(out)}
+        search = RecipeSearch(spec, rows, prepared.folder, baseline, folder / "trials", events)
+        search.try_graph_recipes(baseline)
+        chosen = choose_best(search.candidates, spec)
+        facts = compression_facts(search, chosen)
+        _write(out, opened, prepared, search, facts)
+        return {**facts, "headline": headline(search, chosen), "bundle": str(out)}
 
 
 def _check_out(source: Path, out: Path) -> None:
@@ -86,7 +86,7 @@ def _check_out(source: Path, out: Path) -> None:
 
 @contextmanager
 def _workplace(out: Path) -> Iterator[Path]:
-    """`OUT.trials`: rows and finished trials. A command that is killed leaves it, and the same command goes on there;
+    """`OUT.trials`: rows and finished tasks. A command that is killed leaves it, and the same command goes on there;
     one that ends, well or with an error of ours, removes it."""
     place = out.resolve()
     folder = place.with_name(f"{place.name}{TRIALS}")
@@ -126,20 +126,20 @@ def open_source(source: Path) -> Source:
     return Source(source.stem, source, None, source.parent)
 
 
-def _write(out: Path, source: Source, prepared: PreparedData, ladder: Ladder, facts: dict[str, Any]) -> None:
+def _write(out: Path, source: Source, prepared: PreparedData, search: RecipeSearch, facts: dict[str, Any]) -> None:
     variants = tuple(Variant.model_validate({**item}) for item in facts["variants"])
     with write_bundle(out) as folder:
         if source.manifest is not None:
             _copy_rest(source, folder)
         copy_graph(source.graph, folder / FLOAT_GRAPH)
-        copy_accepted(ladder.candidates, folder)
+        copy_accepted(search.candidates, folder)
         write_sample(
-            folder, variants, {name: np.array(array[:SAMPLE_ROWS]) for name, array in ladder.rows.gate.items()}
+            folder, variants, {name: np.array(array[:SAMPLE_ROWS]) for name, array in search.rows.gate.items()}
         )
         evidence = folder / "evidence"
         evidence.mkdir(exist_ok=True)
         write_json(evidence / "compress.json", facts)
-        finish_bundle(folder, _manifest(source, prepared, variants, facts, ladder))
+        finish_bundle(folder, _manifest(source, prepared, variants, facts, search))
 
 
 def _copy_rest(source: Source, folder: Path) -> None:
@@ -152,7 +152,7 @@ def _copy_rest(source: Source, folder: Path) -> None:
 
 
 def _manifest(
-    source: Source, prepared: PreparedData, variants: tuple[Variant, ...], facts: dict[str, Any], ladder: Ladder
+    source: Source, prepared: PreparedData, variants: tuple[Variant, ...], facts: dict[str, Any], search: RecipeSearch
 ) -> BundleManifest:
     if source.manifest is not None:
         return source.manifest.model_copy(
@@ -164,7 +164,7 @@ def _manifest(
             }
         )
     output = onnx.load(str(source.graph), load_external_data=False).graph.output[0].name
-    width = int(ladder.baseline.outputs.shape[1])
+    width = int(search.baseline.outputs.shape[1])
     outputs = (TensorSpec(name=output, datatype="FP32", shape=(-1, width)),)
     return BundleManifest(
         name=source.name,

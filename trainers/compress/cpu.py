@@ -1,4 +1,4 @@
-"""What this CPU can do with 8-bit integers, read from /proc/cpuinfo when asked."""
+"""What this CPU can do with 8-bit integers, read from /proc/cpuinfo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
-REPORTED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "asimddp", "i8mm")
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
@@ -25,14 +24,3 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
     """Whether 8-bit products accumulate without saturation (x86 VNNI)."""
     return bool(VNNI_FLAGS & cpu_flags(cpuinfo))
-
-
-def cpu_name(cpuinfo: Path = CPUINFO) -> str:
-    """The CPU's name for reports, or `unknown`."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "unknown"
-    return next(
-        (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "unknown"
-    )

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.spec.compress import CompressSpec
+from trainers.compress.accuracy_gate import GateResult
 from trainers.compress.candidate import DENSE, Baseline, Candidate
-from trainers.compress.gate import GateResult
 from trainers.compress.latency import Cost
 
 ABOUT_EQUAL = 0.05  # a ratio this near to 1 is within what two measurements of one graph differ by
@@ -93,25 +93,25 @@ def compare_with_dense(
     `recommended` is the more accurate of the two where their costs are within `WITHIN` of each other, else the chosen.
     None when no dense network was trained, or nothing else was accepted.
     """
-    dense = {one.name for one in candidates if one.recipe == DENSE}
-    others = [one for one in candidates if {one.name, one.parent} & dense and one.gate and one.cost]
-    ours = [one for one in accepted_of(candidates) if not {one.name, one.parent} & dense]
+    dense_names = {one.name for one in candidates if one.recipe == DENSE}
+    others = [one for one in candidates if {one.name, one.parent} & dense_names and one.gate and one.cost]
+    ours = [one for one in accepted_of(candidates) if not {one.name, one.parent} & dense_names]
     if not others or not ours:
         return None
     best = chosen if chosen in ours else min(ours, key=lambda one: objective(one, spec))
     assert best is not None, "there is at least one"
     cost = objective(best, spec)
-    rival = min(others, key=lambda one: max(objective(one, spec) / cost, cost / objective(one, spec)))
-    ratio = objective(rival, spec) / cost
+    dense = min(others, key=lambda one: max(objective(one, spec) / cost, cost / objective(one, spec)))
+    ratio = objective(dense, spec) / cost
     equal = 1 / WITHIN <= ratio <= WITHIN
-    better = equal and rival.accepted and _accuracy(rival) > _accuracy(best)
-    recommended = rival.name if better else (chosen or best).name
+    better = equal and dense.accepted and _accuracy(dense) > _accuracy(best)
+    recommended = dense.name if better else (chosen or best).name
     words = f"{'more' if better else 'not more'} accurate at equal cost" if equal else f"at {ratio:.2f} times the cost"
     sentence = (
-        f"{best.name} {_accuracy(best):.4f}, the smaller dense network {rival.name} {_accuracy(rival):.4f}, trained "
+        f"{best.name} {_accuracy(best):.4f}, the smaller dense network {dense.name} {_accuracy(dense):.4f}, trained "
         f"as long: the rival is {words}; recommended is {recommended}"
     )
-    return {"ours": best.name, "rival": rival.name, "cost_ratio": ratio, "recommended": recommended,
+    return {"ours": best.name, "rival": dense.name, "cost_ratio": ratio, "recommended": recommended,
             "sentence": sentence}  # fmt: skip
 
 

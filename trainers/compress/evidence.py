@@ -14,15 +14,15 @@ from cluster.bundle.files import WEIGHTS
 from cluster.bundle.manifest import Variant
 from trainers.compress.candidate import BASELINE, Candidate
 from trainers.compress.decision import ABOUT_EQUAL, accepted_of
-from trainers.compress.ladder import Ladder
+from trainers.compress.recipe_search import RecipeSearch
 from trainers.export.bundle import FLOAT_GRAPH, copy_graph
 
 ORIGIN = (WEIGHTS, "plan.json", "network.json")
 
 
-def compression_facts(ladder: Ladder, chosen: Candidate | None) -> dict[str, Any]:
+def compression_facts(search: RecipeSearch, chosen: Candidate | None) -> dict[str, Any]:
     """Facts of the stage: the contract with export, report and `manta show`."""
-    baseline, candidates = ladder.baseline, ladder.candidates
+    baseline, candidates = search.baseline, search.candidates
     measured = next((one for one in candidates if one.gate and one.baseline_cost), None)
     metrics: dict[str, float] = {}
     if measured and measured.gate and measured.baseline_cost:
@@ -43,7 +43,7 @@ def compression_facts(ladder: Ladder, chosen: Candidate | None) -> dict[str, Any
         "chosen": chosen.name if chosen else BASELINE,
         "variants": [variant.model_dump(mode="json") for variant in variants],
         "candidates": [one.to_dict() for one in candidates],
-        "skipped": ladder.skipped,
+        "skipped": search.skipped,
         "baseline": {
             "size_bytes": baseline.size_bytes,
             "macs": baseline.macs,
@@ -72,15 +72,15 @@ def copy_origin(chosen: Candidate | None, candidates: Sequence[Candidate], folde
             shutil.copyfile(made.parent / name, folder / f"{stem}.{network}.{suffix}")
 
 
-def headline(ladder: Ladder, chosen: Candidate | None) -> str:
+def headline(search: RecipeSearch, chosen: Candidate | None) -> str:
     """One line for the display."""
     if chosen is None:
-        first = next(iter(ladder.candidates), None)
+        first = next(iter(search.candidates), None)
         return f"the float model stays: {first.name} {first.reason}" if first else "the float model stays"
     assert chosen.gate is not None, "a chosen candidate was measured"
     assert chosen.cost is not None, "a chosen candidate was timed"
     assert chosen.size_bytes is not None, "a chosen candidate has a file"
-    smaller = ladder.baseline.size_bytes / chosen.size_bytes
+    smaller = search.baseline.size_bytes / chosen.size_bytes
     return (
         f"{chosen.name}: {smaller:.1f}× smaller, {speed_words(chosen.cost.speedup)}, "
         f"{chosen.gate.metric} {chosen.gate.baseline:.4f} -> {chosen.gate.candidate:.4f} ({chosen.gate.verdict})"

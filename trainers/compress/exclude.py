@@ -19,7 +19,7 @@ import numpy as np
 from onnxruntime.quantization import CalibrationMethod
 
 from cluster.errors import ModelError
-from trainers.compress.gate import gate_outputs
+from trainers.compress.accuracy_gate import gate_outputs
 from trainers.compress.presets import StaticPreset, StaticRecipe
 from trainers.compress.proxies import compare_outputs
 from trainers.compress.quantize import quantizable_nodes, quantize_int8_static, thin_convolutions

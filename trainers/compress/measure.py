@@ -14,11 +14,11 @@ import numpy as np
 
 from cluster.errors import ModelError
 from cluster.spec.compress import CompressSpec
+from trainers.compress.accuracy_gate import gate_outputs
 from trainers.compress.candidate import Baseline, Candidate
-from trainers.compress.gate import gate_outputs
 from trainers.compress.latency import LARGEST_BATCH, paired_cost
 from trainers.compress.macs import graph_macs
-from trainers.compress.memory import peak_memory_bytes
+from trainers.compress.peak_memory import peak_memory_bytes
 from trainers.compress.rows import CompressionRows
 from trainers.export.graph_file import file_bytes
 from trainers.export.independence import float_answers, graph_independence

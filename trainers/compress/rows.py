@@ -23,7 +23,7 @@ READ = ("calibration", "gate")
 
 @dataclass(frozen=True)
 class CompressionRows:
-    """What candidates are calibrated and judged on."""
+    """What candidates are calibrated and measured on."""
 
     task: Literal["classification", "regression"]
     calibration: dict[str, np.ndarray]

@@ -1,7 +1,7 @@
 """The compress stage, step by step:
 
-    recipes      which ones, in which order       ladder.py, model_steps.py
-    candidates   one file for each                graph_trial.py (graphs), workshop.py (networks that are trained)
+    recipe       which ones, in which order       recipe_search.py
+    candidates   one file each                    graph_recipes.py; training_recipes.py with retraining.py
     measure      quality, independence, cost      measure.py
     accept       or reject, with the reason       decision.py
     choose       the best accepted one            decision.py
@@ -20,12 +20,12 @@ import numpy as np
 
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.compress import TRAINING
+from trainers.compress.accuracy_gate import gate_outputs
 from trainers.compress.candidate import Baseline, Candidate
 from trainers.compress.decision import choose_best, compare_with_dense
 from trainers.compress.evidence import compression_facts, copy_accepted, copy_origin, headline
-from trainers.compress.gate import gate_outputs
-from trainers.compress.ladder import Ladder
 from trainers.compress.measure import measure_baseline, predict_graph
+from trainers.compress.recipe_search import RecipeSearch
 from trainers.compress.rows import CompressionRows, rows_of
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.evaluate.stage import evaluate_predictions
@@ -46,27 +46,27 @@ def run_compression(context: StageContext) -> StageResult:
     context.progress(0, text="exporting the float graph")
     exported = write_float_graph(spec, prepared, context.files("train"), context.folder)
     baseline = measure_baseline(context.folder / FLOAT_GRAPH, rows)
-    ladder = _ladder(context, prepared, rows, baseline)
+    search = _search(context, prepared, rows, baseline)
     context.progress(1, text="trying graph recipes")
-    ladder.try_graph_recipes(baseline)
+    search.try_graph_recipes(baseline)
     if TRAINING & set(spec.compress.recipes):
-        _try_training_recipes(ladder, context, prepared)
-    chosen = choose_best(ladder.candidates, ladder.spec)
-    copy_accepted(ladder.candidates, context.folder)
-    copy_origin(chosen, ladder.candidates, context.folder)
+        _try_training_recipes(search, context, prepared)
+    chosen = choose_best(search.candidates, search.spec)
+    copy_accepted(search.candidates, context.folder)
+    copy_origin(chosen, search.candidates, context.folder)
     facts = {
-        **compression_facts(ladder, chosen),
+        **compression_facts(search, chosen),
         "parity": exported["parity"],
-        "rival": compare_with_dense(ladder.candidates, chosen, ladder.spec),
-        "test": confirm(ladder, chosen, prepared),
+        "rival": compare_with_dense(search.candidates, chosen, search.spec),
+        "test": confirm(search, chosen, prepared),
     }
-    return StageResult(facts=facts, headline=headline(ladder, chosen))
+    return StageResult(facts=facts, headline=headline(search, chosen))
 
 
-def _ladder(context: StageContext, prepared: PreparedData, rows: CompressionRows, baseline: Baseline) -> Ladder:
+def _search(context: StageContext, prepared: PreparedData, rows: CompressionRows, baseline: Baseline) -> RecipeSearch:
     spec = context.run_resolved.spec.compress
     assert spec is not None, "the stage is skipped without it"
-    return Ladder(
+    return RecipeSearch(
         spec=spec,
         rows=rows,
         prepared=prepared.folder,
@@ -77,11 +77,11 @@ def _ladder(context: StageContext, prepared: PreparedData, rows: CompressionRows
     )
 
 
-def _try_training_recipes(ladder: Ladder, context: StageContext, prepared: PreparedData) -> None:
-    from trainers.compress.model_steps import try_training_recipes
-    from trainers.compress.workshop import Workshop
+def _try_training_recipes(search: RecipeSearch, context: StageContext, prepared: PreparedData) -> None:
+    from trainers.compress.retraining import Retraining
+    from trainers.compress.training_recipes import try_training_recipes
 
-    workshop = Workshop(
+    retraining = Retraining(
         resolved=context.run_resolved,
         prepared=prepared,
         weights=context.files("train"),
@@ -90,10 +90,10 @@ def _try_training_recipes(ladder: Ladder, context: StageContext, prepared: Prepa
         sink=context.events,
         stage=context.stage,
     )
-    try_training_recipes(ladder, workshop)
+    try_training_recipes(search, retraining)
 
 
-def confirm(ladder: Ladder, chosen: Candidate | None, prepared: PreparedData) -> dict[str, Any] | None:
+def confirm(search: RecipeSearch, chosen: Candidate | None, prepared: PreparedData) -> dict[str, Any] | None:
     """The chosen variant on the test split, once: many candidates on one gate split make passes too easy.
 
     Nothing is chosen anew by it. None when the float graph stays.
@@ -102,8 +102,8 @@ def confirm(ladder: Ladder, chosen: Candidate | None, prepared: PreparedData) ->
         return None
     split = prepared.splits["test"]
     targets = np.asarray(split.targets)
-    rows = replace(ladder.rows, gate=dict(split.inputs), gate_targets=targets)
+    rows = replace(search.rows, gate=dict(split.inputs), gate_targets=targets)
     outputs = predict_graph(chosen.file, rows.gate)
-    before = predict_graph(ladder.baseline.path, rows.gate)
-    gate = gate_outputs(before, outputs, rows, ladder.spec.budget.max_drop)
+    before = predict_graph(search.baseline.path, rows.gate)
+    gate = gate_outputs(before, outputs, rows, search.spec.budget.max_drop)
     return {"gate": gate.to_dict(), "metrics": evaluate_predictions(outputs, targets, prepared)["metrics"]}

@@ -1,4 +1,4 @@
-"""Networks that compression trains, built by name from JSON-able arguments: pruned ones, students, dense rivals.
+"""Networks that compression trains, built by name from JSON-able arguments: pruned ones, students, dense ones.
 
 Invariant: the same arguments build the same module on any worker; nothing is pickled.
 """

@@ -4,7 +4,7 @@ Invariant: every number is finite; a metric that is not defined for the data (RO
 is left out, never written as 0 or NaN.
 
 Covered: classification from logits, regression from values; all by scikit-learn, but for the bins of the calibration
-error, which it does not count. Not covered: intervals (trainers/compress/gate.py).
+error, which it does not count. Not covered: intervals (trainers/compress/accuracy_gate.py).
 """
 
 from __future__ import annotations

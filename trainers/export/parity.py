@@ -3,7 +3,7 @@
 Invariant: parity holds only if every output agrees within the stated tolerance at every tried batch size.
 
 Covered: batch 1, 2 and an odd size, any number of inputs and outputs. Not covered: low-precision variants, which are
-judged by the gate (trainers/compress/gate.py).
+judged by the gate (trainers/compress/accuracy_gate.py).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from cluster.bundle.transforms import load_transforms
 from cluster.pipeline.stage import StageContext, StageResult
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.export.bundle import FLOAT_GRAPH, FLOAT_VARIANT, copy_graph, versions, write_sample
+from trainers.export.engine_memory import with_footprint
 from trainers.export.float_graph import real_rows, write_float_graph
-from trainers.export.footprint import with_footprint
 from trainers.export.fuse import Fusion, fuse_graph, plan_fusion
 from trainers.export.graph_file import file_bytes
 from trainers.export.independence import SPREAD_ROWS, float_answers, graph_independence

@@ -26,7 +26,7 @@ from tests.contract.tensorrt_tests.bindings import VERSIONS, snapshot
 from tests.contract.tensorrt_tests.fake import Fake
 from tests.contract.tensorrt_tests.graphs import write_linear
 from tests.contract.tensorrt_tests.memory import HostCuda
-from trainers.export.footprint import Node, with_footprint
+from trainers.export.engine_memory import Node, with_footprint
 from trainers.export.node_engine import EngineWish, NodeGpu, make_profiles, node_engine
 from trainers.export.tensorrt import BuildRequest, Profile, build_engine, engine_facts, footprint_bytes, load_tensorrt
 

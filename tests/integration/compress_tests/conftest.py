@@ -23,8 +23,8 @@ from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.telemetry.events import ListSink
 from trainers.compress import latency
-from trainers.compress.ladder import Ladder
 from trainers.compress.measure import measure_baseline
+from trainers.compress.recipe_search import RecipeSearch
 from trainers.compress.rows import rows_of
 from trainers.data.shards import Split, open_prepared, write_prepared
 from trainers.export.bundle import copy_graph, write_sample
@@ -148,15 +148,15 @@ def digits_graph(trained_stages: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def make_ladder(tmp_path: Path, digits_graph: Path, trained_stages: Path) -> Any:
-    """`make(**compress section) -> Ladder` on the trained network, without a run around it."""
+def make_search(tmp_path: Path, digits_graph: Path, trained_stages: Path) -> Any:
+    """`make(**compress section) -> RecipeSearch` on the trained network, without a run around it."""
 
-    def make(**section: Any) -> Ladder:
+    def make(**section: Any) -> RecipeSearch:
         spec = CompressSpec.model_validate_json(json.dumps(section))
         prepared = open_prepared(trained_stages / "prepare")
         rows = rows_of(prepared, calibration_rows=spec.calibration_rows)
         baseline = measure_baseline(digits_graph, rows)
-        return Ladder(spec, rows, prepared.folder, baseline, tmp_path / "trials", ListSink())
+        return RecipeSearch(spec, rows, prepared.folder, baseline, tmp_path / "trials", ListSink())
 
     return make
 

@@ -77,10 +77,10 @@ def test_memory_of_calibration_does_not_grow_with_the_rows(
 
 @pytest.mark.parametrize("recipe", ["int8_static_percentile", "int8_static_entropy", "int8_static_per_tensor"])
 def test_other_calibrations_keep_a_real_network_within_the_budget(
-    make_ladder: Any, digits_graph: Path, recipe: str
+    make_search: Any, digits_graph: Path, recipe: str
 ) -> None:
-    ladder = make_ladder(recipes=[recipe], budget={"max_drop": 0.02})
-    (candidate,) = ladder.try_graph_recipes(ladder.baseline)
+    search = make_search(recipes=[recipe], budget={"max_drop": 0.02})
+    (candidate,) = search.try_graph_recipes(search.baseline)
     assert candidate.gate is not None
     assert candidate.gate.drop <= 0.02
     assert candidate.notes["method"] == {"int8_static_percentile": "Percentile", "int8_static_entropy": "Entropy"}.get(

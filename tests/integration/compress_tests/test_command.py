@@ -197,7 +197,7 @@ def test_a_command_that_was_killed_goes_on_from_its_finished_trials(
     made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.trials" / "trials").iterdir()}
     assert len(made) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("trainers.compress.trials.run_graph_trial", die)  # nothing is left to be tried
+        patch.setattr("trainers.compress.ray_tasks.run_graph_recipe", die)  # nothing is left to be tried
         assert run_main(capsys, *arguments)[0] == 0
     open_bundle(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

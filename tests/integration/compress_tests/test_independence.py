@@ -19,11 +19,11 @@ from cluster.spec.model import TransformerSpec
 from cluster.telemetry.events import ListSink
 from tests.bundles import mlp_graph
 from trainers.compress.candidate import Candidate, GraphTask
-from trainers.compress.graph_trial import MODEL, run_graph_trial
-from trainers.compress.ladder import Ladder
+from trainers.compress.graph_recipes import MODEL, run_graph_recipe
 from trainers.compress.measure import measure_baseline
 from trainers.compress.presets import cpu_preset, tensorrt_preset
 from trainers.compress.quantize import preprocess
+from trainers.compress.recipe_search import RecipeSearch
 from trainers.compress.row_wise import quantize_row_wise
 from trainers.compress.rows import rows_of
 from trainers.data.shards import Split, open_prepared, write_prepared
@@ -46,10 +46,10 @@ WORDS, WIDTH = 200, 32
 
 
 @pytest.fixture
-def climb(tmp_path: Path) -> Callable[[Path, dict[str, np.ndarray], np.ndarray], Ladder]:
+def search_on(tmp_path: Path) -> Callable[[Path, dict[str, np.ndarray], np.ndarray], RecipeSearch]:
     """Every graph recipe on a graph, with these rows for calibration and gate."""
 
-    def run(graph: Path, inputs: dict[str, np.ndarray], targets: np.ndarray, recipes: Any = RECIPES) -> Ladder:
+    def run(graph: Path, inputs: dict[str, np.ndarray], targets: np.ndarray, recipes: Any = RECIPES) -> RecipeSearch:
         spec = CompressSpec(recipes=recipes, on_inconclusive="accept_point_estimate", proxy={"min_agreement": 0.0})
         kinds = {np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}
         signature = tuple(
@@ -61,21 +61,23 @@ def climb(tmp_path: Path) -> Callable[[Path, dict[str, np.ndarray], np.ndarray],
         splits = dict.fromkeys(("train", "calibration", "gate"), split)
         write_prepared(tmp_path / "rows", splits, task="classification", classes=classes, inputs=signature)
         rows = rows_of(open_prepared(tmp_path / "rows"))
-        ladder = Ladder(spec, rows, tmp_path / "rows", measure_baseline(graph, rows), tmp_path / "trials", ListSink())
-        ladder.exhaustive = True
-        ladder.try_graph_recipes(ladder.baseline)
-        return ladder
+        search = RecipeSearch(
+            spec, rows, tmp_path / "rows", measure_baseline(graph, rows), tmp_path / "trials", ListSink()
+        )
+        search.exhaustive = True
+        search.try_graph_recipes(search.baseline)
+        return search
 
     return run
 
 
-def assert_independent(ladder: Ladder, judged: int) -> None:
-    assert ladder.baseline.independence is not None
-    assert ladder.baseline.independence.independent, ladder.baseline.independence.sentence()
-    measured = {one.name: one.independence for one in ladder.candidates if one.independence}
-    assert len(measured) == judged, {one.name: one.reason for one in ladder.candidates}
+def assert_independent(search: RecipeSearch, measured_ones: int) -> None:
+    assert search.baseline.independence is not None
+    assert search.baseline.independence.independent, search.baseline.independence.sentence()
+    measured = {one.name: one.independence for one in search.candidates if one.independence}
+    assert len(measured) == measured_ones, {one.name: one.reason for one in search.candidates}
     assert {name: found.sentence() for name, found in measured.items() if not found.independent} == {}
-    assert all(one.variant().rows_independent is True for one in ladder.candidates if one.accepted)
+    assert all(one.variant().rows_independent is True for one in search.candidates if one.accepted)
 
 
 @pytest.fixture(scope="module")
@@ -112,39 +114,39 @@ def whole_batch_form(graph: Path, folder: Path) -> Path:
     return folder / "old.onnx"
 
 
-def test_every_recipe_on_a_convolutional_network(make_ladder: Any, digits_graph: Path) -> None:
-    ladder = make_ladder(recipes=RECIPES, budget={"max_drop": 0.2}, calibration_rows=64)
-    ladder.exhaustive = True
-    ladder.try_graph_recipes(ladder.baseline)
-    assert_independent(ladder, len(RECIPES))
+def test_every_recipe_on_a_convolutional_network(make_search: Any, digits_graph: Path) -> None:
+    search = make_search(recipes=RECIPES, budget={"max_drop": 0.2}, calibration_rows=64)
+    search.exhaustive = True
+    search.try_graph_recipes(search.baseline)
+    assert_independent(search, len(RECIPES))
 
 
 @pytest.mark.parametrize("length", [8, 24])
 def test_every_recipe_on_a_transformer_of_each_length(
-    climb: Any, text_graph: Callable[[int], Path], texts: Any, length: int
+    search_on: Any, text_graph: Callable[[int], Path], texts: Any, length: int
 ) -> None:
     tokens, targets = texts
-    ladder = climb(text_graph(length), {"tokens": tokens[:, :length]}, targets, RECIPES[:5])
-    assert_independent(ladder, 5)
+    search = search_on(text_graph(length), {"tokens": tokens[:, :length]}, targets, RECIPES[:5])
+    assert_independent(search, 5)
 
 
-def test_every_recipe_on_a_network_of_flat_rows(climb: Any, tmp_path: Path) -> None:
+def test_every_recipe_on_a_network_of_flat_rows(search_on: Any, tmp_path: Path) -> None:
     onnx.save(mlp_graph(20, 64, 3), tmp_path / "mlp.onnx")
     x = np.random.default_rng(0).standard_normal((96, 20)).astype(np.float32)
     targets = run_batches(open_session(tmp_path / "mlp.onnx"), {"x": x})["logits"].argmax(1)
-    assert_independent(climb(tmp_path / "mlp.onnx", {"x": x}, targets, RECIPES[:5]), 5)
+    assert_independent(search_on(tmp_path / "mlp.onnx", {"x": x}, targets, RECIPES[:5]), 5)
 
 
 def test_a_range_of_the_whole_batch_is_rejected_with_what_it_does(
-    climb: Any, text_graph: Callable[[int], Path], texts: Any, tmp_path: Path
+    search_on: Any, text_graph: Callable[[int], Path], texts: Any, tmp_path: Path
 ) -> None:
     tokens, targets = texts
     graph = text_graph(8)
-    ladder = climb(graph, {"tokens": tokens[:, :8]}, targets, ("int8_weight_only",))
+    search = search_on(graph, {"tokens": tokens[:, :8]}, targets, ("int8_weight_only",))
     old = whole_batch_form(graph, tmp_path)
     outputs = run_batches(open_session(old), {"tokens": tokens[:, :8]})["logits"]
     made = Candidate("old", "int8_dynamic", precision="int8").made(old)
-    candidate: Candidate = ladder.decide(made, outputs)
+    candidate: Candidate = search.decide(made, outputs)
     assert not candidate.accepted
     assert candidate.reason.startswith("rows change one another's answers: in a batch of ")
     assert candidate.independence is not None
@@ -169,7 +171,7 @@ def test_an_outlier_beside_a_row_moved_the_old_form_and_not_the_new(tmp_path: Pa
     assert moved["new.onnx"] < 1e-6
 
 
-def test_rows_that_influence_one_another_in_float_are_known_and_never_joined(climb: Any, tmp_path: Path) -> None:
+def test_rows_that_influence_one_another_in_float_are_known_and_never_joined(search_on: Any, tmp_path: Path) -> None:
     """A network that subtracts the batch's mean: no candidate is accepted, and the float variant says so."""
     from trainers.compress.evidence import compression_facts
 
@@ -184,9 +186,9 @@ def test_rows_that_influence_one_another_in_float_are_known_and_never_joined(cli
     onnx.save(model, tmp_path / "mean.onnx")
     x = np.random.default_rng(0).standard_normal((96, 20)).astype(np.float32)
     targets = run_batches(open_session(tmp_path / "mean.onnx"), {"x": x})["logits"].argmax(1)
-    ladder = climb(tmp_path / "mean.onnx", {"x": x}, targets, ("int8_weight_only",))
-    assert "as in the float graph" in ladder.candidates[0].reason
-    facts = compression_facts(ladder, None)
+    search = search_on(tmp_path / "mean.onnx", {"x": x}, targets, ("int8_weight_only",))
+    assert "as in the float graph" in search.candidates[0].reason
+    facts = compression_facts(search, None)
     assert facts["variants"][0]["rows_independent"] is False
     assert facts["baseline"]["independence"]["change"] > 1e-3
 
@@ -245,6 +247,6 @@ def test_a_graph_without_constant_weights_is_stopped_with_the_reason(prepared_di
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "none.onnx"
     )
     task = GraphTask("int8_dynamic", tmp_path / "none.onnx", "0", prepared_digits.folder, "0", CompressSpec())
-    run_graph_trial(task, tmp_path)
+    run_graph_recipe(task, tmp_path)
     assert "no matrix product with constant weights" in (tmp_path / "outcome.json").read_text()
     assert not (tmp_path / MODEL).exists()

@@ -15,9 +15,9 @@ from cluster.errors import InterruptedRunError
 from cluster.spec.model import MlpSpec
 from cluster.telemetry.events import ListSink
 from trainers.compress.candidate import TrainingTask
+from trainers.compress.retraining import Retraining
 from trainers.compress.stage import run_compression
 from trainers.compress.students import student_arguments
-from trainers.compress.workshop import Workshop
 from trainers.data.shards import PreparedData
 from trainers.loop import FitRequest, fit
 
@@ -27,13 +27,13 @@ def request_of(make_context: Any, prepared_digits: PreparedData, tmp_path: Path)
     """A student of another family (without batch norm) that learns answers and features for two epochs."""
     section = {"recipes": ("distill",), "distill": {"epochs": 2, "feature_weight": 0.5}}
     context = make_context("compress", compress=section, train={"workers": 1, "batch_size_global": 64})
-    workshop = Workshop(
+    retraining = Retraining(
         resolved=context.run_resolved, prepared=prepared_digits, weights=context.files("train"),
         folder=tmp_path / "models", events=None, sink=ListSink(), stage="compress",
     )  # fmt: skip
     model = MlpSpec(family="mlp", hidden=(32,))
     arguments = student_arguments(model, prepared_digits.inputs, prepared_digits.num_outputs)
-    request = workshop._request(TrainingTask(arguments, 2, 3e-3, distill=True), tmp_path / "fit")
+    request = retraining._request(TrainingTask(arguments, 2, 3e-3, distill=True), tmp_path / "fit")
     plan = request.batch.model_copy(update={"workers": 1, "batch_size_per_worker": 64, "accumulation_steps": 1})
     return replace(request, batch=plan, checkpoints=None)
 

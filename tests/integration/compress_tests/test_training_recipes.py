@@ -1,4 +1,4 @@
-"""Recipes that train, in this process: prune with its rival, a taught student; and the test split's one use."""
+"""Recipes that train, in this process: prune, a dense network beside it, a student; and the test split's one use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = {"minimize": "size"}
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether another test has left a Ray running or not: a group of training workers takes seconds to start."""
-    monkeypatch.setattr("trainers.compress.trials.ray_is_up", lambda: False)
+    monkeypatch.setattr("trainers.compress.ray_tasks.ray_is_up", lambda: False)
 
 
 def by_name(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -44,7 +44,7 @@ def weights_in(graph: Path) -> int:
     return sum(int(np.prod(tensor.dims)) for tensor in onnx.load(str(graph)).graph.initializer)
 
 
-def test_pruning_removes_arithmetic_and_bytes_and_is_compared_with_a_dense_rival(make_context: Any) -> None:
+def test_pruning_removes_arithmetic_and_bytes_and_is_compared_with_a_dense_network(make_context: Any) -> None:
     section = {
         "recipes": ("prune", "int8_weight_only"), "budget": LOOSE, "max_class_drop": 1.0, "target": SMALL,
         "prune": {"ratios": (0.25, 0.5, 0.75), "epochs": 2, "learning_rate": 3e-3},
@@ -61,8 +61,8 @@ def test_pruning_removes_arithmetic_and_bytes_and_is_compared_with_a_dense_rival
     skipped = {one["name"]: one["reason"] for one in facts["skipped"] if one["recipe"] == "prune"}
     assert tried | set(skipped) == {"prune25", "prune50", "prune75"}
     assert skipped["prune25"] == "a stronger ratio keeps the budget"
-    rival = next(one for name, one in found.items() if name.startswith("dense") and "_" not in name)
-    assert facts["rival"]["rival"].startswith(rival["name"])
+    dense = next(one for name, one in found.items() if name.startswith("dense") and "_" not in name)
+    assert facts["rival"]["rival"].startswith(dense["name"])
     assert facts["rival"]["recommended"] in found
     assert facts["rival"]["recommended"] in facts["rival"]["sentence"]
 
@@ -96,7 +96,7 @@ def test_a_network_that_was_made_is_not_trained_again(make_context: Any, monkeyp
     def no_training(*_: Any, **__: Any) -> None:
         raise AssertionError("it was trained again")
 
-    monkeypatch.setattr("trainers.compress.workshop.fit", no_training)
+    monkeypatch.setattr("trainers.compress.retraining.fit", no_training)
     again = run_compression(make_context("compress", compress=section, train=TRAIN)).facts
     assert by_name(again)["prune50"]["accuracy"] == by_name(first)["prune50"]["accuracy"]
     with pytest.raises(AssertionError, match="trained again"):
@@ -157,12 +157,12 @@ class Watched(dict[str, Split]):
         return super().get(name, default)
 
 
-def test_a_candidate_whose_answers_are_not_numbers_is_rejected_before_it_is_timed(make_ladder: Any) -> None:
-    ladder = make_ladder()
-    outputs = ladder.baseline.outputs.copy()
+def test_a_candidate_whose_answers_are_not_numbers_is_rejected_before_it_is_timed(make_search: Any) -> None:
+    search = make_search()
+    outputs = search.baseline.outputs.copy()
     outputs[3, 0] = np.nan
-    made = Candidate("bad", "fp16", precision="fp16").made(ladder.baseline.path)
-    candidate = ladder.decide(made, outputs)
+    made = Candidate("bad", "fp16", precision="fp16").made(search.baseline.path)
+    candidate = search.decide(made, outputs)
     assert not candidate.accepted
     assert candidate.reason == "1 of 500 gate rows have NaN or infinite outputs"
     assert candidate.cost is None
@@ -181,7 +181,7 @@ def test_the_test_split_is_read_once_after_the_choice(make_context: Any, monkeyp
 
     choose_best = stage_module.choose_best
     monkeypatch.setattr(stage_module, "open_prepared", watched)
-    monkeypatch.setattr("trainers.compress.graph_trial.open_prepared", watched)
+    monkeypatch.setattr("trainers.compress.graph_recipes.open_prepared", watched)
     monkeypatch.setattr(stage_module, "choose_best", choose)
     section = {
         "recipes": ("prune", "int8_weight_only"), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0,

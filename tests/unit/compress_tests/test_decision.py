@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.spec.compress import BudgetSpec, CompressSpec
+from trainers.compress.accuracy_gate import accuracy_gate
 from trainers.compress.candidate import BASELINE, DENSE, Candidate
 from trainers.compress.decision import acceptance, choose_best, compare_with_dense
-from trainers.compress.gate import accuracy_gate
 from trainers.compress.latency import Cost
 
 FAST = Cost(1, 1.0, 2.0, 2.0, 8, 1000.0, 1.0, 2.0)
@@ -51,7 +51,7 @@ def test_with_size_as_the_goal_speed_may_stand_still_but_bytes_must_fall() -> No
     assert "slower" in acceptance(PASS, replace(FAST, speedup=0.5), 0.3, 0.0, size)[1]
 
 
-def test_cost_is_judged_at_the_best_batch_size() -> None:
+def test_cost_is_compared_at_the_best_batch_size() -> None:
     cost = spec(target={"minimize": "cost"})
     assert acceptance(PASS, replace(FAST, speedup=0.9), 0.3, 0.0, cost)[0]
     assert not acceptance(PASS, replace(FAST, cost_ratio=0.9), 0.3, 0.0, cost)[0]

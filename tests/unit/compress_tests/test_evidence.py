@@ -12,7 +12,7 @@ from cluster.telemetry.events import ListSink
 from tests.unit.compress_tests.test_decision import ROWS, decided
 from trainers.compress.candidate import Baseline
 from trainers.compress.evidence import headline, speed_words
-from trainers.compress.ladder import Ladder
+from trainers.compress.recipe_search import RecipeSearch
 from trainers.compress.rows import CompressionRows
 
 
@@ -29,5 +29,5 @@ def test_what_two_measurements_differ_by_is_called_equal(speedup: float) -> None
 def test_the_headline_compares_the_chosen_candidate_with_the_float_graph() -> None:
     rows = CompressionRows("classification", {}, {}, np.zeros(ROWS, np.int64), 2)
     baseline = Baseline(Path("x"), np.zeros((ROWS, 2)), 4000)
-    ladder = Ladder(CompressSpec(), rows, Path("p"), baseline, Path("c"), ListSink())
-    assert headline(ladder, decided("near", "prune", 5, 6.6)).startswith("near: 4.0× smaller, 6.6× faster")
+    search = RecipeSearch(CompressSpec(), rows, Path("p"), baseline, Path("c"), ListSink())
+    assert headline(search, decided("near", "prune", 5, 6.6)).startswith("near: 4.0× smaller, 6.6× faster")

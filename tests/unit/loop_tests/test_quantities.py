@@ -27,9 +27,9 @@ from trainers.compress.proxies import compare_outputs
 from trainers.compress.prune.choose import plan_pruning, prune_module
 from trainers.compress.prune.cost import count_parameters
 from trainers.compress.quantize import convert_fp16, preprocess, quantize_int8_static
+from trainers.compress.retraining import Retraining
 from trainers.compress.row_wise import quantize_row_wise
 from trainers.compress.students import scaled_model
-from trainers.compress.workshop import Workshop
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.data.stages import check_data, prepare_data
 from trainers.evaluate.metrics import regression_metrics
@@ -194,13 +194,13 @@ def assert_unit_in_float(model: onnx.ModelProto) -> None:
 
 def test_a_student_learns_the_teachers_learned_values_and_answers_in_the_unit(priced: Trained, tmp_path: Path) -> None:
     spec = validate_spec({**priced.resolved.spec.model_dump(mode="json"), "compress": {"recipes": ["distill"]}})
-    workshop = Workshop(
+    retraining = Retraining(
         resolved=priced.resolved.model_copy(update={"spec": spec}), prepared=priced.prepared, weights=priced.weights,
         folder=tmp_path, events=None, sink=ListSink(), stage="compress",
     )  # fmt: skip
-    arguments = workshop.arguments(scaled_model(spec.model, 0.5))
+    arguments = retraining.arguments(scaled_model(spec.model, 0.5))
     task = TrainingTask(arguments, 5, spec.train.optimizer.learning_rate, distill=True)
-    made = workshop.make(Candidate("student", "distill", task=task))
+    made = retraining.make(Candidate("student", "distill", task=task))
     assert r2_of(priced, made.file) > 0.5
     (shards,) = tmp_path.glob("teacher-*")
     taught = np.load(shards / "train" / "inputs.teacher_logits.npy")

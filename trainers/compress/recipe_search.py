@@ -2,14 +2,14 @@
 
     graph recipes on the float graph     seconds each, side by side as Ray tasks
       └ remedies (other calibration, then float nodes)   only if plain static INT8 loses too much
-    recipes that train (model_steps.py)  minutes each; each network becomes a parent
+    recipes that train                   minutes each; each network becomes a parent (training_recipes.py)
       └ on each parent, the graph recipes that were accepted on the float graph
 
 Invariant: every recipe of the spec ends as a candidate with a decision or a reason why it was stopped, or as a skipped
-one with its reason; latency is measured when no trial runs.
+one with its reason; latency is measured when no task runs.
 
 Covered: order, skipping, and the way of each candidate to its decision. Not covered: how one recipe works
-(graph_trial.py, model_steps.py).
+(graph_recipes.py, training_recipes.py).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from cluster.telemetry.events import EventSink, TrialUpdated
 from trainers.compress.candidate import BASELINE, Baseline, Candidate, GraphTask
 from trainers.compress.decision import accept_or_reject
 from trainers.compress.measure import measure_candidate
+from trainers.compress.ray_tasks import gate_outputs_of, run_graph_tasks
 from trainers.compress.rows import CompressionRows, rows_digest
-from trainers.compress.trials import gate_outputs_of, run_graph_tasks
 from trainers.export.graph_file import graph_digest
 from trainers.export.precision import Precision
 
@@ -39,7 +39,7 @@ PRECISIONS: dict[str, Precision] = {"fp16": "fp16", "bf16": "bf16"}
 
 
 @dataclass
-class Ladder:
+class RecipeSearch:
     """One search over recipes for one baseline."""
 
     spec: CompressSpec
@@ -47,7 +47,7 @@ class Ladder:
     prepared: Path
     baseline: Baseline
     cache: Path
-    """Folder of finished trials; what lies there is not made again."""
+    """Folder of finished tasks; what lies there is not made again."""
     events: EventSink
     stage: str = "compress"
     exhaustive: bool = False

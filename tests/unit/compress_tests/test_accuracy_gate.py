@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 
 from cluster.errors import DataError
-from trainers.compress.gate import (
+from trainers.compress.accuracy_gate import (
     EXACT_BELOW,
     accuracy_gate,
     decide,

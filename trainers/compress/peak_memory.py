@@ -1,7 +1,7 @@
 """Peak memory of a graph: what loading it and answering its largest batch adds to a fresh process.
 
-`python -m trainers.compress.memory GRAPH ROWS THREADS` prints bytes. A process of its own, because a peak cannot be
-told from what other graphs in the same process left behind; the rows are zeros, whose memory is that of any rows.
+`python -m trainers.compress.peak_memory GRAPH ROWS THREADS` prints bytes, in a process of its own: in a shared one a
+peak holds what other graphs have left behind. The rows are zeros, whose memory is that of any rows.
 
 Invariant: never imports torch.
 

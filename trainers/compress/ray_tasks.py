@@ -1,9 +1,9 @@
-"""Trials as Ray tasks, cached by (parent, recipe), resumable. The only file of this folder that imports ray.
+"""Graph recipes as Ray tasks, cached by (parent, recipe), resumable. The only file of this folder that imports ray.
 
-Invariant: a finished trial's folder is renamed into place as a whole, named by its digest; the same trial is never
+Invariant: a finished task's folder is renamed into place as a whole, named by its digest; the same task is never
 run twice, whether the driver was killed in between or not.
 
-Covered: any number of trials, a trial that dies (it is tried once more, then reported, and the others go on).
+Covered: any number of tasks, a task whose worker dies (it is run once more, then reported, and the others go on).
 Not covered: folders that a worker cannot see (the run folder lies on a file system that all nodes share).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from cluster.atomic import new_folder
 from trainers.compress.candidate import Candidate, GraphTask
-from trainers.compress.graph_trial import GATE, MODEL, OUTCOME, run_graph_trial, task_digest
+from trainers.compress.graph_recipes import GATE, MODEL, OUTCOME, run_graph_recipe, task_digest
 
 RETRIES = 1  # a worker that died of another process's memory use deserves a second try
 DIGEST_CHARS = 16
@@ -27,8 +27,8 @@ TaskRunner = Callable[[GraphTask, Path], None]
 
 def run_into(task: GraphTask, cache: Path) -> None:
     """Run one task into its folder of the cache."""
-    with new_folder(trial_folder(task, cache)) as folder:
-        run_graph_trial(task, folder)
+    with new_folder(task_folder(task, cache)) as folder:
+        run_graph_recipe(task, folder)
 
 
 def run_graph_tasks(
@@ -54,14 +54,14 @@ def gate_outputs_of(made: Candidate) -> np.ndarray:
     return np.load(made.file.with_name(GATE), allow_pickle=False)
 
 
-def trial_folder(task: GraphTask, cache: Path) -> Path:
+def task_folder(task: GraphTask, cache: Path) -> Path:
     return cache / f"{task.recipe}-{task_digest(task)[:DIGEST_CHARS]}"
 
 
 def read_outcome(task: GraphTask, cache: Path) -> dict[str, Any] | None:
     """What a finished task has noted, or None."""
     try:
-        return json.loads((trial_folder(task, cache) / OUTCOME).read_text(encoding="utf-8"))
+        return json.loads((task_folder(task, cache) / OUTCOME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
@@ -79,7 +79,7 @@ def _with_outcome(proposed: Candidate, task: GraphTask, cache: Path, lost: dict[
     notes = {**outcome["notes"], "proxies": outcome.get("proxies")}
     if outcome.get("stopped") is not None:
         return proposed.stopped(outcome["stopped"], notes)
-    return proposed.made(trial_folder(task, cache) / MODEL, notes=notes)
+    return proposed.made(task_folder(task, cache) / MODEL, notes=notes)
 
 
 def ray_is_up() -> bool:

@@ -1,12 +1,12 @@
 """One graph recipe on one parent graph: make the file, compare it cheaply, predict the gate split.
 
-A trial is a pure function of (parent's bytes, recipe, rows): it runs in this process or as a Ray task, writes into a
-folder of its own, and its result is found again by its digest (trials.py). Latency is not measured here: trials run
+A task is a pure function of (parent's bytes, recipe, rows): it runs in this process or on a Ray worker, writes into a
+folder of its own, and its result is found again by its digest (ray_tasks.py). Latency is not measured here: tasks run
 side by side and would disturb each other.
 
 Invariant: never imports torch, so that a worker starts in a second.
 
-Covered: every recipe of `GraphRecipe`. Not covered: recipes that train (model_steps.py).
+Covered: every recipe of `GraphRecipe`. Not covered: recipes that train (training_recipes.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from trainers.data.shards import open_prepared
 from trainers.export.bfloat16 import convert_bf16
 from trainers.export.session import open_session, run_batches
 
-FORMAT = 3  # raise when a recipe's meaning changes: cached trials of the old meaning are then made again
+FORMAT = 3  # raise when a recipe's meaning changes: cached results of the old meaning are then made again
 METHODS = {"int8_static_entropy": CalibrationMethod.Entropy, "int8_static_percentile": CalibrationMethod.Percentile}
 MODEL, GATE, OUTCOME = "model.onnx", "gate.npy", "outcome.json"
 
@@ -63,11 +63,11 @@ def task_digest(task: GraphTask) -> str:
     )
 
 
-def run_graph_trial(task: GraphTask, folder: Path) -> None:
+def run_graph_recipe(task: GraphTask, folder: Path) -> None:
     """Write `model.onnx`, `gate.npy` (outputs on the gate split) and `outcome.json` into `folder`.
 
     A recipe that cannot be applied or that the proxies stop leaves an outcome with its reason and no `gate.npy`. A full
-    disk or memory says nothing about the recipe: it is raised, so that the trial is made again.
+    disk or memory says nothing about the recipe: it is raised, so that the task is run again.
     """
     rows = rows_of(open_prepared(task.prepared), calibration_rows=task.spec.calibration_rows)
     outcome: dict[str, Any] = {"recipe": task.recipe, "notes": {}}
@@ -83,7 +83,7 @@ def run_graph_trial(task: GraphTask, folder: Path) -> None:
         outcome["stopped"] = error.message
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - the trial's seam: the errors of a quantizer have no common base
+    except Exception as error:  # noqa: BLE001 - the task's seam: the errors of a quantizer have no common base
         outcome["stopped"] = (
             f"the recipe cannot take this graph: {type(error).__name__}: {' '.join(str(error).split())}"
         )

@@ -1,10 +1,10 @@
-"""Where recipes that train get their work done: fit on the training engine, export, prove parity, keep the result.
+"""Networks that compression trains: fit on the training engine, export, prove parity, keep the result.
 
-Invariant: a finished network's folder is renamed into place as a whole and named by the digest of its request; an
+Invariant: a finished network's folder is renamed into place as a whole and named by the digest of its task; an
 interrupted fit goes on from its last checkpoint.
 
 Covered: training through Ray where a session runs, in this process where none does. Not covered: which networks are
-trained (model_steps.py).
+trained (training_recipes.py).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ LOSS = f"{distillation_loss.__module__}:{distillation_loss.__name__}"
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """The run whose network is compressed, and where results are kept."""
+class Retraining:
+    """The run whose network is trained again, and where results are kept."""
 
     resolved: ResolvedRun
     prepared: PreparedData
@@ -115,7 +115,7 @@ class Workshop:
         return {name: tensor.cpu() for name, tensor in weights.items()}
 
     def _launch(self, request: FitRequest, folder: Path) -> FitResult:
-        from trainers.compress.trials import ray_is_up
+        from trainers.compress.ray_tasks import ray_is_up
 
         if self.events is not None and ray_is_up():
             from trainers.launch.fit import launch_fit

@@ -16,12 +16,12 @@ import torch
 from cluster.bundle.files import WEIGHTS
 from trainers.compress.candidate import DENSE, Candidate, TrainingTask
 from trainers.compress.decision import choose_best
-from trainers.compress.ladder import Ladder
 from trainers.compress.measure import predict_graph
 from trainers.compress.prune.choose import plan_pruning, prune_module
 from trainers.compress.prune.cost import count_macs, count_parameters
+from trainers.compress.recipe_search import RecipeSearch
+from trainers.compress.retraining import Retraining
 from trainers.compress.students import build_student, scaled_model
-from trainers.compress.workshop import Workshop
 from trainers.models.predict import tensors_of
 
 TAYLOR_ROWS = 512  # first-order terms of a few hundred rows order channels well enough
@@ -29,28 +29,28 @@ TAYLOR_BATCH_ROWS = 64
 DENSE_WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 
 
-def try_training_recipes(ladder: Ladder, workshop: Workshop) -> None:
+def try_training_recipes(search: RecipeSearch, retraining: Retraining) -> None:
     """All training recipes of the spec, then the dense network."""
     networks: list[Candidate] = []
-    if "prune" in ladder.spec.recipes:
-        networks += prune_by_bisection(ladder, workshop)
-    if "distill" in ladder.spec.recipes:
-        networks.append(distill_student(ladder, workshop))
-    if networks and ladder.spec.dense_rival:
-        train_dense(ladder, workshop, networks)
+    if "prune" in search.spec.recipes:
+        networks += prune_by_bisection(search, retraining)
+    if "distill" in search.spec.recipes:
+        networks.append(distill_student(search, retraining))
+    if networks and search.spec.dense_rival:
+        train_dense(search, retraining, networks)
 
 
-def prune_by_bisection(ladder: Ladder, workshop: Workshop) -> list[Candidate]:
+def prune_by_bisection(search: RecipeSearch, retraining: Retraining) -> list[Candidate]:
     """The middle ratio first; stronger after a ratio that keeps the budget, weaker after one that does not."""
-    ratios = sorted(ladder.spec.prune.ratios)
-    if ladder.exhaustive:
-        return [network for ratio in ratios if (network := prune_once(ladder, workshop, ratio)) is not None]
+    ratios = sorted(search.spec.prune.ratios)
+    if search.exhaustive:
+        return [network for ratio in ratios if (network := prune_once(search, retraining, ratio)) is not None]
     kept: list[Candidate] = []
     reasons = dict.fromkeys(ratios, "")
     low, high = 0, len(ratios) - 1
     while low <= high:
         middle = (low + high) // 2
-        network = prune_once(ladder, workshop, ratios[middle])
+        network = prune_once(search, retraining, ratios[middle])
         reasons.pop(ratios[middle])
         if network is not None:
             kept.append(network)
@@ -60,72 +60,72 @@ def prune_by_bisection(ladder: Ladder, workshop: Workshop) -> list[Candidate]:
             reasons.update(dict.fromkeys(ratios[middle + 1 : high + 1], "a weaker ratio loses too much"))
             high = middle - 1
     for ratio, reason in reasons.items():
-        ladder.skip(prune_name(ratio), "prune", reason)
+        search.skip(prune_name(ratio), "prune", reason)
     return kept
 
 
-def prune_once(ladder: Ladder, workshop: Workshop, ratio: float) -> Candidate | None:
+def prune_once(search: RecipeSearch, retraining: Retraining, ratio: float) -> Candidate | None:
     """Cut, fine-tune, and try the network; None when the budget is not kept."""
-    spec = ladder.spec.prune
-    proposed = ladder.propose(Candidate(prune_name(ratio), "prune"))
-    module, example = workshop.module(), workshop.example()
+    spec = search.spec.prune
+    proposed = search.propose(Candidate(prune_name(ratio), "prune"))
+    module, example = retraining.module(), retraining.example()
     before = {"parameters": count_parameters(module), "macs": count_macs(module, example)}
-    batches = (lambda: training_batches(workshop)) if spec.importance == "taylor" else None
+    batches = (lambda: training_batches(retraining)) if spec.importance == "taylor" else None
     plan = plan_pruning(module, example, ratio, spec, batches)
     prune_module(module, plan, example)
     after = {"parameters": count_parameters(module), "macs": count_macs(module, example)}
     notes = {"ratio": ratio, "before": before, "after": after, "groups": plan["groups"]}
     if after["parameters"] >= before["parameters"] or after["macs"] >= before["macs"]:
         reason = f"nothing could be cut: {after['parameters']:,} of {before['parameters']:,} parameters are left"
-        ladder.keep(proposed.stopped(reason, notes))
+        search.keep(proposed.stopped(reason, notes))
         return None
-    arguments = workshop.arguments(plan=plan, weights=str((workshop.weights / WEIGHTS).resolve()))
+    arguments = retraining.arguments(plan=plan, weights=str((retraining.weights / WEIGHTS).resolve()))
     task = TrainingTask(arguments, spec.epochs, spec.learning_rate, distill=spec.distill)
-    network = try_network(ladder, workshop.make(replace(proposed, task=task, notes=notes)))
-    return network if network.keeps_budget(ladder.spec.budget.max_drop) else None
+    network = try_network(search, retraining.make(replace(proposed, task=task, notes=notes)))
+    return network if network.keeps_budget(search.spec.budget.max_drop) else None
 
 
-def distill_student(ladder: Ladder, workshop: Workshop) -> Candidate:
+def distill_student(search: RecipeSearch, retraining: Retraining) -> Candidate:
     """A narrower network of the same family, taught by the trained one."""
-    spec = ladder.spec.distill
-    proposed = ladder.propose(Candidate(f"student{round(100 * spec.width)}", "distill"))
-    model = scaled_model(workshop.resolved.spec.model, spec.width)
-    task = TrainingTask(workshop.arguments(model), spec.epochs, spec.learning_rate, distill=True)
+    spec = search.spec.distill
+    proposed = search.propose(Candidate(f"student{round(100 * spec.width)}", "distill"))
+    model = scaled_model(retraining.resolved.spec.model, spec.width)
+    task = TrainingTask(retraining.arguments(model), spec.epochs, spec.learning_rate, distill=True)
     notes = {"model": model.model_dump(mode="json")}
-    return try_network(ladder, workshop.make(replace(proposed, task=task, notes=notes)))
+    return try_network(search, retraining.make(replace(proposed, task=task, notes=notes)))
 
 
-def train_dense(ladder: Ladder, workshop: Workshop, networks: list[Candidate]) -> Candidate:
+def train_dense(search: RecipeSearch, retraining: Retraining, networks: list[Candidate]) -> Candidate:
     """A smaller dense network of about the best result's arithmetic, trained without a teacher for as many epochs as
     the original and the result together had: pruning often loses to one."""
-    run = workshop.resolved.spec
-    compared = _network_to_beat(ladder, networks)
+    run = retraining.resolved.spec
+    compared = _network_to_beat(search, networks)
     models = {width: scaled_model(run.model, width) for width in DENSE_WIDTHS}
     macs = {
-        width: count_macs(build_student(**workshop.arguments(model)), workshop.example())
+        width: count_macs(build_student(**retraining.arguments(model)), retraining.example())
         for width, model in models.items()
     }
     width = min(macs, key=lambda one: abs(macs[one] - _macs(compared)))
-    proposed = ladder.propose(Candidate(f"dense{round(100 * width)}", DENSE))
-    retrained = {"prune": ladder.spec.prune.epochs, "distill": ladder.spec.distill.epochs}
-    epochs = run.train.epochs + max(retrained[recipe] for recipe in retrained if recipe in ladder.spec.recipes)
-    arguments, rate = workshop.arguments(models[width]), run.train.optimizer.learning_rate
+    proposed = search.propose(Candidate(f"dense{round(100 * width)}", DENSE))
+    retrained = {"prune": search.spec.prune.epochs, "distill": search.spec.distill.epochs}
+    epochs = run.train.epochs + max(retrained[recipe] for recipe in retrained if recipe in search.spec.recipes)
+    arguments, rate = retraining.arguments(models[width]), run.train.optimizer.learning_rate
     task = TrainingTask(arguments, epochs, rate, distill=False)
     notes = {"rival_of": compared.name, "width": width}
-    return try_network(ladder, workshop.make(replace(proposed, task=task, notes=notes)))
+    return try_network(search, retraining.make(replace(proposed, task=task, notes=notes)))
 
 
-def try_network(ladder: Ladder, network: Candidate) -> Candidate:
+def try_network(search: RecipeSearch, network: Candidate) -> Candidate:
     """Decide about a trained network as it is; where it keeps the budget, try the graph recipes on it."""
-    decided = ladder.decide(network, predict_graph(network.file, ladder.rows.gate))
-    if decided.keeps_budget(ladder.spec.budget.max_drop):
-        ladder.try_graph_recipes(decided)
+    decided = search.decide(network, predict_graph(network.file, search.rows.gate))
+    if decided.keeps_budget(search.spec.budget.max_drop):
+        search.try_graph_recipes(decided)
     return decided
 
 
-def _network_to_beat(ladder: Ladder, networks: list[Candidate]) -> Candidate:
+def _network_to_beat(search: RecipeSearch, networks: list[Candidate]) -> Candidate:
     """The network behind the best accepted candidate, else the smallest one."""
-    best = choose_best(ladder.candidates, ladder.spec)
+    best = choose_best(search.candidates, search.spec)
     behind = {best.name, best.parent} if best else set()
     return next((one for one in networks if one.name in behind), min(networks, key=_macs))
 
@@ -135,9 +135,9 @@ def _macs(network: Candidate) -> int:
     return network.macs
 
 
-def training_batches(workshop: Workshop) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+def training_batches(retraining: Retraining) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
     """Some rows of the training split, for Taylor importance."""
-    split = workshop.prepared.splits["train"]
+    split = retraining.prepared.splits["train"]
     for start in range(0, min(len(split), TAYLOR_ROWS), TAYLOR_BATCH_ROWS):
         rows = slice(start, start + TAYLOR_BATCH_ROWS)
         yield tensors_of(split.inputs, rows), tensors_of({"targets": split.targets}, rows)[0]

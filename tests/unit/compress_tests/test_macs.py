@@ -1,4 +1,4 @@
-"""What a candidate costs beside time: multiply-accumulates as torch counts them, memory that follows the weights."""
+"""Multiply-accumulates of an ONNX file, as torch counts them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import nn
 
 from cluster.bundle.signature import TensorSpec
 from cluster.spec.model import CnnSpec, MlpSpec
-from tests.bundles import linear_graph, mlp_graph
+from tests.bundles import linear_graph
 from trainers.compress.macs import graph_macs
-from trainers.compress.memory import STATUS, peak_memory_bytes
 from trainers.compress.prune.cost import count_macs
 from trainers.export.onnx import export_onnx
 from trainers.models import build_model
@@ -43,16 +42,3 @@ def test_a_shape_that_is_not_known_gives_no_number(tmp_path: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[1].Clear()
     onnx.save(model, tmp_path / "model.onnx")
     assert graph_macs(tmp_path / "model.onnx") is None
-
-
-@pytest.mark.skipif(not STATUS.exists(), reason="memory is read from /proc")
-def test_a_graph_with_more_weights_has_the_larger_peak(tmp_path: Path) -> None:
-    peaks = []
-    for hidden in (64, 2048):  # 2,048² floats are 16 MiB
-        onnx.save(mlp_graph(16, hidden, 4), tmp_path / f"{hidden}.onnx")
-        peaks.append(peak_memory_bytes(tmp_path / f"{hidden}.onnx", rows=32))
-    small, large = peaks
-    assert small is not None
-    assert large is not None
-    assert large - small > 16 << 20
-    assert peak_memory_bytes(tmp_path / "absent.onnx", rows=1) is None

@@ -1,4 +1,4 @@
-"""The rows that `manta compress` is given beside a graph: a prepared folder, an `.npz`, or a table of raw rows.
+"""Rows of `manta compress --data`: a prepared folder, an `.npz`, or a table of raw rows.
 
 Invariant: what comes back fits the graph (names, shapes, classes) and holds a calibration and a gate split, or a
 DataError says which line or array does not fit.

@@ -1,4 +1,4 @@
-"""Trials as Ray tasks: in other processes, cached by (parent, recipe), unharmed by a worker that is killed."""
+"""Graph recipes as Ray tasks: in other processes, cached by (parent, recipe), unharmed by a worker that is killed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from cluster.atomic import new_folder, sha256_file, write_json
 from cluster.spec.compress import CompressSpec
 from trainers.compress.candidate import Candidate, GraphTask
-from trainers.compress.graph_trial import OUTCOME, task_digest
-from trainers.compress.trials import run_graph_tasks, run_into, trial_folder
+from trainers.compress.graph_recipes import OUTCOME, task_digest
+from trainers.compress.ray_tasks import run_graph_tasks, run_into, task_folder
 
 RECIPES = ("int8_dynamic", "int8_static", "int8_weight_only")
 
@@ -35,7 +35,7 @@ def propose(digits_graph: Path, prepared_digits: Any) -> Callable[..., list[Cand
 def die_once(task: GraphTask, cache: Path) -> None:
     """The worker is killed in the middle of its first static trial, as the kernel does when memory is short."""
     (mark := cache / "killed").parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(trial_folder(task, cache)) as folder:
+    with new_folder(task_folder(task, cache)) as folder:
         (folder / "model.onnx").write_bytes(b"half a file")
         if task.recipe == "int8_static" and not mark.exists():
             mark.touch()
@@ -49,14 +49,14 @@ def die_always(task: GraphTask, cache: Path) -> None:
     run_into(task, cache)
 
 
-def test_a_trial_whose_worker_is_killed_is_tried_once_more(ray_local: str, propose: Any, tmp_path: Path) -> None:
+def test_a_task_whose_worker_is_killed_is_run_once_more(ray_local: str, propose: Any, tmp_path: Path) -> None:
     found = run_graph_tasks(propose(), tmp_path / "trials", concurrency=2, run=die_once)
     assert [(one.state, one.reason) for one in found] == [("stopped", "a test")] * 3
     assert os.getpid() not in {one.notes["pid"] for one in found}
     assert (tmp_path / "trials" / "killed").exists()
 
 
-def test_a_trial_that_kills_every_worker_is_reported_and_only_it_is_made_again(
+def test_a_task_that_kills_every_worker_is_reported_and_only_it_is_made_again(
     ray_local: str, propose: Any, tmp_path: Path
 ) -> None:
     proposed, cache = propose(), tmp_path / "trials"
@@ -64,7 +64,7 @@ def test_a_trial_that_kills_every_worker_is_reported_and_only_it_is_made_again(
     dynamic, static, weights = found
     assert [one.state for one in found] == ["made", "stopped", "made"]
     assert "worker died" in static.reason
-    assert not trial_folder(static.task, cache).exists()
+    assert not task_folder(static.task, cache).exists()
     before = {one.file: one.file.stat().st_mtime_ns for one in (dynamic, weights)}
     again = run_graph_tasks(proposed, cache, concurrency=2)
     assert [one.state for one in again] == ["made"] * 3
@@ -89,43 +89,43 @@ def test_the_cache_knows_parent_recipe_and_what_of_the_spec_changes_the_file(
     assert not digests & digests_of(propose(other))
 
 
-def test_a_ladder_that_was_killed_goes_on_from_its_finished_trials(make_ladder: Any, digits_graph: Path) -> None:
+def test_a_ladder_that_was_killed_goes_on_from_its_finished_trials(make_search: Any, digits_graph: Path) -> None:
     section = {"recipes": ["int8_static", "int8_weight_only"]}
-    first = make_ladder(recipes=["int8_weight_only"])
+    first = make_search(recipes=["int8_weight_only"])
     first.try_graph_recipes(first.baseline)
-    ladder = make_ladder(**section)
-    made = {path.name: path.stat().st_mtime_ns for path in ladder.cache.iterdir()}
-    found = ladder.try_graph_recipes(ladder.baseline)
+    search = make_search(**section)
+    made = {path.name: path.stat().st_mtime_ns for path in search.cache.iterdir()}
+    found = search.try_graph_recipes(search.baseline)
     assert [one.recipe for one in found] == ["int8_static", "int8_weight_only"]
     assert len(made) == 1
-    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in ladder.cache.iterdir()}.items()
+    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in search.cache.iterdir()}.items()
 
 
-def test_dearer_rungs_are_tried_only_where_the_cheaper_one_has_not_decided(
-    make_ladder: Any, digits_graph: Path
+def test_dearer_recipes_are_tried_only_where_the_cheaper_ones_have_not_decided(
+    make_search: Any, digits_graph: Path
 ) -> None:
     recipes = ["int8_static", "int8_weight_only", "int8_static_percentile"]
-    ladder = make_ladder(recipes=recipes, budget={"max_drop": 0.2}, target={"minimize": "size"}, max_class_drop=1.0)
-    assert [one.recipe for one in ladder.try_graph_recipes(ladder.baseline)] == recipes[:2]
-    assert ladder.skipped == [
+    search = make_search(recipes=recipes, budget={"max_drop": 0.2}, target={"minimize": "size"}, max_class_drop=1.0)
+    assert [one.recipe for one in search.try_graph_recipes(search.baseline)] == recipes[:2]
+    assert search.skipped == [
         {
             "name": "int8_static_percentile",
             "recipe": "int8_static_percentile",
             "reason": "static INT8 keeps the budget without it",
         }
     ]
-    everything = make_ladder(recipes=recipes, budget={"max_drop": 0.2})
+    everything = make_search(recipes=recipes, budget={"max_drop": 0.2})
     everything.exhaustive = True
     assert [one.recipe for one in everything.try_graph_recipes(everything.baseline)] == recipes
 
 
 def test_on_a_made_network_only_recipes_that_were_accepted_before_are_tried(
-    make_ladder: Any, digits_graph: Path
+    make_search: Any, digits_graph: Path
 ) -> None:
     recipes = ["int8_static", "int8_weight_only"]
-    ladder = make_ladder(recipes=recipes, budget={"max_drop": 0.2})
-    first = ladder.try_graph_recipes(ladder.baseline)
-    ladder.candidates = [one.decided(one.recipe == "int8_static", one.reason) for one in first]
-    again = ladder.try_graph_recipes(Candidate("prune50", "prune").made(digits_graph))
+    search = make_search(recipes=recipes, budget={"max_drop": 0.2})
+    first = search.try_graph_recipes(search.baseline)
+    search.candidates = [one.decided(one.recipe == "int8_static", one.reason) for one in first]
+    again = search.try_graph_recipes(Candidate("prune50", "prune").made(digits_graph))
     assert [one.name for one in again] == ["prune50_int8_static"]
-    assert ladder.skipped[0]["name"] == "prune50_int8_weight_only"
+    assert search.skipped[0]["name"] == "prune50_int8_weight_only"

@@ -44,7 +44,7 @@ def _print_facts(arguments: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Compress as the options say. Raises MantaError."""
+    """Compress by the options. Raises MantaError."""
     from trainers.compress.command import compress_source
 
     spec = spec_of(options)

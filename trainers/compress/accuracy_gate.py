@@ -1,7 +1,7 @@
 """The accuracy gate: may this candidate replace the baseline? PASS, FAIL or INCONCLUSIVE, from a paired interval.
 
-Both models answer the same N rows. For classification only the rows where exactly one of the two is right tell
-them apart: `lost` (baseline right, candidate wrong) and `gained` (the other way round). delta = (gained - lost) / N,
+Both models answer the same N rows. For classification only the rows where exactly one of the two is right count:
+`lost` (baseline right, candidate wrong) and `gained` (the other way round). delta = (gained - lost) / N,
 d = (gained + lost) / N, and with SE = sqrt(d / N) the interval is delta ± 1.96 SE (two-sided 95 %; the exact variance
 is (d - delta²) / N, so this is slightly wide). Below 25 discordant rows the normal approximation is poor (the usual
 limit of McNemar's chi-square test), and the bounds come from the exact distribution of gained - lost, maximized over

@@ -1,7 +1,7 @@
 """Rows of `manta compress --data`: a prepared folder, an `.npz`, or a table of raw rows.
 
 Invariant: what comes back fits the graph (names, shapes, classes) and holds a calibration and a gate split, or a
-DataError says which line or array does not fit.
+DataError names the line or array that does not fit.
 
 Covered: prepared folders; `.npz` with the graph's inputs and `targets`; CSV, TSV, JSON Lines and Parquet, through the
 bundle's own transforms, or as the numbers of a bare graph's one input. Not covered: images and several inputs in a
@@ -155,12 +155,12 @@ def _stacked(source: Source, data: Path, table: Any) -> dict[str, np.ndarray]:
     return {inputs[0].name: np.stack([np.asarray(column) for column in columns], axis=1).astype(dtype)}
 
 
-def _target_column(names: list[str], data: Path, asked: str | None) -> str:
-    found = [name for name in ((asked,) if asked else TARGET_NAMES) if name in names]
+def _target_column(names: list[str], data: Path, column: str | None) -> str:
+    found = [name for name in ((column,) if column else TARGET_NAMES) if name in names]
     if not found:
         raise DataError(
             f"Cannot read the rows {data}",
-            found=f"it has no column '{asked or TARGETS}'",
+            found=f"it has no column '{column or TARGETS}'",
             rule="its columns are " + ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
             remedy="Name the column with the answers by --target-column.",
         )

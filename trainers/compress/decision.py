@@ -1,7 +1,7 @@
 """Decisions from what was measured: accept or reject a candidate, choose the best one, compare with a dense network.
 
 Invariant: pure functions. A candidate is accepted only if a row's answer is the same alone and in any company, the
-gate does not fail it, no class loses more than allowed, and it gains what the target asks for; every rejection has its
+gate does not fail it, no class loses more than allowed, and it gains what the target minimizes; every rejection has its
 reason.
 
 Covered: measured candidates; stopped ones stay as they are. Not covered: measuring (measure.py).

@@ -96,9 +96,9 @@ def write_teacher_shards(
     with new_folder(target) as folder:
         for name in TAUGHT_SPLITS:
             split = prepared.splits[name]
-            told = predict_torch(first, split.inputs)
+            answered = predict_torch(first, split.inputs)
             logits = [
-                told[:, :outputs],
+                answered[:, :outputs],
                 *(_learned(_bundle_logits(one, dict(split.inputs)), prepared) for one in teachers),
             ]
             for other in logits[1:]:
@@ -112,7 +112,7 @@ def write_teacher_shards(
             for file in (prepared.folder / name).iterdir():
                 (folder / name / file.name).symlink_to(file.resolve())
             mean = np.mean(logits, axis=0, dtype=np.float32)
-            answers = np.concatenate([mean, told[:, outputs:]], axis=1)
+            answers = np.concatenate([mean, answered[:, outputs:]], axis=1)
             np.save(folder / name / f"inputs.{TEACHER_INPUT}.npy", answers)
         raw = json.loads((prepared.folder / DATASET).read_text(encoding="utf-8"))
         width = TensorSpec(name=TEACHER_INPUT, datatype="FP32", shape=(-1, answers.shape[1]))

@@ -24,7 +24,7 @@ from trainers.export.graph_file import file_bytes
 from trainers.export.independence import float_answers, graph_independence
 from trainers.export.session import open_session, run_batches
 
-CLASS_ROWS_MIN = 3  # a class of ten rows that loses two says nothing
+CLASS_ROWS_MIN = 3  # two lost rows of a class of ten are noise
 
 
 def predict_graph(path: Path, inputs: dict[str, np.ndarray], *, threads: int = 1) -> np.ndarray:

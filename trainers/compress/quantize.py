@@ -1,6 +1,6 @@
 """Graph recipes: an ONNX float graph -> a smaller one. One quantizer (ONNX Runtime's), two presets.
 
-Invariant: the float graph is never changed; a quantized file holds Q/DQ pairs of the preset that was asked for, and no
+Invariant: the float graph is never changed; a quantized file holds Q/DQ pairs of the requested preset, and no
 constant folding runs after they were inserted.
 
 Covered: static QDQ for CPU and TensorRT, weight-only INT8, FP16. Dynamic INT8 is in row_wise.py.

@@ -72,7 +72,7 @@ class RecipeSearch:
         return found
 
     def propose(self, candidate: Candidate) -> Candidate:
-        """Tell the display that a candidate is being made."""
+        """Emit the event of a candidate that is about to be made."""
         parameters = {"recipe": candidate.recipe, "parent": candidate.parent}
         event = TrialUpdated(stage=self.stage, trial=candidate.name, state="running", parameters=parameters)
         self.events.emit(event)
@@ -84,7 +84,7 @@ class RecipeSearch:
         return self.keep(accept_or_reject(measured, self.baseline, self.spec))
 
     def keep(self, candidate: Candidate) -> Candidate:
-        """Keep a candidate that goes no further, and tell the display."""
+        """Keep a candidate that goes no further, and emit its event."""
         self.candidates.append(candidate)
         self.events.emit(trial_event(self.stage, candidate))
         return candidate

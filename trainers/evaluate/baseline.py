@@ -19,13 +19,13 @@ from cluster.bundle.signature import DATATYPE_OF
 from trainers.data.shards import PreparedData, Split
 from trainers.evaluate.metrics import classification_metrics, regression_metrics
 
-TREES_FEATURES_MAX = 256  # wider tables go to the linear model: trees look at each feature in each node
+TREES_FEATURES_MAX = 256  # wider tables go to the linear model: trees try each feature in each node
 TREE_CELLS_MAX = 1_000_000  # rows × features × outputs: less than a second of one core for TREES
 LINEAR_CELLS_MAX = 4_000_000
 ROWS_MAX = 10_000
 TREES_OUTPUTS_MAX = 10  # each class has trees of its own: beyond, the linear model is the quick one
 TEST_CELLS_MAX = 4_000_000  # rows × features of the test split that are predicted
-ROWS_MIN = 50  # fewer say nothing about what trees can do
+ROWS_MIN = 50  # fewer do not show what trees can do
 TREES = 60
 LEARNING_RATE = 0.15  # fewer, larger steps than scikit-learn's 100 of 0.1
 LINEAR_STEPS = 100
@@ -40,7 +40,7 @@ def reach_without_network(prepared: PreparedData, targets: np.ndarray) -> dict[s
 
     Args:
         prepared: its training rows are learned from, its test rows predicted.
-        targets: (N,) of the test rows, in the unit that metrics speak.
+        targets: (N,) of the test rows, in the unit of the metrics.
     """
     return {"constant": constant_answer(prepared, targets), "model": quick_model(prepared, targets)}
 
@@ -63,28 +63,28 @@ def quick_model(prepared: PreparedData, targets: np.ndarray) -> dict[str, Any] |
         return None
     trees = width <= TREES_FEATURES_MAX and len(prepared.classes) <= TREES_OUTPUTS_MAX
     train, test = prepared.splits["train"], prepared.splits["test"]
-    rows, asked = _training_rows(prepared, width, trees), _sample(len(test), TEST_CELLS_MAX // width)
+    rows, tested = _training_rows(prepared, width, trees), _sample(len(test), TEST_CELLS_MAX // width)
     goal = np.asarray(train.targets)[rows]
     if len(rows) < ROWS_MIN or (prepared.classes and len(np.unique(goal)) < 2):
         return None
-    answers = _learned(prepared, rows, asked, trees)
+    answers = _learned(prepared, rows, tested, trees)
     if not np.isfinite(answers).all():  # values too large for a linear model
         return None
     if prepared.task == "classification":
-        metrics = classification_metrics(answers, targets[asked], prepared.classes)["metrics"]
+        metrics = classification_metrics(answers, targets[tested], prepared.classes)["metrics"]
     else:
-        metrics = regression_metrics(answers, targets[asked])["metrics"]
+        metrics = regression_metrics(answers, targets[tested])["metrics"]
     return {
         "name": "boosted trees" if trees else ("logistic regression" if prepared.classes else "ridge regression"),
         "rows": len(rows),
         "rows_all": len(train),
-        "rows_test": len(asked),
+        "rows_test": len(tested),
         "rows_test_all": len(test),
         "metrics": {name: float(f"{value:.6g}") for name, value in metrics.items()},
     }
 
 
-def _learned(prepared: PreparedData, rows: np.ndarray, asked: np.ndarray, trees: bool) -> np.ndarray:
+def _learned(prepared: PreparedData, rows: np.ndarray, tested: np.ndarray, trees: bool) -> np.ndarray:
     """Learn from training rows, answer for test rows."""
     train = prepared.splits["train"]
     weights = None if train.weights is None else np.asarray(train.weights)[rows]
@@ -92,7 +92,7 @@ def _learned(prepared: PreparedData, rows: np.ndarray, asked: np.ndarray, trees:
     with warnings.catch_warnings(), threadpool_limits(1):  # more threads gain little, and lose much on a busy machine
         warnings.simplefilter("ignore")  # "did not converge": what is reached in these steps is the baseline
         model.fit(_features(train, rows, dense=trees), np.asarray(train.targets)[rows], sample_weight=weights)
-        return _answers(model, prepared, _features(prepared.splits["test"], asked, dense=trees))
+        return _answers(model, prepared, _features(prepared.splits["test"], tested, dense=trees))
 
 
 def table_width(prepared: PreparedData) -> int | None:

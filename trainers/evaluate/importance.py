@@ -7,7 +7,7 @@ work is bounded by counts (rows × columns × repeats × parameters), never by a
 Source: permutation importance, Breiman, "Random Forests" (2001), on rows that training has not seen.
 
 Covered: tables of at least two raw columns. Not covered: images, arrays, the words of one text column; columns that
-say the same share what is lost (permuting one leaves the other).
+hold the same share what is lost (permuting one leaves the other).
 """
 
 from __future__ import annotations

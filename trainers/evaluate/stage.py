@@ -28,7 +28,7 @@ EVIDENCE = "evidence.json"
 
 
 def run_evaluation(context: StageContext) -> StageResult:
-    """Predict the test split with the trained weights, and say what the answers are worth."""
+    """Predict the test split with the trained weights; metrics, baselines and what the report draws."""
     prepared = open_prepared(context.files("prepare"))
     split = prepared.splits["test"]
     model, trained = context.run_resolved.spec.model, context.files("train")

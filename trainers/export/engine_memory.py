@@ -1,7 +1,7 @@
 """Device memory of a served engine, read from the engine itself and written into the bundle for placement.
 
 Invariant: a number in the bundle was read from an engine that was built on this host's GPU; where none can be built
-the bundle has no number, and its evidence says why. An engine whose precision cannot be proved stops the export.
+the bundle has no number, and its evidence has the reason. An engine whose precision cannot be proved stops the export.
 
 Covered: TensorRT, the default variant. Not covered: ONNX Runtime on a GPU (serving measures by NVML when it loads).
 """

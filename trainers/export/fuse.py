@@ -72,7 +72,7 @@ def plan_fusion(
     transforms: Transforms | ArrayTransforms | None,
     target: TargetTransform | None = None,
 ) -> Fusion | None:
-    """What the spec asks for, if this model allows it. Raises ModelError."""
+    """The fusion of `export.fuse`, if this model allows it. Raises ModelError."""
     if not parts:
         return None
     if "normalize" in parts and not isinstance(transforms, ArrayTransforms):

@@ -28,7 +28,7 @@ BITS_MIN = 4  # bits of the narrowest tensor element (INT4)
 ROW_ELEMENTS_MAX = 1 << 31  # of one row of an input or output: 8 GiB in float32
 MADE_ELEMENTS_MAX = 1 << 33  # of a tensor that a node makes from a constant shape: 32 GiB in float32
 SIZE_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "OneHot": 1, "Pad": 1, "Resize": 3}
-"""Operators that make a tensor of the size that one of their inputs says -> which input."""
+"""Operators that make a tensor of the size in one of their inputs -> which input."""
 SIZE_VALUES_MAX = 256  # numbers of a tensor that is read as a size: no honest rank comes near
 
 
@@ -237,7 +237,7 @@ def _check_made(model: onnx.ModelProto, folder: Path, attempted: str) -> None:
 
 
 def _made_dims(node: onnx.NodeProto, values: Mapping[str, list[int]]) -> list[int]:
-    """Numbers whose product is at most the size of what the node makes; empty where the graph does not say."""
+    """Numbers whose product is at most the size of what the node makes; empty where the graph does not hold them."""
     if node.op_type in ("RandomNormal", "RandomUniform"):
         return [size for attribute in node.attribute if attribute.name == "shape" for size in attribute.ints]
     if node.op_type == "Range" and len(node.input) == 3:

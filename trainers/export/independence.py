@@ -1,6 +1,6 @@
-"""A graph's rows asked alone and in company (cluster/bundle/independence.py), through ONNX Runtime.
+"""A graph's rows run alone and in company (cluster/bundle/independence.py), through ONNX Runtime.
 
-Never imports torch. Not covered: kernels of another device than the one that is asked for.
+Never imports torch. Not covered: kernels of another device than the one that runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def float_answers(path: Path, rows: Mapping[str, np.ndarray]) -> dict[str, np.nd
 def graph_independence(
     path: Path, rows: Mapping[str, np.ndarray], answers: Mapping[str, np.ndarray], *, precision: str = "fp32"
 ) -> Independence:
-    """Whether the rows of a graph leave one another's answers alone. BF16 runs on no CPU; the rest is asked there.
+    """Whether the rows of a graph leave one another's answers alone. BF16 runs on no CPU; the rest runs there.
 
     Args:
         answers: of the float graph (`float_answers`).

@@ -1,4 +1,4 @@
-"""The engine of a graph for this node: kept from before, or built now. Serving asks for it by name.
+"""The engine of a graph for this node: kept from before, or built now. Serving calls it by name.
 
 Invariant: what is returned was built for exactly this graph, these profiles, this TensorRT and this GPU, and has the
 precision of its variant.

@@ -3,7 +3,7 @@
 Dynamic axes are given as strings: a `torch.export.Dim` that the module contradicts is silently frozen to the example
 batch by torch 2.13, a string raises (docs/compress.md). The example batch has at least two rows for the same reason.
 
-Invariant: a file that `export_onnx` leaves behind passed the ONNX checker, has the opset that was asked for, and has
+Invariant: a file that `export_onnx` leaves behind passed the ONNX checker, has the requested opset, and has
 a symbolic batch axis on every input and output; else an error is raised and no file is left.
 
 Covered: float graphs of any module with tensor inputs and one or more tensor outputs, files above 2 GB (external

@@ -28,14 +28,14 @@ TRANSFORMER = "bert"
 
 
 def optimize_graph(path: Path, spec: OptimizeSpec) -> dict[str, Any]:
-    """Rewrite the file in place by the steps that the spec asks for.
+    """Rewrite the file in place by the steps of the spec.
 
     Returns:
         `{"<step>": {"nodes_before": int, "nodes_after": int, …}}`; the transformer step has `fused`, by operator.
 
     Raises:
         ModelError: the graph is quantized already, or too large for these tools.
-        MissingDependencyError: onnxslim is asked for and not installed.
+        MissingDependencyError: onnxslim is requested and not installed.
     """
     steps = [(name, step) for name, step in (("onnxslim", _slim), ("transformer", _fuse)) if getattr(spec, name)]
     facts: dict[str, Any] = {}

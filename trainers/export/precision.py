@@ -37,7 +37,7 @@ SHARE_MIN = 0.5  # of layers with weights: fewer means that the request did not 
 
 def graph_census(path: Path) -> dict[str, Any]:
     """Counts by element type of weights, of layers between Q/DQ pairs, and the pairs' zero points."""
-    model = onnx.load(str(path), load_external_data=False)  # types are told without the weights' bytes
+    model = onnx.load(str(path), load_external_data=False)  # types are known without the weights' bytes
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     made_by = {output: node for node in model.graph.node for output in node.output}
     weights: Counter[str] = Counter()

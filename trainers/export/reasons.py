@@ -68,7 +68,7 @@ def export_error(error: BaseException, module: nn.Module, retrace: Retrace | Non
 
 
 def check_batch_range(exported: Any, module: nn.Module) -> None:
-    """Refuse a trace that holds for some numbers of rows only: torch notes such a bound and says nothing.
+    """Refuse a trace that holds for some numbers of rows only: torch records such a bound without a warning.
 
     `if x.shape[0] > 3:` is traced as the branch that the example took. Raises ModelError.
     """

@@ -24,7 +24,7 @@ def open_session(model: Path | bytes, *, threads: int = 1, device: str = "cpu") 
 
     Raises:
         ModelError: ONNX Runtime refuses the file.
-        MissingDependencyError: a GPU is asked for and this ONNX Runtime has no CUDA provider.
+        MissingDependencyError: a GPU is requested and this ONNX Runtime has no CUDA provider.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

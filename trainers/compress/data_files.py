@@ -25,10 +25,10 @@ from cluster.bundle.manifest import BundleManifest
 from cluster.bundle.signature import DATATYPE_OF, TensorSpec
 from cluster.bundle.transforms import Column, Transforms, load_transforms
 from cluster.errors import DataError
-from trainers.compress.measure import predict_graph
 from trainers.data.shards import DATASET, PreparedData, Split, open_prepared, write_prepared
 from trainers.data.targets import class_labels
 from trainers.export.graph_file import graph_inputs
+from trainers.export.session import predict_graph
 
 CALIBRATION_SHARE = 0.2
 CALIBRATION_ROWS_MAX = 512

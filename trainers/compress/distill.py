@@ -33,7 +33,7 @@ from cluster.errors import BundleError
 from trainers.compress.features import WithFeatures, feature_loss
 from trainers.compress.students import build_student
 from trainers.data.shards import DATASET, PreparedData
-from trainers.export.session import open_session, run_batches
+from trainers.export.session import predict_graph
 from trainers.models.predict import predict_torch
 from trainers.models.target import answers_learned
 
@@ -139,4 +139,4 @@ def _bundle_logits(folder: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     bundle = open_bundle(Path(folder))
     names = {variant.name for variant in bundle.manifest.variants}
     variant = bundle.variant("fp32" if "fp32" in names else None)
-    return next(iter(run_batches(open_session(bundle.path(variant.file)), inputs).values()))
+    return predict_graph(bundle.path(variant.file), inputs)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnxruntime.quantization import CalibrationMethod
 
 from cluster.errors import ModelError
@@ -24,7 +23,7 @@ from trainers.compress.presets import StaticPreset, StaticRecipe
 from trainers.compress.proxies import compare_outputs
 from trainers.compress.quantize import quantizable_nodes, quantize_int8_static, thin_convolutions
 from trainers.compress.rows import CompressionRows, spread_rows
-from trainers.export.session import open_session, run_batches
+from trainers.export.session import predict_graph
 
 RANKING_ROWS = 64  # enough to order nodes; the cut is measured on the whole gate split
 
@@ -46,13 +45,13 @@ def find_exclusion(
 
     ranking = rank_nodes(nodes, prepared, rows, lambda name: make(scratch / "one.onnx", only=(name,)))
     order = [name for name, _ in ranking]
-    float_outputs = _predict(prepared, rows.gate)
+    float_outputs = predict_graph(prepared, rows.gate)
     evaluations = 0
 
     def keeps_budget(k: int) -> bool:
         nonlocal evaluations
         evaluations += 1
-        outputs = _predict(make(scratch / f"k{k}.onnx", exclude=tuple(order[:k])), rows.gate)
+        outputs = predict_graph(make(scratch / f"k{k}.onnx", exclude=tuple(order[:k])), rows.gate)
         return gate_outputs(float_outputs, outputs, rows, max_drop).drop <= max_drop
 
     k = smallest_passing(len(order) - 1, keeps_budget)
@@ -83,10 +82,12 @@ def rank_nodes(
     """(node, divergence when only it is quantized), most harmful first."""
     chosen = spread_rows(len(next(iter(rows.calibration.values()))), RANKING_ROWS)
     some = {name: array[chosen] for name, array in rows.calibration.items()}
-    expected = _predict(prepared, some)
+    expected = predict_graph(prepared, some)
     harm = []
     for name in nodes:
-        proxies = compare_outputs(expected, _predict(make(name), some), classification=rows.task == "classification")
+        proxies = compare_outputs(
+            expected, predict_graph(make(name), some), classification=rows.task == "classification"
+        )
         harm.append((name, proxies.kl if proxies.kl is not None else -proxies.sqnr_db))
     return sorted(harm, key=lambda item: item[1], reverse=True)
 
@@ -108,7 +109,3 @@ def smallest_passing(most: int, passes: Callable[[int], bool]) -> int | None:
         else:
             failed = middle
     return passed
-
-
-def _predict(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    return next(iter(run_batches(open_session(path), inputs).values()))

@@ -37,7 +37,7 @@ from trainers.compress.row_wise import quantize_row_wise
 from trainers.compress.rows import CompressionRows, rows_of, spread_rows
 from trainers.data.shards import open_prepared
 from trainers.export.bfloat16 import convert_bf16
-from trainers.export.session import open_session, run_batches
+from trainers.export.session import predict_graph
 
 FORMAT = 3  # raise when a recipe's meaning changes: cached results of the old meaning are then made again
 METHODS = {"int8_static_entropy": CalibrationMethod.Entropy, "int8_static_percentile": CalibrationMethod.Percentile}
@@ -78,7 +78,7 @@ def run_graph_recipe(task: GraphTask, folder: Path) -> None:
         outcome["proxies"] = asdict(proxies)
         outcome["stopped"] = proxies.hopeless(task.spec.proxy)
         if outcome["stopped"] is None:
-            np.save(folder / GATE, _predict(folder / MODEL, rows.gate))
+            np.save(folder / GATE, predict_graph(folder / MODEL, rows.gate))
     except MantaError as error:
         outcome["stopped"] = error.message
     except (OSError, MemoryError):
@@ -124,9 +124,5 @@ def _proxies(task: GraphTask, rows: CompressionRows, candidate: Path) -> Proxies
     chosen = spread_rows(len(next(iter(rows.calibration.values()))), task.spec.proxy.rows)
     some = {name: array[chosen] for name, array in rows.calibration.items()}
     return compare_outputs(
-        _predict(task.parent, some), _predict(candidate, some), classification=rows.task == "classification"
+        predict_graph(task.parent, some), predict_graph(candidate, some), classification=rows.task == "classification"
     )
-
-
-def _predict(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    return next(iter(run_batches(open_session(path), inputs).values()))

@@ -22,14 +22,9 @@ from trainers.compress.peak_memory import peak_memory_bytes
 from trainers.compress.rows import CompressionRows
 from trainers.export.graph_file import file_bytes
 from trainers.export.independence import float_answers, graph_independence
-from trainers.export.session import open_session, run_batches
+from trainers.export.session import predict_graph
 
 CLASS_ROWS_MIN = 3  # two lost rows of a class of ten are noise
-
-
-def predict_graph(path: Path, inputs: dict[str, np.ndarray], *, threads: int = 1) -> np.ndarray:
-    """First output of all rows: (N, …)."""
-    return next(iter(run_batches(open_session(path, threads=threads), inputs).values()))
 
 
 def measure_baseline(path: Path, rows: CompressionRows) -> Baseline:

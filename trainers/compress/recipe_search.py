@@ -134,9 +134,9 @@ class RecipeSearch:
 
 
 def _proposal(parent: Baseline | Candidate, task: GraphTask) -> Candidate:
-    name, precision = candidate_name(parent.name, task.recipe), PRECISIONS.get(task.recipe, "int8")
+    precision: Precision = PRECISIONS.get(task.recipe, "int8")
     notes = {"made_by": parent.recipe} if isinstance(parent, Candidate) else {}
-    return Candidate(name, task.recipe, parent.name, precision, task, notes=notes)
+    return Candidate(candidate_name(parent.name, task.recipe), task.recipe, parent.name, precision, task, notes=notes)
 
 
 def candidate_name(parent: str, recipe: str) -> str:

@@ -24,13 +24,14 @@ from trainers.compress.accuracy_gate import gate_outputs
 from trainers.compress.candidate import Baseline, Candidate
 from trainers.compress.decision import choose_best, compare_with_dense
 from trainers.compress.evidence import compression_facts, copy_accepted, copy_origin, headline
-from trainers.compress.measure import measure_baseline, predict_graph
+from trainers.compress.measure import measure_baseline
 from trainers.compress.recipe_search import RecipeSearch
 from trainers.compress.rows import CompressionRows, rows_of
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.evaluate.stage import evaluate_predictions
 from trainers.export.bundle import FLOAT_GRAPH
 from trainers.export.float_graph import write_float_graph
+from trainers.export.session import predict_graph
 
 TRIALS = "trials"
 MODELS = "models"

@@ -16,12 +16,12 @@ import torch
 from cluster.bundle.files import WEIGHTS
 from trainers.compress.candidate import DENSE, Candidate, TrainingTask
 from trainers.compress.decision import choose_best
-from trainers.compress.measure import predict_graph
 from trainers.compress.prune.choose import plan_pruning, prune_module
 from trainers.compress.prune.cost import count_macs, count_parameters
 from trainers.compress.recipe_search import RecipeSearch
 from trainers.compress.retraining import Retraining
 from trainers.compress.students import build_student, scaled_model
+from trainers.export.session import predict_graph
 from trainers.models.predict import tensors_of
 
 TAYLOR_ROWS = 512  # first-order terms of a few hundred rows order channels well enough

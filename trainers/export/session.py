@@ -79,6 +79,11 @@ def run_batches(
     return {name: np.concatenate([chunk[i] for chunk in chunks]) for i, name in enumerate(names)}
 
 
+def predict_graph(graph: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """First output of a graph for all rows, on one thread: (N, …)."""
+    return next(iter(run_batches(open_session(graph), inputs).values()))
+
+
 def _providers(device: str) -> list[str]:
     if device == "cpu":
         return ["CPUExecutionProvider"]

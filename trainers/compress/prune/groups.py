@@ -364,7 +364,6 @@ _SAME = (
 )
 _POOL = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d")
 _RESHAPE = ("view", "reshape", "flatten", "unsqueeze", "squeeze", "_unsafe_view")
-_CONVOLUTION = ("conv1d", "conv2d", "conv_transpose2d")
 
 
 def _rules() -> Mapping[object, Callable[[_Follower, Node], Labels]]:

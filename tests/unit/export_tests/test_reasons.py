@@ -63,7 +63,7 @@ class AnyRows(nn.Module):
     [
         (BranchesOnRows(), "traced for 4 rows and more only"),
         (FixesRows(), "fixes axis 0 of 'x' to 4 rows"),
-        (BranchesOnValues(), r"depends on the number of rows or on values.*test_refusals\.py:\d+ in forward"),
+        (BranchesOnValues(), r"depends on the number of rows or on values.*test_reasons\.py:\d+ in forward"),
     ],
 )
 def test_a_forward_that_holds_for_some_batches_only_is_refused_with_the_reason(
@@ -87,7 +87,7 @@ def test_an_operator_without_an_onnx_form_names_the_part_and_the_line(tmp_path: 
         export_onnx(HasOdd(), INPUTS, EXAMPLE, tmp_path / "m.onnx", opset=20)
     told = str(caught.value)
     assert "igamma has no ONNX form (part body.1, Odd; " in told
-    assert f"test_refusals.py:{line} in forward: `return torch.igamma" in told
+    assert f"test_reasons.py:{line} in forward: `return torch.igamma" in told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,7 +3,8 @@
 Invariant: an error names the class, its rows in each split, why the rows lie as they do under this very spec, and a
 remedy that the spec does not follow already.
 
-Covered: every rule of splits, in memory and past it. Not covered: how many rows a figure needs (compress/gate.py).
+Covered: every rule of splits, in memory and past it.
+Not covered: how many rows a figure needs (compress/accuracy_gate.py).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ Covered: order, skipping, and the way of each candidate to its decision. Not cov
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +94,7 @@ class RecipeSearch:
         """Note a candidate that is not made."""
         self.skipped.append({"name": name, "recipe": recipe, "reason": reason})
 
-    def _try(self, parent: Baseline | Candidate, recipes: list[str]) -> list[Candidate]:
+    def _try(self, parent: Baseline | Candidate, recipes: Sequence[str]) -> list[Candidate]:
         """Make candidates side by side, then measure and decide one after another."""
         graph = parent.path
         assert graph is not None, "a parent was made"
@@ -112,7 +113,7 @@ class RecipeSearch:
     def _data_digest(self) -> str:
         return rows_digest(self.prepared)
 
-    def _worth_trying(self, parent: Baseline | Candidate, recipes: list[str]) -> list[str]:
+    def _worth_trying(self, parent: Baseline | Candidate, recipes: Sequence[str]) -> Sequence[str]:
         """The first recipes that were accepted on the float graph; all of them when none was."""
         accepted = {one.recipe for one in self.candidates if one.parent == BASELINE and one.accepted}
         if not accepted & set(recipes):

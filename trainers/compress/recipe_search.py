@@ -59,7 +59,7 @@ class RecipeSearch:
 
     def try_graph_recipes(self, parent: Baseline | Candidate) -> list[Candidate]:
         """Apply the graph recipes to a float graph; returns its candidates."""
-        wanted = [recipe for recipe in FIRST if recipe in self.spec.recipes]
+        wanted: Sequence[str] = [recipe for recipe in FIRST if recipe in self.spec.recipes]
         if parent.name != BASELINE and not self.exhaustive:
             wanted = self._worth_trying(parent, wanted)
         found = self._try(parent, wanted)

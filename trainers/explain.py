@@ -92,7 +92,7 @@ def _ensure_ray(stack: ExitStack) -> None:
 
 def _with_micro_batch(resolved: ResolvedRun, model: nn.Module | None, inputs: tuple[TensorSpec, ...]) -> ResolvedRun:
     """What the probe at the start of training will find: on a CPU it goes by the same estimate, on a GPU it tries."""
-    from trainers.loop.sizing import size_by_estimate
+    from trainers.loop.tuner.batch_size_finder import size_by_estimate
 
     path, workers = "train.batch_size_per_worker", resolved.batch.workers
     if resolved.host.gpus or model is None:
@@ -129,7 +129,7 @@ def _facts(
 
 def _learning_rates(resolved: ResolvedRun, total: int) -> dict[str, Any]:
     """Peak, warm-up and the curve at CURVE_COLUMNS places."""
-    from trainers.loop.schedule import learning_rate_factor, peak_learning_rate, warmup_updates
+    from trainers.loop.parts.schedule import learning_rate_factor, peak_learning_rate, warmup_updates
 
     train = resolved.spec.train
     peak = peak_learning_rate(train.optimizer, resolved.batch.batch_size_global)
@@ -156,7 +156,7 @@ def _memory(resolved: ResolvedRun, inputs: tuple[TensorSpec, ...], model: nn.Mod
     """Bytes of one worker."""
     if model is None:
         return None
-    from trainers.loop.memory import estimate_memory
+    from trainers.loop.tuner.memory_estimate import estimate_memory
     from trainers.models import count_parameters
 
     micro_size, train = resolved.batch.batch_size_per_worker, resolved.spec.train

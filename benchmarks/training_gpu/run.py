@@ -98,7 +98,7 @@ def probe(case: Case, prepared: Path, device: torch.device) -> dict[str, Any]:
 
     from cluster.telemetry.events import ListSink
     from trainers.loop.setup import set_up
-    from trainers.loop.sizing import probe_micro_batch
+    from trainers.loop.tuner.batch_size_finder import probe_micro_batch
 
     request = request_of(case, prepared)
     share = case.batch * (2 if device.type == "cpu" else 64)

@@ -24,7 +24,7 @@ from trainers.launch.warm import ReadyWorkers
 from trainers.launch.worker import WorkerJob
 from trainers.launch.workers import WorkerGroup, resources_per_worker
 from trainers.loop import FitRequest, FitResult
-from trainers.loop.outcome import read_outcome
+from trainers.loop.result import read_outcome
 
 GROW_POLL_S = 5.0  # starting the workers anew costs about as much
 GROW_LOOKS = 2  # a node that has just come may still go

@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig
 
 from cluster.runtime.ray_private import torch_backend_class
 from cluster.spec.train import TrainSpec
-from trainers.loop.deterministic import prepare_process
+from trainers.loop.parts.deterministic import prepare_process
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _Backend: Any = torch_backend_class()

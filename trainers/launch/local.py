@@ -105,7 +105,7 @@ def worker_main(pipe: Connection) -> None:
     from cluster.telemetry.events import FileSink
     from trainers.launch.worker import threads_per_worker
     from trainers.loop import fit
-    from trainers.loop.outcome import write_outcome
+    from trainers.loop.result import write_outcome
 
     try:
         request, events, folder = pipe.recv()

@@ -16,7 +16,7 @@ from trainers.launch.fit import launch_fit
 from trainers.launch.warm import ReadyWorkers, trains_locally
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.request import SizingRequest
-from trainers.loop.sizing import RANGE_REASON
+from trainers.loop.tuner.learning_rate_finder import RANGE_REASON
 
 MICRO_BATCH = "train.batch_size_per_worker"
 LEARNING_RATE = "train.optimizer.learning_rate"

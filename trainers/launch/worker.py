@@ -16,8 +16,8 @@ import torch
 from cluster.telemetry.events import EventSink, Record
 from trainers.launch.notice import NoticeWatch, StopBoard
 from trainers.loop import FitRequest, fit
-from trainers.loop.exchange import current_world
-from trainers.loop.outcome import write_outcome
+from trainers.loop.distributed.world import current_world
+from trainers.loop.result import write_outcome
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Read loop.py first, then step.py.
 """
 
 from trainers.loop.loop import fit
-from trainers.loop.request import FitRequest, FitResult
+from trainers.loop.request import FitRequest
+from trainers.loop.result import FitResult
 
 __all__ = ["FitRequest", "FitResult", "fit"]

@@ -29,11 +29,12 @@ from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import open_prepared
 from trainers.loop import FitRequest, FitResult, fit
-from trainers.loop.deterministic import prepare_process
-from trainers.loop.exchange import current_world
-from trainers.loop.outcome import write_outcome
+from trainers.loop.distributed.world import current_world
+from trainers.loop.parts.deterministic import prepare_process
+from trainers.loop.result import write_outcome
 from trainers.loop.setup import default_device, set_up
-from trainers.loop.sizing import RangeReport, SizeReport, probe_micro_batch, range_test
+from trainers.loop.tuner.batch_size_finder import SizeReport, probe_micro_batch
+from trainers.loop.tuner.learning_rate_finder import RangeReport, range_test
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,12 +22,12 @@ import torch
 
 from cluster.errors import MemoryShortError
 from cluster.spec.train import CONFUSION_METRICS
-from trainers.loop.agree import error_of, is_out_of_memory, raise_together
-from trainers.loop.exchange import sum_over_workers
-from trainers.loop.loader import SplitReader
-from trainers.loop.losses import IGNORE_INDEX, MicroBatch, Objective
-from trainers.loop.precision import autocast
-from trainers.loop.sampler import part
+from trainers.loop.data.loader import SplitReader
+from trainers.loop.data.sampler import part
+from trainers.loop.distributed.collectives import sum_over_workers
+from trainers.loop.distributed.joint_failure import error_of, is_out_of_memory, raise_together
+from trainers.loop.parts.losses import IGNORE_INDEX, MicroBatch, Objective
+from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
 
 EVALUATION_ROWS = 256  # without gradients a row costs little: at least this many a forward

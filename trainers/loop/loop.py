@@ -21,22 +21,23 @@ import torch
 
 from cluster.errors import DivergedError, InterruptedRunError, WorkerLostError
 from cluster.telemetry.events import EpochFinished, EventSink
-from trainers.loop.deterministic import deterministic
+from trainers.loop.checkpointing.checkpointer import Keeper
+from trainers.loop.data.sampler import Window, epoch_order, num_windows, window_of
+from trainers.loop.diagnostics.inspector import Inspector
+from trainers.loop.diagnostics.logbook import Logbook
+from trainers.loop.diagnostics.profiler import profiled
+from trainers.loop.diagnostics.utilization import Meter
+from trainers.loop.diagnostics.watchdog import Watchdog
+from trainers.loop.distributed.collectives import average_buffers, sum_over_workers
 from trainers.loop.evaluate import evaluate_split
-from trainers.loop.exchange import average_buffers, sum_over_workers
-from trainers.loop.inspector import Inspector
-from trainers.loop.keeper import Keeper
-from trainers.loop.logbook import Logbook
-from trainers.loop.plateau import improves
-from trainers.loop.profiler import profiled
-from trainers.loop.request import FitRequest, FitResult
-from trainers.loop.sampler import Window, epoch_order, num_windows, window_of
-from trainers.loop.setup import default_device, set_up
-from trainers.loop.sizing import take_sizes
-from trainers.loop.state import Cursor, Job, State
-from trainers.loop.step import UpdateReport, advance, check_budget, settle
-from trainers.loop.utilization import Meter
-from trainers.loop.watchdog import Watchdog
+from trainers.loop.parts.deterministic import deterministic
+from trainers.loop.parts.plateau import improves
+from trainers.loop.request import FitRequest
+from trainers.loop.result import FitResult
+from trainers.loop.setup import default_device, set_up, unknown_metric
+from trainers.loop.state import Cursor, Job, State, UpdateReport
+from trainers.loop.step import advance, check_budget, settle
+from trainers.loop.tuner.tune import take_sizes
 
 OnEpoch = Callable[[EpochFinished], bool]
 
@@ -192,8 +193,6 @@ def finish_epoch(job: Job, state: State) -> EpochFinished:
 
 def best_value(job: Job, metrics: dict[str, float]) -> float:
     """The metric that decides which epoch is the best. Raises SpecError for a name that does not exist."""
-    from trainers.loop.setup import unknown_metric
-
     name = job.request.train.best.metric
     if name not in metrics:
         raise unknown_metric(name, metrics)

@@ -1,4 +1,4 @@
-"""What a training run is asked to do, and what it returns.
+"""The request of a training run.
 
 Invariant: a request is picklable and complete: the same request gives the same weights, byte for byte, on the same
 machine type, whether or not it was interrupted.
@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cluster.spec.model import ModelSpec
 from cluster.spec.resolve import BatchPlan
 from cluster.spec.train import TrainSpec
-from cluster.telemetry.events import EpochFinished
 
 
 @dataclass(frozen=True)
 class SizingRequest:
-    """`batch_size_per_worker: auto`: a run that starts anew probes its micro-batch first (sizing.py)."""
+    """`batch_size_per_worker: auto`: a run that starts anew probes its micro-batch first (tuner/)."""
 
     budget_bytes: int | None = None
     """Memory that one worker may use; None: its share of what is free on a CPU, what is free on a GPU."""
@@ -57,34 +54,7 @@ class FitRequest:
     traces: Path | None = None
     """Folder of what `train.profile_updates` records."""
     find_learning_rate: bool = False
-    """A run that starts anew takes its learning rate from a range test (sizing.py)."""
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What came out. The same on every worker."""
-
-    weights: dict[str, torch.Tensor]
-    """State dict of the kept epoch on the CPU (the EMA's where there is one)."""
-    history: list[EpochFinished]
-    metrics: dict[str, float]
-    """Metrics of the kept epoch."""
-    best_epoch: int
-    """Number, from 1, of the kept epoch."""
-    updates: int
-    """Optimizer steps that were made."""
-    skipped_updates: int
-    """Windows that were left out because their gradients were not finite or they held no valid item."""
-    num_parameters: int
-    stopped_early: bool = False
-    micro_batch: int = 0
-    """Rows of a micro-batch at the end: what a probe found, or less where memory became short."""
-    micro_batch_reason: str = ""
-    """Of the probe; empty where there was none."""
-    learning_rate_found: float | None = None
-    """`optimizer.learning_rate` by the range test; None where there was none."""
-    details: dict[str, float] = field(default_factory=dict)
-    """seconds, samples_per_s, … of this process's part of the run."""
+    """A run that starts anew takes its learning rate from a range test (tuner/)."""
 
 
 def load_named(name: str) -> Callable[..., Any]:

@@ -16,16 +16,18 @@ from cluster.errors import DataError, SpecError
 from cluster.spec.train import LossSpec
 from cluster.telemetry.events import EventSink
 from trainers.data.shards import PreparedData, open_prepared
-from trainers.loop import rng
-from trainers.loop.augment import Augmenter
-from trainers.loop.batch_norm import BatchNorms
-from trainers.loop.ema import Ema
-from trainers.loop.exchange import GradientExchange, current_world, same_everywhere
-from trainers.loop.loader import SplitReader, row_weights
-from trainers.loop.losses import Objective
-from trainers.loop.optim import build_optimizer
-from trainers.loop.plateau import Plateau
-from trainers.loop.precision import build_scaler
+from trainers.loop.data.augment import Augmenter
+from trainers.loop.data.loader import SplitReader, row_weights
+from trainers.loop.distributed.collectives import same_everywhere
+from trainers.loop.distributed.gradient_exchange import GradientExchange
+from trainers.loop.distributed.world import current_world
+from trainers.loop.parts import rng
+from trainers.loop.parts.batch_norm import BatchNorms
+from trainers.loop.parts.ema import Ema
+from trainers.loop.parts.losses import Objective
+from trainers.loop.parts.optimizer import build_optimizer
+from trainers.loop.parts.plateau import Plateau
+from trainers.loop.parts.precision import build_scaler
 from trainers.loop.request import FitRequest, load_named
 from trainers.loop.state import Job, State
 from trainers.models import build_model

@@ -15,18 +15,19 @@ from cluster.bundle.signature import TensorSpec
 from cluster.spec.growth import batch_size_of_epoch, updates_of_epochs
 from cluster.telemetry.events import EpochFinished, EventSink
 from trainers.data.shards import PreparedData
-from trainers.loop.augment import Augmenter
-from trainers.loop.batch_norm import BatchNorms
-from trainers.loop.ema import Ema
-from trainers.loop.exchange import GradientExchange
-from trainers.loop.loader import SplitReader
-from trainers.loop.losses import Objective
-from trainers.loop.optim import QuickStep
-from trainers.loop.plateau import Plateau
+from trainers.loop.data.augment import Augmenter
+from trainers.loop.data.loader import SplitReader
+from trainers.loop.data.sampler import Window
+from trainers.loop.distributed.gradient_exchange import GradientExchange
+from trainers.loop.distributed.world import World
+from trainers.loop.parts.batch_norm import BatchNorms
+from trainers.loop.parts.ema import Ema
+from trainers.loop.parts.losses import Objective
+from trainers.loop.parts.optimizer import QuickStep
+from trainers.loop.parts.plateau import Plateau
+from trainers.loop.parts.rng import QuickSnapshots
+from trainers.loop.parts.schedule import peak_learning_rate
 from trainers.loop.request import FitRequest
-from trainers.loop.rng import QuickSnapshots
-from trainers.loop.sampler import Window, World
-from trainers.loop.schedule import peak_learning_rate
 
 
 @dataclass
@@ -70,6 +71,21 @@ class OpenUpdate:
     """(5,) float64 on the host: loss sum, stop, gradient norm, 1 where the update was skipped, loss scale. Valid
     after `arrived`."""
     arrived: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What an update did."""
+
+    made: bool
+    loss_sum: float
+    """Over all workers."""
+    weight: float
+    gradient_norm: float
+    learning_rate: float
+    stop: bool
+    """Some worker wants to stop after this update."""
+    window: Window
 
 
 @dataclass

@@ -19,36 +19,20 @@ from __future__ import annotations
 
 import math
 import traceback
-from dataclasses import dataclass
 
 import torch
 
 from cluster.errors import DivergedError, MemoryShortError
-from trainers.loop import rng
-from trainers.loop.agree import error_of, raise_together
-from trainers.loop.clip import clip_gradient, clip_on_device
-from trainers.loop.exchange import Riders
-from trainers.loop.inspector import locate_nonfinite
-from trainers.loop.optim import set_learning_rate
-from trainers.loop.precision import autocast, check_scale, found_inf, scale_of
-from trainers.loop.sampler import Window
-from trainers.loop.schedule import learning_rate_factor
-from trainers.loop.state import Job, OpenUpdate, State
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What an update did."""
-
-    made: bool
-    loss_sum: float
-    """Over all workers."""
-    weight: float
-    gradient_norm: float
-    learning_rate: float
-    stop: bool
-    """Some worker wants to stop after this update."""
-    window: Window
+from trainers.loop.data.sampler import Window
+from trainers.loop.diagnostics.inspector import locate_nonfinite
+from trainers.loop.distributed.gradient_exchange import Riders
+from trainers.loop.distributed.joint_failure import error_of, raise_together
+from trainers.loop.parts import rng
+from trainers.loop.parts.clipping import clip_gradient, clip_on_device
+from trainers.loop.parts.optimizer import set_learning_rate
+from trainers.loop.parts.precision import autocast, check_scale, found_inf, scale_of
+from trainers.loop.parts.schedule import learning_rate_factor
+from trainers.loop.state import Job, OpenUpdate, State, UpdateReport
 
 
 def update(
@@ -120,7 +104,7 @@ def _gradient_of_window(job: Job, state: State, window: Window, weight: float, w
     """Fill the flat gradient, summed over workers. Retries with smaller micro-batches when memory is short."""
     while True:
         snapshot = _Snapshot(state)
-        error = _accumulate(job, state, window, weight, want_stop)
+        error = accumulate(job, state, window, weight, want_stop)
         riders = state.exchange.reduce()
         if error is None and (job.world.size == 1 or not float(riders.failed)):
             return riders
@@ -128,7 +112,7 @@ def _gradient_of_window(job: Job, state: State, window: Window, weight: float, w
         snapshot.restore(state)
 
 
-def _accumulate(
+def accumulate(
     job: Job, state: State, window: Window, weight: float, want_stop: bool, *, send: bool = True
 ) -> Exception | None:
     """The gradient of this worker's part. An error is returned, so that the exchange is joined anyway."""

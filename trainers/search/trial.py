@@ -85,7 +85,7 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
     """Tune's function. `config["values"]` are dotted paths, `config["seed"]` may replace the run's seed."""
     from ray import tune
 
-    from trainers.loop.deterministic import prepare_process
+    from trainers.loop.parts.deterministic import prepare_process
 
     reporter = Reporter(tune.report, setup.metric)
     try:
@@ -101,7 +101,8 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
 
 def outcome_of(error: Exception) -> tuple[str, str]:
     """(state, note) of a trial that raised."""
-    from trainers.loop.agree import is_out_of_memory  # imports torch, which the trial's process has by then
+    # imports torch, which the trial's process has by then
+    from trainers.loop.distributed.joint_failure import is_out_of_memory
 
     if isinstance(error, DivergedError):
         return "diverged", error.found

@@ -19,9 +19,9 @@ MOST = 1 << 16
 
 def run(context: Context, findings: Findings) -> None:
     from cluster.telemetry.events import ListSink
-    from trainers.loop.agree import is_out_of_memory
+    from trainers.loop.distributed.joint_failure import is_out_of_memory
     from trainers.loop.setup import set_up
-    from trainers.loop.sizing import _accumulate_alone, _Room, _try, probe_micro_batch
+    from trainers.loop.tuner.batch_size_finder import _accumulate_alone, _Room, _try, probe_micro_batch
 
     case, most, device = (DRY, 8, torch.device("cpu")) if context.dry else (CASE, MOST, torch.device(context.device))
     request = request_of(case, write_rows(context.work / "batch", case, 4 * case.batch))
@@ -62,6 +62,6 @@ def climb(start: int, fits: Callable[[int], bool], context: Context) -> int:
 def _window(job, rows):  # type: ignore[no-untyped-def]
     import numpy as np
 
-    from trainers.loop.sampler import Window
+    from trainers.loop.data.sampler import Window
 
     return Window(0, 0, np.resize(np.arange(job.train.num_rows), rows), 0, rows)

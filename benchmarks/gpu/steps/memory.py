@@ -33,9 +33,9 @@ def measure(case: Case, context: Context, device: torch.device) -> dict[str, flo
     """MiB by the estimate and by the allocator; a CPU has no peak."""
     from cluster.telemetry.events import ListSink
     from trainers.loop.loop import windows_left
-    from trainers.loop.memory import estimate_memory
     from trainers.loop.setup import set_up
     from trainers.loop.step import update
+    from trainers.loop.tuner.memory_estimate import estimate_memory
 
     prepared = write_rows(context.work / f"memory_{case.network}", case, UPDATES * case.batch)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

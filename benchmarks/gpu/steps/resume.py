@@ -50,8 +50,8 @@ def both(
     from cluster.errors import InterruptedRunError
     from cluster.spec.train import TrainSpec
     from cluster.telemetry.events import ListSink
-    from trainers.loop.deterministic import prepare_process
     from trainers.loop.loop import fit
+    from trainers.loop.parts.deterministic import prepare_process
 
     plain = request_of(case, write_rows(folder / "data", case, WINDOWS * case.batch))
     options = plain.train.model_dump(mode="json") | {"epochs": EPOCHS, "deterministic": deterministic, "keep": "last"}

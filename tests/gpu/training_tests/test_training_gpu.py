@@ -20,8 +20,8 @@ from cluster.errors import MemoryShortError
 from cluster.telemetry.events import ListSink
 from trainers.loop.loop import windows_left
 from trainers.loop.setup import set_up
-from trainers.loop.sizing import _Room, _try, probe_micro_batch
 from trainers.loop.step import advance, settle, update
+from trainers.loop.tuner.batch_size_finder import _Room, _try, probe_micro_batch
 
 pytestmark = [
     pytest.mark.gpu,

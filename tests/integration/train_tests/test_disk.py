@@ -14,7 +14,7 @@ from cluster.telemetry.events import ListSink
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, write_data
 from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest, fit
-from trainers.loop.checkpoint import CheckpointFolder, damage
+from trainers.loop.checkpointing.folder import CheckpointFolder, damage
 
 CPU = torch.device("cpu")
 Disk = Callable[[int], Path]

@@ -20,7 +20,7 @@ from tests.integration.train_tests.test_launch import victim_request
 from tests.unit.loop_tests.rig import run_ranks
 from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest, fit
-from trainers.loop.outcome import write_outcome
+from trainers.loop.result import write_outcome
 
 FILES = ("weights.safetensors", "history.json")
 MICRO_BATCHES_A_WINDOW = 2  # 12 rows, two workers, micro-batches of 3

@@ -24,7 +24,7 @@ from trainers.data.shards import Split, write_prepared
 from trainers.export.onnx import export_onnx
 from trainers.export.parity import check_parity
 from trainers.loop import FitRequest, fit
-from trainers.loop.outcome import write_outcome
+from trainers.loop.result import write_outcome
 from trainers.models.weights import load_module
 
 ROWS, TOKENS, VOCABULARY = 24, 12, 40

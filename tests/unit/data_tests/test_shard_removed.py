@@ -14,7 +14,7 @@ from tests.unit.data_tests.making import prepare, run_spec
 from tests.unit.loop_tests.rig import request_for
 from trainers.data.shards import open_prepared
 from trainers.loop import FitRequest, fit
-from trainers.loop import loader as loader_module
+from trainers.loop.data import loader as loader_module
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from ray.train.torch.config import _TorchBackend
 
 from cluster.spec.train import TrainSpec
 from trainers.launch.group import InterfaceTorchConfig, name_interface
-from trainers.loop.deterministic import prepare_process
+from trainers.loop.parts.deterministic import prepare_process
 
 
 def test_workers_are_prepared_before_the_process_group_starts_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

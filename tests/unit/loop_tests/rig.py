@@ -23,8 +23,8 @@ from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import Split, write_prepared
 from trainers.loop import FitRequest, fit
-from trainers.loop.losses import IGNORE_INDEX
-from trainers.loop.outcome import write_outcome
+from trainers.loop.parts.losses import IGNORE_INDEX
+from trainers.loop.result import write_outcome
 from trainers.loop.setup import set_up
 from trainers.loop.state import Job, State
 

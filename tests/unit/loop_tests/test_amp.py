@@ -15,8 +15,8 @@ from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import ListSink
 from tests.unit.loop_tests.rig import HERE, request_for, start, write_data
 from trainers.loop import fit
-from trainers.loop.clip import adaptive_clip, clip_gradient, unit_norms
-from trainers.loop.sampler import Window
+from trainers.loop.data.sampler import Window
+from trainers.loop.parts.clipping import adaptive_clip, clip_gradient, unit_norms
 from trainers.loop.state import Job, State
 from trainers.loop.step import check_budget, learning_rate_now, update
 

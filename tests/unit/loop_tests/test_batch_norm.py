@@ -15,8 +15,9 @@ from cluster.spec.resolve import DataFacts, GpuFacts, HostFacts, resolve
 from cluster.telemetry.events import ListSink
 from tests.unit.loop_tests.rig import CLASSES, HERE, request_for, run_ranks, start, write_data
 from trainers.loop import fit
-from trainers.loop.batch_norm import BatchNorms
-from trainers.loop.sampler import Window, World, epoch_order, window_of
+from trainers.loop.data.sampler import Window, epoch_order, window_of
+from trainers.loop.distributed.world import World
+from trainers.loop.parts.batch_norm import BatchNorms
 from trainers.loop.step import update
 
 THIS = "tests.unit.loop_tests.test_batch_norm"

@@ -9,13 +9,13 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-import trainers.loop.checkpoint as checkpoint_module
+import trainers.loop.checkpointing.folder as checkpoint_module
 from cluster.errors import CheckpointError, DiskFullError
 from cluster.spec.train import BestSpec, CheckpointSpec
 from cluster.telemetry.events import EpochFinished, ListSink, Message
 from tests.unit.loop_tests.rig import request_for, write_data
 from trainers.loop import FitRequest, fit
-from trainers.loop.checkpoint import CheckpointFolder, Snapshot, damage, decode_floats, encode_floats
+from trainers.loop.checkpointing.folder import CheckpointFolder, Snapshot, damage, decode_floats, encode_floats
 
 CPU = torch.device("cpu")
 

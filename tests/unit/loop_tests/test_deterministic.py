@@ -16,8 +16,8 @@ from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import ListSink
 from tests.unit.loop_tests.rig import CLASSES, FEATURES, request_for, write_data
 from trainers.loop import fit
-from trainers.loop.deterministic import WORKSPACE_VARIABLE, _check_workspace, deterministic, prepare_process
-from trainers.loop.sizing import SizeReport
+from trainers.loop.parts.deterministic import WORKSPACE_VARIABLE, _check_workspace, deterministic, prepare_process
+from trainers.loop.tuner.batch_size_finder import SizeReport
 
 CPU = torch.device("cpu")
 HERE = "tests.unit.loop_tests.test_deterministic"
@@ -148,8 +148,8 @@ def test_the_micro_batch_is_not_chosen_by_timing(tmp_path: Path, monkeypatch: py
     from dataclasses import replace
 
     from tests.unit.loop_tests.rig import start
-    from trainers.loop import sizing
     from trainers.loop.request import SizingRequest
+    from trainers.loop.tuner import batch_size_finder
 
     asked: list[bool] = []
 
@@ -157,10 +157,10 @@ def test_the_micro_batch_is_not_chosen_by_timing(tmp_path: Path, monkeypatch: py
         asked.append(timed)
         return SizeReport(1, "")
 
-    monkeypatch.setattr(sizing, "probe_micro_batch", probe)
+    monkeypatch.setattr(batch_size_finder, "probe_micro_batch", probe)
     prepared = write_data(tmp_path, 8)
     for on in (True, False):
         request = replace(request_for(prepared, batch=4, micro=4, deterministic=on), sizing=SizingRequest())
         job, state = start(request)
-        sizing.size_micro_batch(replace(job, device=torch.device("cuda", 0)), state)
+        batch_size_finder.size_micro_batch(replace(job, device=torch.device("cuda", 0)), state)
     assert asked == [False, True]

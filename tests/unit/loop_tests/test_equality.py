@@ -19,8 +19,9 @@ from cluster.telemetry.events import ListSink, TrainStep
 from tests.unit.loop_tests.rig import CLASSES, HERE, request_for, run_ranks, start, write_data
 from trainers.data.shards import Split, write_prepared
 from trainers.loop import FitRequest, fit
-from trainers.loop.losses import IGNORE_INDEX
-from trainers.loop.sampler import Window, World, epoch_order, part
+from trainers.loop.data.sampler import Window, epoch_order, part
+from trainers.loop.distributed.world import World
+from trainers.loop.parts.losses import IGNORE_INDEX
 from trainers.loop.setup import build_module
 from trainers.loop.state import Job, State
 from trainers.loop.step import _gradient_of_window, update

@@ -15,8 +15,8 @@ from cluster.errors import DivergedError, MemoryShortError, WorkerLostError
 from cluster.telemetry.events import ListSink, Message, TrainStep
 from tests.unit.loop_tests.rig import HERE, build_net, request_for, run_ranks, start, write_data
 from trainers.loop import fit
-from trainers.loop.checkpoint import CheckpointFolder
-from trainers.loop.sampler import Window, part
+from trainers.loop.checkpointing.folder import CheckpointFolder
+from trainers.loop.data.sampler import Window, part
 from trainers.loop.step import _gradient_of_window, update
 
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_a_single_sample_that_does_not_fit_is_said_so(tmp_path: Path) -> None:
 
 def _one_rank_short(rank: int, prepared: str) -> tuple:
     job, state = start(_short_request(Path(prepared), micro=8, limit=4, rank=1, workers=2))
-    from trainers.loop.sampler import World
+    from trainers.loop.distributed.world import World
 
     window = Window(0, 0, np.arange(16), *part(16, World(rank, 2)))
     report = update(job, state, window)

@@ -13,10 +13,10 @@ from cluster.errors import DivergedError
 from cluster.telemetry.events import Diagnostics, ListSink, TrainStep
 from tests.unit.loop_tests.rig import CLASSES, FEATURES, request_for, start, write_data
 from trainers.loop import fit
-from trainers.loop.inspector import Inspector, _note_activation, locate_nonfinite
-from trainers.loop.sampler import Window
+from trainers.loop.data.sampler import Window
+from trainers.loop.diagnostics.inspector import Inspector, _note_activation, locate_nonfinite
+from trainers.loop.diagnostics.utilization import listed_peak, measured_peak, peak_flops
 from trainers.loop.step import update
-from trainers.loop.utilization import listed_peak, measured_peak, peak_flops
 
 RIG = "tests.unit.loop_tests.rig"
 HERE = "tests.unit.loop_tests.test_inspector"

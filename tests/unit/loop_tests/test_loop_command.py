@@ -16,7 +16,7 @@ from cluster.telemetry.events import ListSink, TrainStep, read_events
 from tests.unit.loop_tests.rig import request_for, start, write_data
 from trainers.loop import fit
 from trainers.loop.__main__ import main
-from trainers.loop.sampler import epoch_order, window_of
+from trainers.loop.data.sampler import epoch_order, window_of
 from trainers.loop.state import State
 from trainers.loop.step import update
 
@@ -112,7 +112,7 @@ def test_a_split_larger_than_memory_is_read_ahead_and_gives_the_same_bytes(
     prepared = write_data(tmp_path, 40)
     request = request_for(prepared, batch=8, micro=4, epochs=2)
     in_memory = fit(request, sink=ListSink(), device=torch.device("cpu"))
-    monkeypatch.setattr("trainers.loop.loader.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("trainers.loop.data.loader.IN_MEMORY_BYTES", 0)
     job, _ = start(request)
     assert not job.train.in_memory
     mapped = fit(request, sink=ListSink(), device=torch.device("cpu"))

@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 from cluster.bundle.signature import TensorSpec
 from cluster.spec.model import CnnSpec, MlpSpec
 from cluster.spec.train import TrainSpec
-from trainers.loop.exchange import GradientExchange
-from trainers.loop.memory import estimate_memory, tensor_bytes
-from trainers.loop.optim import build_optimizer, set_learning_rate
-from trainers.loop.precision import autocast
-from trainers.loop.sampler import World
+from trainers.loop.distributed.gradient_exchange import GradientExchange
+from trainers.loop.distributed.world import World
+from trainers.loop.parts.optimizer import build_optimizer, set_learning_rate
+from trainers.loop.parts.precision import autocast
+from trainers.loop.tuner.memory_estimate import estimate_memory, tensor_bytes
 from trainers.models import build_model
 
 SMALL_IMAGE = TensorSpec(name="x", datatype="FP32", shape=(-1, 1, 8, 8))

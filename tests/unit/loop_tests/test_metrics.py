@@ -13,9 +13,9 @@ from cluster.spec.train import EPOCH_METRICS
 from cluster.telemetry.events import ListSink, TrainStep
 from tests.unit.loop_tests.rig import CLASSES, request_for, run_ranks, start, write_data
 from trainers.loop import FitRequest, fit
+from trainers.loop.data.loader import SplitReader
 from trainers.loop.evaluate import confusion_metrics, evaluate_split
-from trainers.loop.loader import SplitReader
-from trainers.loop.losses import IGNORE_INDEX
+from trainers.loop.parts.losses import IGNORE_INDEX
 
 ROWS = 31  # over two workers: 15 and 16 rows
 

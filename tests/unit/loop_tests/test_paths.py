@@ -15,7 +15,8 @@ from torch import nn
 from cluster.telemetry.events import ListSink
 from tests.unit.loop_tests.rig import CLASSES, FEATURES, request_for, run_ranks, start, write_data
 from trainers.loop import fit, setup
-from trainers.loop.sampler import Window, World, part
+from trainers.loop.data.sampler import Window, part
+from trainers.loop.distributed.world import World
 from trainers.loop.step import update
 
 CPU = torch.device("cpu")

@@ -37,7 +37,7 @@ from trainers.export.bfloat16 import convert_bf16
 from trainers.export.float_graph import write_float_graph
 from trainers.export.session import open_session, run_batches
 from trainers.loop import FitRequest, FitResult, fit
-from trainers.loop.outcome import write_outcome
+from trainers.loop.result import write_outcome
 from trainers.models.weights import load_module
 
 

@@ -18,12 +18,12 @@ from cluster.telemetry.events import EpochFinished, ListSink
 from tests.unit.loop_tests.rig import CLASSES, request_for, start, write_data
 from trainers.data.shards import Split
 from trainers.loop import fit
-from trainers.loop.augment import Augmenter, shift_images
-from trainers.loop.ema import Ema
-from trainers.loop.loader import SplitReader, row_weights
-from trainers.loop.losses import IGNORE_INDEX, MicroBatch, Objective
-from trainers.loop.optim import build_optimizer
-from trainers.loop.sampler import Window
+from trainers.loop.data.augment import Augmenter, shift_images
+from trainers.loop.data.loader import SplitReader, row_weights
+from trainers.loop.data.sampler import Window
+from trainers.loop.parts.ema import Ema
+from trainers.loop.parts.losses import IGNORE_INDEX, MicroBatch, Objective
+from trainers.loop.parts.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,9 @@ import torch
 from cluster.errors import CheckpointError, InterruptedRunError
 from cluster.telemetry.events import ListSink, TrainStep
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
-from trainers.loop import FitRequest, FitResult, fit, snapshot
-from trainers.loop.checkpoint import CheckpointFolder, Snapshot
+from trainers.loop import FitRequest, FitResult, fit
+from trainers.loop.checkpointing import snapshot
+from trainers.loop.checkpointing.folder import CheckpointFolder, Snapshot
 from trainers.loop.loop import finish_epoch, windows_left
 from trainers.loop.state import Job, State
 from trainers.loop.step import update

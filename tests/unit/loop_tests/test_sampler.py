@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.unit.loop_tests.rig import request_for, run_ranks, start, write_data
+from trainers.loop.data.sampler import epoch_order, num_windows, part, window_of
+from trainers.loop.distributed.collectives import sum_over_workers
+from trainers.loop.distributed.world import World
 from trainers.loop.evaluate import evaluate_split
-from trainers.loop.exchange import sum_over_workers
-from trainers.loop.sampler import World, epoch_order, num_windows, part, window_of
 
 ROWS, SEED = 103, 7
 

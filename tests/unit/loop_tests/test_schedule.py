@@ -15,8 +15,8 @@ from cluster.spec.growth import batch_size_of_epoch, updates_of_epochs
 from cluster.spec.train import BestSpec, OptimizerSpec, PlateauSpec, ScheduleSpec, TrainSpec
 from tests.unit.loop_tests.rig import request_for, start, write_data
 from trainers.loop.loop import windows_left
-from trainers.loop.plateau import Plateau
-from trainers.loop.schedule import SHAPES, learning_rate_factor, peak_learning_rate
+from trainers.loop.parts.plateau import Plateau
+from trainers.loop.parts.schedule import SHAPES, learning_rate_factor, peak_learning_rate
 from trainers.loop.step import update
 
 DECAYING = sorted(SHAPES)

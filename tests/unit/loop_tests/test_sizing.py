@@ -13,18 +13,12 @@ import torch
 from cluster.errors import MemoryShortError
 from cluster.telemetry.events import ListSink, Message, TrainStep
 from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
-from trainers.loop import fit, snapshot
-from trainers.loop.memory import estimate_memory
+from trainers.loop import fit
+from trainers.loop.checkpointing import snapshot
 from trainers.loop.request import SizingRequest
-from trainers.loop.sizing import (
-    HEAD_ROOM,
-    Trial,
-    probe_micro_batch,
-    range_test,
-    search_size,
-    size_micro_batch,
-    steepest,
-)
+from trainers.loop.tuner.batch_size_finder import HEAD_ROOM, Trial, probe_micro_batch, search_size, size_micro_batch
+from trainers.loop.tuner.learning_rate_finder import range_test, steepest
+from trainers.loop.tuner.memory_estimate import estimate_memory
 
 
 def sizes(limit: int, memory: int, speed: Any = lambda rows: float(rows)) -> tuple[int, list[int]]:

@@ -16,13 +16,15 @@ from torch.nn import functional as F
 from cluster.spec.train import AugmentSpec
 from cluster.telemetry.events import EpochFinished, ListSink
 from tests.unit.loop_tests.rig import CLASSES, FEATURES, HERE, request_for, run_ranks, start, write_data
-from trainers.loop import fit, rng, snapshot
-from trainers.loop.augment import Augmenter, WindowChange
-from trainers.loop.checkpoint import CheckpointFolder, Snapshot
+from trainers.loop import fit
+from trainers.loop.checkpointing import snapshot
+from trainers.loop.checkpointing.folder import CheckpointFolder, Snapshot
+from trainers.loop.data.augment import Augmenter, WindowChange
+from trainers.loop.data.loader import SplitReader
+from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.evaluate import evaluate_split
-from trainers.loop.loader import SplitReader
-from trainers.loop.losses import Objective
-from trainers.loop.sampler import Window, epoch_order, window_of
+from trainers.loop.parts import rng
+from trainers.loop.parts.losses import Objective
 from trainers.loop.setup import set_up
 from trainers.loop.state import Best, Cursor
 from trainers.loop.step import _gradient_of_window, advance, learning_rate_now, settle, update

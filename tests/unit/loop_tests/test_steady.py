@@ -19,8 +19,8 @@ from cluster.telemetry.events import ListSink, TrainStep
 from tests.unit.loop_tests.rig import HERE, request_for, start, write_data
 from trainers.loop import FitResult, fit
 from trainers.loop.loop import windows_left
-from trainers.loop.optim import QuickStep, build_optimizer, set_learning_rate
-from trainers.loop.rng import QuickSnapshots, quick_restore
+from trainers.loop.parts.optimizer import QuickStep, build_optimizer, set_learning_rate
+from trainers.loop.parts.rng import QuickSnapshots, quick_restore
 from trainers.loop.step import advance, settle, update
 
 CPU = torch.device("cpu")

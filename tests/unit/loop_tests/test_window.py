@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.unit.loop_tests.rig import request_for, run_ranks, start, write_data
-from trainers.loop.losses import IGNORE_INDEX
-from trainers.loop.sampler import Window
+from trainers.loop.data.sampler import Window
+from trainers.loop.parts.losses import IGNORE_INDEX
 from trainers.loop.state import Job, State
 from trainers.loop.step import _gradient_of_window
 

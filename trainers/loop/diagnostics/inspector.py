@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from cluster.telemetry.events import Diagnostics
-from trainers.loop.exchange import texts_over_workers
-from trainers.loop.precision import autocast
-from trainers.loop.sampler import Window
+from trainers.loop.data.sampler import Window
+from trainers.loop.diagnostics.utilization import Meter
+from trainers.loop.distributed.collectives import texts_over_workers
+from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
-from trainers.loop.utilization import Meter
 
 INPUT = "input "  # no module has a name with a space
 ACTIVATION_NUMBERS = ("mean", "std", "dead_share", "nonfinite_share")

@@ -3,7 +3,7 @@
     update = (Σ over the global batch of w_i · ℓ_i) / (Σ of w_i)
 
 Invariant: nothing here divides by a number of items. The divisor belongs to the whole window over all workers and is
-known before the first backward (loader.py), so micro-batches and workers never occur in the formula.
+known before the first backward (data/loader.py), so micro-batches and workers never occur in the formula.
 
 Covered: classification with class indices or mixed targets, (N, T) targets with ignored items, regression, focal
 loss, label smoothing, any function of the user. Not covered: losses that couple rows (contrastive).

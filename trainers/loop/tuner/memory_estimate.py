@@ -27,7 +27,7 @@ from torch import nn
 
 from cluster.bundle.signature import NUMPY_OF, TensorSpec
 from cluster.spec.train import TrainSpec
-from trainers.loop.precision import AUTOCAST_DTYPE
+from trainers.loop.parts.precision import AUTOCAST_DTYPE
 
 OPTIMIZER_TENSORS = {"adamw": 2, "sgd": 1}  # moments a parameter: exp_avg and exp_avg_sq; momentum_buffer
 

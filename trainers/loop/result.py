@@ -1,4 +1,5 @@
-"""A `FitResult` on disk: `weights.safetensors`, `history.json`. Written by rank 0, read by whoever started it.
+"""What a training run returns, and its files: `weights.safetensors`, `history.json`. Rank 0 writes them, the launcher
+reads them.
 
 Invariant: `history.json` is written last and atomically: where it is, the weights are whole.
 """
@@ -6,18 +7,46 @@ Invariant: `history.json` is written last and atomically: where it is, the weigh
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save
 
 from cluster.atomic import write_bytes, write_json
 from cluster.bundle.files import WEIGHTS
 from cluster.telemetry.events import EpochFinished
-from trainers.loop.checkpoint import decode_floats, encode_floats
-from trainers.loop.request import FitResult
+from trainers.loop.checkpointing.folder import decode_floats, encode_floats
 
 HISTORY = "history.json"
 SPEED = "speed.json"  # removed when read: times in a stage's folder would change its digest
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came out. The same on every worker."""
+
+    weights: dict[str, torch.Tensor]
+    """State dict of the kept epoch on the CPU (the EMA's where there is one)."""
+    history: list[EpochFinished]
+    metrics: dict[str, float]
+    """Metrics of the kept epoch."""
+    best_epoch: int
+    """Number, from 1, of the kept epoch."""
+    updates: int
+    """Optimizer steps that were made."""
+    skipped_updates: int
+    """Windows that were left out because their gradients were not finite or they held no valid item."""
+    num_parameters: int
+    stopped_early: bool = False
+    micro_batch: int = 0
+    """Rows of a micro-batch at the end: what a probe found, or less where memory became short."""
+    micro_batch_reason: str = ""
+    """Of the probe; empty where there was none."""
+    learning_rate_found: float | None = None
+    """`optimizer.learning_rate` by the range test; None where there was none."""
+    details: dict[str, float] = field(default_factory=dict)
+    """seconds, samples_per_s, … of this process's part of the run."""
 
 
 def write_outcome(folder: Path, result: FitResult) -> None:

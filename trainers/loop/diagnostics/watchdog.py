@@ -19,7 +19,7 @@ import traceback
 
 import torch.distributed as dist
 
-from trainers.loop.sampler import World
+from trainers.loop.distributed.world import World
 
 POLL_S = 1.0
 ANSWER_S = 5.0  # the others notice the time-out at about the same time, and a thread answers within POLL_S

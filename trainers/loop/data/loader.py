@@ -18,8 +18,8 @@ import torch
 from cluster.errors import SpecError
 from cluster.spec.train import LossSpec
 from trainers.data.shards import Split
-from trainers.loop.losses import IGNORE_INDEX, MicroBatch
-from trainers.loop.sampler import Window
+from trainers.loop.data.sampler import Window
+from trainers.loop.parts.losses import IGNORE_INDEX, MicroBatch
 
 IN_MEMORY_BYTES = 1 << 30  # up to a GiB a split is copied into memory once: an index is then one gather
 

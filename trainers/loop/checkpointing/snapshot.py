@@ -18,10 +18,10 @@ import torch
 
 from cluster.errors import CheckpointError
 from cluster.telemetry.events import EpochFinished
-from trainers.loop import rng
-from trainers.loop.checkpoint import Snapshot
-from trainers.loop.exchange import stack_over_workers
-from trainers.loop.plateau import Plateau
+from trainers.loop.checkpointing.folder import Snapshot
+from trainers.loop.distributed.collectives import stack_over_workers
+from trainers.loop.parts import rng
+from trainers.loop.parts.plateau import Plateau
 from trainers.loop.state import Best, Cursor, Job, State
 
 

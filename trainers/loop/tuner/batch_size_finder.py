@@ -1,11 +1,9 @@
-"""How large a micro-batch should be, and which learning rates train: by trying, on the real model and data.
+"""How large a micro-batch should be: by trying, on the real model and data.
 
-    micro-batch     doubles until it does not fit or reaches the worker's share of the global batch, then bisects
-                    between the last that fits and the first that does not; of those that fit, the smallest within
-                    KNEE of the best speed is taken (larger ones would only cost memory). A run on a CPU takes the
-                    largest up to MICRO_BATCH_CPU_MAX instead, and `train.deterministic` the largest: timings differ
-                    from run to run, and the same spec is to give the same bytes
-    learning rate   rises exponentially from window to window; the steepest fall of the smoothed loss is suggested
+The size doubles until it does not fit or reaches the worker's share of the global batch, then bisects between the last
+that fits and the first that does not; of those that fit, the smallest within KNEE of the best speed is taken (larger
+ones would only cost memory). A run on a CPU takes the largest up to MICRO_BATCH_CPU_MAX instead, and
+`train.deterministic` the largest: timings differ from run to run, and the same spec is to give the same bytes.
 
 Invariant: all workers try the same sizes in the same order and the smallest worker decides; weights, buffers,
 optimizer and random states are afterwards what they were before.
@@ -18,10 +16,9 @@ batch is a fact of the spec). The GPU's part has not been run on one.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,14 +31,13 @@ from cluster.bundle.signature import TensorSpec
 from cluster.errors import MemoryShortError
 from cluster.spec.resolve import BATCH_SIZE_PER_WORKER_CPU
 from cluster.spec.train import TrainSpec
-from cluster.telemetry.events import Message
-from trainers.loop import snapshot
-from trainers.loop.agree import is_out_of_memory
-from trainers.loop.exchange import sum_over_workers, texts_over_workers
-from trainers.loop.memory import estimate_memory
-from trainers.loop.sampler import Window, epoch_order, window_of
+from trainers.loop.checkpointing import snapshot
+from trainers.loop.data.sampler import Window, epoch_order
+from trainers.loop.distributed.collectives import sum_over_workers, texts_over_workers
+from trainers.loop.distributed.joint_failure import is_out_of_memory
 from trainers.loop.state import Job, State
-from trainers.loop.step import _accumulate, update
+from trainers.loop.step import accumulate
+from trainers.loop.tuner.memory_estimate import estimate_memory
 
 KNEE = 0.95  # of the best rows/s: timings of one size vary by about 5 %
 RESOLUTION = 32  # bisect to within a 32nd: 3 %, two trials more than an eighth
@@ -49,9 +45,6 @@ MICRO_BATCH_CPU_MAX = BATCH_SIZE_PER_WORKER_CPU
 HEAD_ROOM = 0.9  # share of the budget that may be used: allocators fragment
 BUDGET_SHIFT = 28  # free memory changes all the time: for the cache a quarter of a GiB more or less is the same
 MIN_TRIAL_S = 0.05  # shorter timings say nothing
-SMOOTHING = 0.9  # of the range test's loss; its window is about ten updates
-RANGE_REASON = "a range test found that the loss falls fastest there"
-BLOW_UP = 4.0  # the range test ends when the smoothed loss is this many times its best
 
 
 @dataclass(frozen=True)
@@ -70,16 +63,6 @@ class SizeReport:
     rows: int
     reason: str
     trials: tuple[Trial, ...] = ()
-
-
-@dataclass(frozen=True)
-class RangeReport:
-    """The curve of a learning-rate range test."""
-
-    learning_rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    """Smoothed."""
-    suggestion: float
 
 
 def search_size(try_size: Callable[[int], Trial], limit: int) -> SizeReport:
@@ -131,22 +114,6 @@ def size_micro_batch(job: Job, state: State) -> SizeReport:
     return probe_micro_batch(job, state, budget_bytes=budget, cache=sizing.cache, limit=limit, timed=timed)
 
 
-def take_sizes(job: Job, state: State) -> None:
-    """What a run that starts anew is to find out: its micro-batch, its learning rate. Collective."""
-    texts = []
-    if job.request.sizing is not None:
-        report = size_micro_batch(job, state)
-        state.micro_size, state.micro_reason = report.rows, report.reason
-        texts.append(f"micro-batches of {report.rows} rows a worker, because {report.reason}")
-    if job.request.find_learning_rate and (rate := range_test(job, state).suggestion) > 0:
-        optimizer = job.request.train.optimizer
-        state.learning_rate_found = rate * optimizer.learning_rate / job.peak_learning_rate  # before `scaling`
-        texts.append(f"learning rate {state.learning_rate_found:.3g}: {RANGE_REASON}")
-    if job.world.rank == 0:
-        for text in texts:
-            job.sink.emit(Message(level="info", stage=job.request.stage, text=text))
-
-
 def size_by_estimate(
     model: nn.Module, inputs: tuple[TensorSpec, ...], train: TrainSpec, share: int, budget_bytes: int
 ) -> SizeReport:
@@ -196,37 +163,6 @@ def probe_micro_batch(
     report = _with_budget(report, room.budget_bytes)
     _remember(cache, key, report, job)
     return report
-
-
-def range_test(job: Job, state: State, *, low: float = 1e-6, high: float = 1.0, windows: int = 100) -> RangeReport:
-    """Train with a rising learning rate and put everything back. Collective; the same report on all workers."""
-    before = snapshot.take(job, state)
-    held = {file: {name: t.clone() for name, t in tensors.items()} for file, tensors in before.tensors.items()}
-    rates, smoothed, average, best = [], [], 0.0, math.inf
-    try:
-        for number in range(windows):
-            rate = low * (high / low) ** (number / max(1, windows - 1))
-            window = _window(job, state, number)
-            report = update(job, state, window, learning_rate=rate)
-            loss = report.loss_sum / report.weight if report.weight else 0.0
-            average = SMOOTHING * average + (1 - SMOOTHING) * loss
-            value = average / (1 - SMOOTHING ** (number + 1))
-            if not math.isfinite(value) or value > BLOW_UP * best:
-                break
-            best = min(best, value)
-            rates.append(rate)
-            smoothed.append(value)
-    finally:
-        snapshot.restore(job, state, snapshot.Snapshot(held, before.state))
-    return RangeReport(tuple(rates), tuple(smoothed), steepest(rates, smoothed))
-
-
-def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Learning rate at which the loss falls fastest per factor of learning rate; the first rate of a short curve."""
-    if len(losses) < 3:
-        return rates[0] if rates else 0.0
-    slopes = np.gradient(np.asarray(losses), np.log(np.asarray(rates)))
-    return float(rates[int(np.argmin(slopes))])
 
 
 class _Room:
@@ -286,14 +222,7 @@ def _try(job: Job, state: State, rows: int, room: _Room, timed: bool) -> Trial:
 
 def _accumulate_alone(job: Job, state: State, window: Window) -> Exception | None:
     """The step's own forward and backward, without sending: sizes are tried by each worker at its own pace."""
-    return _accumulate(job, state, window, job.train.weight_of(window.rows), False, send=False)
-
-
-def _window(job: Job, state: State, number: int) -> Window:
-    batch = job.request.batch.batch_size_global
-    per_epoch = max(1, job.train.num_rows // batch)
-    order = epoch_order(job.request.seed, number // per_epoch, job.train.num_rows)
-    return window_of(order, number // per_epoch, number % per_epoch, batch, job.world, state.norms.rows)
+    return accumulate(job, state, window, job.train.weight_of(window.rows), False, send=False)
 
 
 def _smallest_share(job: Job) -> int:

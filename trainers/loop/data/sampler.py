@@ -18,13 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class World:
-    """This worker's place among all workers."""
-
-    rank: int = 0
-    size: int = 1
+from trainers.loop.distributed.world import World
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import time
 
 from cluster.telemetry.events import TrainStep
-from trainers.loop.sampler import num_windows
-from trainers.loop.state import Job, State
-from trainers.loop.step import UpdateReport
-from trainers.loop.utilization import Meter
+from trainers.loop.data.sampler import num_windows
+from trainers.loop.diagnostics.utilization import Meter
+from trainers.loop.state import Job, State, UpdateReport
 
 
 class Logbook:

@@ -1,4 +1,4 @@
-"""When checkpoints are written and read: the loop's side of checkpoint.py.
+"""When checkpoints are written and read: the loop's side of folder.py.
 
 Invariant: all workers decide alike (due, which one to read, whether writing failed), so that none waits for another.
 """
@@ -9,9 +9,9 @@ from typing import Literal
 
 from cluster.errors import DivergedError, MantaError, PeerFailedError
 from cluster.telemetry.events import CheckpointWritten, EpochFinished, Message
-from trainers.loop import snapshot
-from trainers.loop.checkpoint import CheckpointFolder
-from trainers.loop.exchange import texts_over_workers
+from trainers.loop.checkpointing import snapshot
+from trainers.loop.checkpointing.folder import CheckpointFolder
+from trainers.loop.distributed.collectives import texts_over_workers
 from trainers.loop.state import Job, State
 
 

@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from cluster.spec.train import AugmentSpec
-from trainers.loop.loader import SplitReader
-from trainers.loop.losses import MicroBatch
-from trainers.loop.sampler import Window
+from trainers.loop.data.loader import SplitReader
+from trainers.loop.data.sampler import Window
+from trainers.loop.parts.losses import MicroBatch
 
 STREAM = 0x41  # keeps these numbers apart from those of the sampler, which has the same seed
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 
 from cluster.errors import PeerFailedError
-from trainers.loop.exchange import texts_over_workers
-from trainers.loop.sampler import World
+from trainers.loop.distributed.collectives import texts_over_workers
+from trainers.loop.distributed.world import World
 
 OUT_OF_MEMORY_TEXTS = (  # of torch, its CPU allocator, cuBLAS and NCCL
     "out of memory",

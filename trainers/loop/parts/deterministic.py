@@ -4,7 +4,7 @@
     cuDNN      deterministic algorithms, and none chosen by timing
     cuBLAS     CUBLAS_WORKSPACE_CONFIG: read when CUDA starts, so each worker sets it before (`prepare_process`)
     compiler   no kernel chosen by timing
-    sizing     the micro-batch is the largest that fits, not the fastest (sizing.py)
+    sizing     the micro-batch is the largest that fits, not the fastest (tuner/)
 
 Invariant: all of it is put back when the training ends: what runs next in the same process is not slowed down.
 

@@ -83,7 +83,7 @@ KINDS: dict[type, type[_Grouped]] = {
 
 
 class BatchNorms:
-    """All batch norm layers of a model in training. Sums of a window travel with its gradients (exchange.py)."""
+    """All batch norm layers of a model in training. The sums of a window travel with its gradients."""
 
     def __init__(self, model: nn.Module, rows: int | None) -> None:
         """Converts the layers in place: names, weights and answers in evaluation stay what they are.

@@ -1,0 +1,1 @@
+"""Which rows make an update, and how they are read and augmented."""

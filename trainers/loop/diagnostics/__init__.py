@@ -1,0 +1,1 @@
+"""What is recorded of a training: progress, layers, use of the device, traces, workers that hang."""

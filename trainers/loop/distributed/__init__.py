@@ -1,0 +1,1 @@
+"""How workers meet: their places, the exchange of gradients, small collectives, failures that all raise together."""

@@ -1,0 +1,1 @@
+"""Micro-batch and learning rate found by trying, and the memory of an update."""

@@ -3,8 +3,8 @@
     pytest -m gpu tests/gpu/training_tests
 
 Not run so far: no machine of this project's tests has had a GPU. The same code runs on a CPU in
-tests/unit/loop_tests/test_gpu_dry.py, and the order of reads is proved by counting in
-tests/unit/loop_tests/test_steady.py.
+tests/unit/benchmark_tests/test_gpu_dry.py, and the order of reads is proved by counting in
+tests/unit/loop_tests/test_steady_updates.py.
 """
 
 from __future__ import annotations

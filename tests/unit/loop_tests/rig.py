@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import random
@@ -23,6 +24,8 @@ from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import Split, write_prepared
 from trainers.loop import FitRequest, fit
+from trainers.loop.checkpointing import snapshot
+from trainers.loop.checkpointing.folder import Snapshot
 from trainers.loop.parts.losses import IGNORE_INDEX
 from trainers.loop.result import write_outcome
 from trainers.loop.setup import set_up
@@ -103,6 +106,17 @@ def request_for(
 
 def start(request: FitRequest) -> tuple[Job, State]:
     return set_up(request, ListSink(), torch.device("cpu"))
+
+
+def copy_of_state(job: Job, state: State) -> Snapshot:
+    """Everything that changes, for `is_same_state`."""
+    return copy.deepcopy(snapshot.take(job, state))
+
+
+def is_same_state(one: Snapshot, other: Snapshot) -> bool:
+    a, b = one.tensors, other.tensors
+    same = all(torch.equal(a[file][name], b[file][name]) for file in a for name in a[file])
+    return a.keys() == b.keys() and same and one.state == other.state
 
 
 def build_net(dropout: float = 0.0, norm: bool = False, double: bool = True) -> nn.Module:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torch.nn import functional as F
 
 from cluster.spec.train import EPOCH_METRICS
 from cluster.telemetry.events import ListSink, TrainStep
@@ -118,3 +119,24 @@ def test_logged_losses_depend_neither_on_workers_nor_on_micro_batches(tmp_path: 
     pair = run_ranks(2, _losses, tmp_path / "ranks", str(prepared), 2, 4)
     assert pair[0] == pytest.approx(alone, rel=1e-9)
     assert pair[1] == alone[-2:] or pair[1] == pytest.approx(alone[-2:], rel=1e-9), "rank 1 logs nothing, and agrees"
+
+
+def test_what_is_evaluated_is_the_average_in_eval_mode_by_the_plain_loss(tmp_path: Path) -> None:
+    request = request_for(
+        write_data(tmp_path, 60),
+        batch=8,
+        micro=4,
+        arguments={"dropout": 0.5, "norm": True},
+        ema={"decay": 0.9},
+        loss={"label_smoothing": 0.3},
+    )
+    job, state = start(request)
+    assert state.ema is not None
+    for average in state.ema.averages:
+        average.mul_(1.7)
+    found = evaluate_split(job, state, job.validation, "validation")["validation.loss"]
+    assert state.model.training, "and training goes on as before"
+    split = job.data.splits["validation"]
+    with state.ema.applied(), torch.no_grad():
+        outputs = state.model.eval()(torch.from_numpy(np.array(split.inputs["x"])))
+    assert found == pytest.approx(float(F.cross_entropy(outputs, torch.from_numpy(np.array(split.targets)))), rel=1e-6)

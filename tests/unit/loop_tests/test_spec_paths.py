@@ -20,7 +20,7 @@ from trainers.loop.distributed.world import World
 from trainers.loop.step import update
 
 CPU = torch.device("cpu")
-THIS = "tests.unit.loop_tests.test_paths"
+THIS = "tests.unit.loop_tests.test_spec_paths"
 WIDE = 4096  # elements of the widest parameter below
 
 

@@ -20,7 +20,7 @@ from trainers.loop.distributed.world import World
 from trainers.loop.parts.batch_norm import BatchNorms
 from trainers.loop.step import update
 
-THIS = "tests.unit.loop_tests.test_batch_norm"
+THIS = "tests.unit.loop_tests.parts.test_batch_norm"
 CPU = torch.device("cpu")
 ROWS, BATCH, GROUP = 44, 16, 4  # windows of 16, 16 and 12 rows
 SGD = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}

@@ -19,7 +19,7 @@ from trainers.loop.diagnostics.utilization import listed_peak, measured_peak, pe
 from trainers.loop.step import update
 
 RIG = "tests.unit.loop_tests.rig"
-HERE = "tests.unit.loop_tests.test_inspector"
+HERE = "tests.unit.loop_tests.diagnostics.test_inspector"
 WINDOW = Window(0, 0, np.arange(16), 0, 16)
 
 

@@ -1,8 +1,7 @@
-"""The batch-size probe and the learning-rate range test: what they find, and that they leave nothing behind."""
+"""The batch-size probe: what it finds, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ import pytest
 import torch
 
 from cluster.errors import MemoryShortError
-from cluster.telemetry.events import ListSink, Message, TrainStep
-from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
+from cluster.telemetry.events import ListSink, Message
+from tests.unit.loop_tests.rig import HERE, copy_of_state, is_same_state, request_for, run_ranks, start, write_data
 from trainers.loop import fit
-from trainers.loop.checkpointing import snapshot
 from trainers.loop.request import SizingRequest
 from trainers.loop.tuner.batch_size_finder import HEAD_ROOM, Trial, probe_micro_batch, search_size, size_micro_batch
-from trainers.loop.tuner.learning_rate_finder import range_test, steepest
 from trainers.loop.tuner.memory_estimate import estimate_memory
 
 
@@ -47,24 +44,14 @@ def test_probe_of_a_model_that_does_not_fit_at_all_says_so() -> None:
         sizes(limit=8, memory=0)
 
 
-def _fingerprint(job: Any, state: Any) -> Any:
-    taken = copy.deepcopy(snapshot.take(job, state))
-    return taken.tensors, taken.state
-
-
-def _equal(one: Any, other: Any) -> bool:
-    tensors = all(torch.equal(one[0][f][n], other[0][f][n]) for f in one[0] for n in one[0][f])
-    return one[0].keys() == other[0].keys() and tensors and one[1] == other[1]
-
-
 def test_probe_finds_the_out_of_memory_limit_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     prepared = write_data(tmp_path / "data", 64, dtype="FP32")
     request = request_for(prepared, batch=64, micro=8, factory=f"{HERE}:build_short", arguments={"limit": 20})
     job, state = start(request)
-    before = _fingerprint(job, state)
+    before = copy_of_state(job, state)
     report = probe_micro_batch(job, state, cache=tmp_path / "cache")
     assert max(trial.rows for trial in report.trials if trial.fits) == 20
-    assert _equal(before, _fingerprint(job, state))
+    assert is_same_state(before, copy_of_state(job, state))
     assert state.micro_size == 8
     state.model.limit = 1  # type: ignore[assignment]
     assert probe_micro_batch(job, state, cache=tmp_path / "cache") == report, "the second time it is read"
@@ -98,20 +85,6 @@ def test_the_smallest_rank_decides(tmp_path: Path) -> None:
     first, second = run_ranks(2, _probe_on_rank, tmp_path / "ranks", prepared)
     assert first == second
     assert max(rows for rows, fits in first if fits) == 9
-
-
-def test_range_test_suggests_a_rate_that_trains_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
-    prepared = write_data(tmp_path / "data", 96, dtype="FP32")
-    job, state = start(request_for(prepared, batch=16, micro=16, arguments={"double": False}))
-    before = _fingerprint(job, state)
-    report = range_test(job, state, low=1e-5, high=10.0, windows=60)
-    assert _equal(before, _fingerprint(job, state))
-    assert 1e-3 < report.suggestion < 1.0
-    assert list(report.learning_rates) == sorted(report.learning_rates)
-
-
-def test_steepest_point_of_a_curve() -> None:
-    assert steepest([1.0, 10.0, 100.0, 1000.0, 10000.0], [1.0, 1.0, 0.5, 0.1, 0.1]) == 100.0
 
 
 def _tiny_request(prepared: Path, tmp_path: Path, workers: int = 1, **more: Any) -> Any:
@@ -180,24 +153,3 @@ def test_a_knee_is_not_looked_for_on_a_cpu_so_that_the_same_spec_gives_the_same_
     report = size_micro_batch(job, state)
     assert {trial.rows_per_s for trial in report.trials} == {0.0}
     assert report.rows == 64
-
-
-def test_find_learning_rate_replaces_the_specs_and_is_kept_when_the_run_goes_on(tmp_path: Path) -> None:
-    """With a scaling rule: what is found is the rate before scaling, so that a spec that says it does the same."""
-    prepared = write_data(tmp_path / "data", 96, dtype="FP32")
-    optimizer = {"learning_rate": 1e-5, "scaling": "linear", "scaling_base": 4}
-    options: dict[str, Any] = {"batch": 16, "micro": 16, "arguments": {"double": False}, "epochs": 2}
-    request = request_for(prepared, **options, optimizer=optimizer, checkpoints=tmp_path / "ck")
-    sink = ListSink()
-    found = fit(replace(request, find_learning_rate=True), sink=sink, device=torch.device("cpu"))
-    rate = found.learning_rate_found
-    assert rate is not None
-    assert 1e-4 < rate < 1.0
-    peak = max(event.learning_rate for event in sink.events if isinstance(event, TrainStep))
-    assert peak == pytest.approx(4 * rate, rel=0.5), "on a schedule whose peak that is"
-    said = request_for(prepared, **options, optimizer={**optimizer, "learning_rate": rate})
-    plain = fit(said, sink=ListSink(), device=torch.device("cpu"))
-    for name, tensor in plain.weights.items():
-        torch.testing.assert_close(found.weights[name], tensor, rtol=1e-5, atol=1e-6)
-    longer = replace(request, train=request.train.model_copy(update={"epochs": 3}), find_learning_rate=True)
-    assert fit(longer, sink=ListSink(), device=torch.device("cpu")).learning_rate_found == rate

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.unit.loop_tests.rig import request_for, run_ranks, start, write_data
-from trainers.loop.data.sampler import Window
+from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write_data
+from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.parts.losses import IGNORE_INDEX
 from trainers.loop.state import Job, State
-from trainers.loop.step import _gradient_of_window
+from trainers.loop.step import _gradient_of_window, advance, learning_rate_now, settle, update
 
 ROWS = 37
 
@@ -131,3 +131,53 @@ def test_ddp_no_sync_uneven_ranks_match_full_batch(
         assert loss == results[0][4]
     assert (results[0][3] > 1) == (bucket_mib < 1)
     assert np.array_equal(results[0][0], results[1][0]), "ranks end bit-identical"
+
+
+def test_the_plateaus_factor_multiplies_the_schedule(tmp_path: Path) -> None:
+    job, state = start(request_for(write_data(tmp_path, 16), batch=8, micro=4, schedule={"plateau": {}}))
+    before = learning_rate_now(job, state)
+    assert state.plateau is not None
+    state.plateau.factor = 0.25
+    assert learning_rate_now(job, state) == pytest.approx(0.25 * before)
+
+
+def test_each_window_starts_from_a_cleared_gradient(tmp_path: Path) -> None:
+    job, state = start(request_for(write_data(tmp_path, 16), batch=8, micro=4))
+    window = window_of(epoch_order(7, 0, 16), 0, 0, 8, job.world)
+    gradients = []
+    for _ in range(2):
+        _gradient_of_window(job, state, window, 8.0, False)
+        gradients.append(state.exchange.gradient.clone())
+    assert torch.equal(*gradients)
+
+
+def test_a_window_without_a_valid_item_is_no_update(tmp_path: Path) -> None:
+    job, state = start(request_for(write_data(tmp_path, 16, ignore_every=1), batch=8, micro=4))
+    before = [parameter.detach().clone() for parameter in state.exchange.parameters]
+    report = update(job, state, window_of(epoch_order(7, 0, 16), 0, 0, 8, job.world))
+    assert not report.made
+    assert (state.cursor.update, state.cursor.window, state.cursor.skipped, state.cursor.nonfinite) == (0, 1, 1, [])
+    assert all(torch.equal(old, new) for old, new in zip(before, state.exchange.parameters, strict=True))
+
+
+def test_past_the_budget_an_update_that_is_queued_already_is_not_made(tmp_path: Path) -> None:
+    """On a device that is not waited for, the next backward is queued before the budget is known to be spent."""
+    request = request_for(
+        write_data(tmp_path, 16, dtype="FP32"),
+        batch=4,
+        micro=4,
+        arguments={"double": False},
+        faults={"nonfinite_updates": 0},
+        objective=f"{HERE}:poisoned_losses",
+        objective_arguments={"at": (0,)},
+    )
+    job, state = start(request)
+    state.lagging = True
+    order = epoch_order(7, 0, 16)
+    before = [parameter.detach().clone() for parameter in state.exchange.parameters]
+    assert advance(job, state, window_of(order, 0, 0, 4, job.world)) == []
+    reports = advance(job, state, window_of(order, 0, 1, 4, job.world))
+    assert [report.made for report in reports] == [False]
+    assert settle(job, state) == []
+    assert state.cursor.window == 1
+    assert all(torch.equal(old, new) for old, new in zip(before, state.exchange.parameters, strict=True))

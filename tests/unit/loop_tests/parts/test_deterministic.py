@@ -20,7 +20,7 @@ from trainers.loop.parts.deterministic import WORKSPACE_VARIABLE, _check_workspa
 from trainers.loop.tuner.batch_size_finder import SizeReport
 
 CPU = torch.device("cpu")
-HERE = "tests.unit.loop_tests.test_deterministic"
+HERE = "tests.unit.loop_tests.parts.test_deterministic"
 ON, OFF = TrainSpec(deterministic=True), TrainSpec()
 
 

@@ -23,7 +23,7 @@ from trainers.data.shards import Split, write_prepared
 from trainers.diagnose.__main__ import findings_of_run, main
 from trainers.loop import fit
 
-HERE = "tests.unit.loop_tests.test_diagnose_trained"
+HERE = "tests.unit.diagnose_tests.test_diagnose_trained"
 FEATURES, WIDE = 10, 60_000  # 32 rows of the wide ones are 7.7 MB, of which the network uses 1 KB
 TEXT = "version: 1\ndata: {{source: {{kind: sklearn, dataset: digits}}}}\nmodel: {{family: mlp}}\ntrain: {train}\n"
 HOST = HostFacts(cpu_cores=2, memory_bytes=1 << 30)

@@ -24,7 +24,7 @@ from benchmarks.gpu.steps.readings import compare
 from cluster.probe.gpus import GpuSourceReading
 from cluster.probe.probe import GpuReading
 
-HERE = "tests.unit.loop_tests.gpu_steps"
+HERE = "tests.unit.benchmark_tests.gpu_steps"
 MINIMAL = ("torch", "onnx", "onnxruntime", "nvidia-ml-py", "scikit-learn", "pandas", "pydantic")
 """What the script may need, and what these need themselves."""
 BLOCKER = """

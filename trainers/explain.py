@@ -23,7 +23,7 @@ from cluster.bundle.signature import TensorSpec
 from cluster.command import run_main
 from cluster.pipeline.stage import StageContext
 from cluster.probe import host_facts
-from cluster.spec.growth import updates_of_epochs
+from cluster.spec.batch_plan import updates_of_epochs
 from cluster.spec.resolve import ResolvedRun
 from cluster.spec.rules import load_checked
 from cluster.spec.run import run_name
@@ -101,8 +101,7 @@ def _with_micro_batch(resolved: ResolvedRun, model: nn.Module | None, inputs: tu
         return resolved.with_values({path: resolved.batch.batch_size_per_worker}, why=why)
     stated = resolved.spec.train.memory_per_worker_gib
     budget = int(stated * (1 << 30)) if stated else psutil.virtual_memory().available // workers
-    share = max(1, resolved.batch.batch_size_global // workers)
-    report = size_by_estimate(model, inputs, resolved.spec.train, share, budget)
+    report = size_by_estimate(model, inputs, resolved.spec.train, resolved.batch.smallest_share, budget)
     return resolved.with_values({path: report.rows}, why=report.reason)
 
 

@@ -36,8 +36,8 @@ def write_data(folder: Path) -> None:
 def _fit(folder: Path, model: dict, batch: int, micro: int, workers: int, **train: object) -> tuple[float, float]:
     from pydantic import TypeAdapter
 
+    from cluster.spec.batch_plan import BatchPlan
     from cluster.spec.model import ModelSpec
-    from cluster.spec.resolve import BatchPlan
     from cluster.spec.train import TrainSpec
     from cluster.telemetry.events import ListSink
     from trainers.loop import FitRequest, fit
@@ -49,7 +49,6 @@ def _fit(folder: Path, model: dict, batch: int, micro: int, workers: int, **trai
             batch_size_global=batch,
             batch_size_per_worker=micro,
             workers=workers,
-            accumulation_steps=batch // (micro * workers),
             updates_per_epoch=1,
             updates_total=1,
         ),

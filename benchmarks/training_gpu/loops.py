@@ -73,8 +73,8 @@ def write_rows(folder: Path, case: Case, rows: int) -> Path:
 
 def request_of(case: Case, prepared: Path):  # type: ignore[no-untyped-def]  # imported inside: a peer needs no pydantic
     """Our training of a case."""
+    from cluster.spec.batch_plan import BatchPlan
     from cluster.spec.model import MlpSpec
-    from cluster.spec.resolve import BatchPlan
     from cluster.spec.train import TrainSpec
     from trainers.loop import FitRequest
 
@@ -92,7 +92,6 @@ def request_of(case: Case, prepared: Path):  # type: ignore[no-untyped-def]  # i
         batch_size_global=case.batch,
         batch_size_per_worker=case.batch,
         workers=1,
-        accumulation_steps=1,
         updates_per_epoch=1,
         updates_total=1,
     )

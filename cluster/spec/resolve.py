@@ -3,22 +3,21 @@
 Invariant: a pure function. The same spec and the same facts give the same run on every machine, and what is
 written to `resolved.yaml` is what runs.
 
-Covered: model family, task, workers, precision, global batch, micro-batch, accumulation, number of updates.
-Not covered: where facts come from (cluster/probe for hosts, the check stage for data).
+Covered: model family, task, workers, precision, global batch, micro-batch. Not covered: how they make updates
+(batch_plan.py); where facts come from (cluster/probe for hosts, the check stage for data).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from cluster.errors import SpecError
 from cluster.spec.base import StrictSpec
-from cluster.spec.growth import updates_of_epochs
+from cluster.spec.batch_plan import BatchPlan, share_of
 from cluster.spec.load import override_spec
 from cluster.spec.run import RunSpec
-from cluster.spec.train import TrainSpec, most_workers
+from cluster.spec.train import most_workers
 from cluster.telemetry.view import counted
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
@@ -75,27 +74,6 @@ class Reason(StrictSpec):
     reason: str
 
 
-class BatchPlan(StrictSpec):
-    """workers × micro-batch × accumulation = global batch, exactly."""
-
-    batch_size_global: int
-    batch_size_per_worker: int
-    """Largest micro-batch of one worker; the last of a window may be smaller."""
-    workers: int
-    accumulation_steps: int
-    updates_per_epoch: int
-    updates_total: int
-
-    def equation(self) -> str:
-        """The line that `manta explain` prints."""
-        product = self.workers * self.batch_size_per_worker * self.accumulation_steps
-        relation = "=" if product == self.batch_size_global else "≥"
-        return (
-            f"{counted(self.workers, 'worker')} × {self.batch_size_per_worker} micro-batch × {self.accumulation_steps} "
-            f"accumulation {relation} {self.batch_size_global} global batch"
-        )
-
-
 class ResolvedRun(StrictSpec):
     """A run without any `auto`. `spec` is complete; `reasons` say where values came from."""
 
@@ -116,10 +94,14 @@ class ResolvedRun(StrictSpec):
         return self.model_copy(
             update={
                 "spec": spec,
-                "batch": batch_plan(spec, self.data.num_rows_train),
+                "batch": BatchPlan.of(spec.train, self.data.num_rows_train),
                 "reasons": (*(r for r in self.reasons if r.path not in values), *found),
             }
         )
+
+    def with_data(self, data: DataFacts) -> ResolvedRun:
+        """The same run on data of which more is known, batch plan derived anew."""
+        return self.model_copy(update={"data": data, "batch": BatchPlan.of(self.spec.train, data.num_rows_train)})
 
     def with_found(self, found: Mapping[str, tuple[Any, str]]) -> ResolvedRun:
         """The same run with what training found out when it started: path -> (value, reason)."""
@@ -164,7 +146,7 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
         spec=complete,
         host=host,
         data=data,
-        batch=batch_plan(complete, data.num_rows_train),
+        batch=BatchPlan.of(complete.train, data.num_rows_train),
         reasons=tuple(decisions.reasons),
     )
 
@@ -210,40 +192,6 @@ def _decide_train(spec: RunSpec, host: HostFacts, data: DataFacts, decisions: _D
         decisions.values["train.batch_norm_rows"] = None  # nothing to tell where there is no batch norm
 
 
-def batch_plan(spec: RunSpec, num_rows_train: int) -> BatchPlan:
-    """Derive accumulation and the number of updates. Needs a spec without `auto`. Raises SpecError."""
-    train = spec.train
-    assert train.workers != "auto"
-    workers = most_workers(train.workers)
-    batch, micro = (int(size) for size in (train.batch_size_global, train.batch_size_per_worker) if size != "auto")
-    check_division(train)
-    share = math.ceil(batch / workers)
-    micro = min(micro, share)
-    updates = max(1, math.ceil(num_rows_train / batch))
-    return BatchPlan(
-        batch_size_global=batch,
-        batch_size_per_worker=micro,
-        workers=workers,
-        accumulation_steps=math.ceil(share / micro),
-        updates_per_epoch=updates,
-        updates_total=sum(updates_of_epochs(train, batch, num_rows_train)),
-    )
-
-
-def check_division(train: TrainSpec) -> None:
-    """Raise SpecError for a global batch of fewer samples than workers, where both are known."""
-    if train.workers == "auto" or train.batch_size_global == "auto":
-        return
-    workers = most_workers(train.workers)
-    if train.batch_size_global < workers:
-        raise SpecError(
-            "Cannot divide the global batch",
-            found=f"train.batch_size_global is {train.batch_size_global} and train.workers is {workers}",
-            rule="each worker needs at least one sample of each update",
-            remedy="Raise train.batch_size_global or lower train.workers.",
-        )
-
-
 def _number_encoding(data: DataFacts) -> tuple[str, str]:
     if data.num_rows_train >= PIECEWISE_ROWS_MIN:
         return "piecewise_linear", f"{data.num_rows_train} training rows are enough to fill its bins"
@@ -285,7 +233,7 @@ def _precision(host: HostFacts) -> tuple[str, str]:
 
 
 def _micro_batch(batch: int, workers: int) -> tuple[int, str]:
-    share = max(1, math.ceil(batch / workers))
+    share = share_of(batch, workers)
     return (
         min(share, BATCH_SIZE_PER_WORKER_CPU),
         f"a worker's share of {batch} samples is {share}, and a micro-batch is at most {BATCH_SIZE_PER_WORKER_CPU}",

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import SpecError
+from cluster.spec.batch_plan import check_division
 from cluster.spec.data import SPLITS, CleanSpec, DataSpec, EncodeSpec, SplitSpec
 from cluster.spec.load import apply_overrides, parse_yaml, problem, read_text, spec_error, validate_spec
-from cluster.spec.resolve import check_division
 from cluster.spec.run import RunSpec
 from cluster.spec.search_rules import mode_of, search_problems
 from cluster.spec.train import EPOCH_METRICS, most_workers

@@ -12,8 +12,8 @@ import difflib
 from typing import Any
 
 from cluster.errors import SpecError
+from cluster.spec.batch_plan import check_division
 from cluster.spec.load import override_spec, problem
-from cluster.spec.resolve import check_division
 from cluster.spec.run import RunSpec
 from cluster.spec.search import Choice, Domain, IntUniform, SearchSpec
 from cluster.spec.suggest import all_paths, nearest_key

@@ -21,8 +21,9 @@ from torch import nn
 
 from cluster.atomic import digest_json, new_folder, sha256_file, write_json
 from cluster.bundle.files import WEIGHTS
+from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.model import ModelSpec
-from cluster.spec.resolve import ResolvedRun, batch_plan
+from cluster.spec.resolve import ResolvedRun
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import EventSink
 from trainers.compress.candidate import Candidate, TrainingTask
@@ -121,9 +122,7 @@ class Retraining:
             from trainers.launch.fit import launch_fit
 
             return launch_fit(request, events=self.events, folder=folder)
-        alone = request.batch.model_copy(
-            update={"workers": 1, "batch_size_per_worker": request.batch.batch_size_global, "accumulation_steps": 1}
-        )
+        alone = request.batch.for_workers(1).for_micro_batch(request.batch.batch_size_global)
         return fit(replace(request, batch=alone), sink=self.sink)
 
     def _request(self, task: TrainingTask, folder: Path) -> FitRequest:
@@ -136,7 +135,7 @@ class Retraining:
             arguments |= more
         return FitRequest(
             train=train,
-            batch=batch_plan(run.model_copy(update={"train": train}), len(self.prepared.splits["train"])),
+            batch=BatchPlan.of(train, len(self.prepared.splits["train"])),
             model=run.model,
             seed=run.seed,
             prepared=prepared.resolve(),

@@ -24,7 +24,7 @@ from cluster.bundle.transforms import ArrayTransforms, Transforms
 from cluster.errors import DataError
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.data import SPLITS, DataSpec, PythonSource
-from cluster.spec.resolve import DataFacts, Reason, batch_plan, resolve
+from cluster.spec.resolve import DataFacts, Reason, resolve
 from cluster.telemetry.events import Message
 from trainers.data import targets as target_rules
 from trainers.data.fit.arrays import check_rules, fit_arrays
@@ -117,8 +117,7 @@ def check_data(context: StageContext) -> StageResult:
     )
     resolved = resolve(spec, name=context.run.name, host=context.host, data=facts)
     facts = facts.model_copy(update={"num_rows_train": count_training_rows(resolved.spec.data, plan)})
-    batch = batch_plan(resolved.spec, facts.num_rows_train)
-    resolved = resolved.model_copy(update={"data": facts, "batch": batch})
+    resolved = resolved.with_data(facts)
     result = StageResult(
         facts={
             "data": facts.model_dump(mode="json"),

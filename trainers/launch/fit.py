@@ -50,8 +50,7 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path, ready: ReadyW
     while True:
         workers = _workers_now(request, before, lost, events)
         may_grow = may_grow and not (growing and workers <= before)  # once in vain is enough
-        batch = request.batch.model_copy(update={"workers": workers})
-        now = replace(request, batch=batch)
+        now = replace(request, batch=request.batch.for_workers(workers))
         attempt: _RayAttempt | _LocalAttempt = (
             _LocalAttempt(now, events, folder, ready)
             if ready.local

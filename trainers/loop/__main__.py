@@ -23,8 +23,8 @@ import torch.distributed as dist
 
 from cluster.command import run_main
 from cluster.errors import RequestError
+from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.load import apply_overrides, validate_spec
-from cluster.spec.resolve import batch_plan
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import open_prepared
@@ -80,7 +80,7 @@ def request_of_run(run: RunFolder, overrides: list[str], out: Path) -> FitReques
     out.mkdir(parents=True, exist_ok=True)
     return FitRequest(
         train=spec.train,
-        batch=batch_plan(spec, rows),
+        batch=BatchPlan.of(spec.train, rows),
         model=spec.model,
         seed=spec.seed,
         prepared=prepared,

@@ -22,7 +22,7 @@ import torch
 from cluster.errors import DivergedError, InterruptedRunError, WorkerLostError
 from cluster.telemetry.events import EpochFinished, EventSink
 from trainers.loop.checkpointing.checkpointer import Keeper
-from trainers.loop.data.sampler import Window, epoch_order, num_windows, window_of
+from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.diagnostics.inspector import Inspector
 from trainers.loop.diagnostics.logbook import Logbook
 from trainers.loop.diagnostics.profiler import profiled
@@ -74,7 +74,7 @@ def _fit(
     if state.cursor == Cursor():
         take_sizes(job, state)
     watchdog = Watchdog(job.world)
-    started, cpu, first_update = time.monotonic(), time.process_time(), state.cursor.update
+    started, cpu, rows_before = time.monotonic(), time.process_time(), state.rows_seen
     try:
         with collector_paused(), profiled(job) as next_update:
 
@@ -90,7 +90,8 @@ def _fit(
         job.train.close()
         job.validation.close()
     spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
-    return _result(job, state, spent, state.cursor.update - first_update)
+    spent["samples_per_s"] = (state.rows_seen - rows_before) / max(spent["seconds"], 1e-9)
+    return _result(job, state, spent)
 
 
 def run_epochs(
@@ -156,7 +157,7 @@ def windows_left(job: Job, state: State) -> Iterator[Window]:
     """The windows of the current epoch from the cursor on, the next one already being read."""
     cursor, batch = state.cursor, job.batch_size(state.cursor.epoch)
     order = epoch_order(job.request.seed, cursor.epoch, job.train.num_rows)
-    count = num_windows(job.train.num_rows, batch)
+    count = job.num_windows(cursor.epoch)
     while cursor.window < count:
         if (cursor.epoch, cursor.window) in state.left_out:
             cursor.window += 1
@@ -240,7 +241,7 @@ def current_weights(state: State) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
 
 
-def _result(job: Job, state: State, spent: dict[str, float], updates: int) -> FitResult:
+def _result(job: Job, state: State, spent: dict[str, float]) -> FitResult:
     best = state.best
     if not best.weights:  # no epoch had a finite metric
         raise DivergedError(
@@ -249,7 +250,6 @@ def _result(job: Job, state: State, spent: dict[str, float], updates: int) -> Fi
             rule="the result is the best epoch's weights",
             remedy="Lower train.optimizer.learning_rate.",
         )
-    samples = updates * job.request.batch.batch_size_global
     return FitResult(
         weights=best.weights,
         history=state.history,
@@ -262,7 +262,7 @@ def _result(job: Job, state: State, spent: dict[str, float], updates: int) -> Fi
         micro_batch=state.micro_size,
         micro_batch_reason=state.micro_reason,
         learning_rate_found=state.learning_rate_found,
-        details={**spent, "samples_per_s": samples / max(spent["seconds"], 1e-9)},
+        details=spent,
     )
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.model import ModelSpec
-from cluster.spec.resolve import BatchPlan
 from cluster.spec.train import TrainSpec
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
-from cluster.spec.growth import batch_size_of_epoch, updates_of_epochs
+from cluster.spec.batch_plan import batch_size_of_epoch, updates_of_epoch, updates_of_epochs
 from cluster.telemetry.events import EpochFinished, EventSink
 from trainers.data.shards import PreparedData
 from trainers.loop.data.augment import Augmenter
@@ -112,6 +112,8 @@ class State:
     """(epoch, window) pairs that a rollback has condemned."""
     rollbacks: int = 0
     stopped_early: bool = False
+    rows_seen: int = 0
+    """Rows of all windows that this process has settled, skipped ones included. In no checkpoint: it is about speed."""
     lagging: bool = False
     """The host reads an update's outcome only after the next one's backward is queued, and never waits before."""
     open: OpenUpdate | None = None
@@ -173,6 +175,10 @@ class Job:
     def batch_size(self, epoch: int) -> int:
         """Global batch of an epoch."""
         return batch_size_of_epoch(self.request.train, self.request.batch.batch_size_global, epoch)
+
+    def num_windows(self, epoch: int) -> int:
+        """Updates of an epoch, those that are skipped included."""
+        return updates_of_epoch(self.train.num_rows, self.batch_size(epoch))
 
     @cached_property
     def updates_total(self) -> int:

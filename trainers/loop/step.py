@@ -76,6 +76,7 @@ def settle(job: Job, state: State) -> list[UpdateReport]:
         this.arrived.synchronize()
     loss_sum, stop, norm, skipped, scale = this.numbers.tolist()
     made, cursor = this.weight > 0 and not skipped, state.cursor
+    state.rows_seen += len(this.window.rows)
     if made:
         if state.ema:
             state.ema.update(cursor.update)

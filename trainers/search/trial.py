@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DivergedError, MantaError, MemoryShortError
-from cluster.spec.resolve import BatchPlan, ResolvedRun
+from cluster.spec.resolve import ResolvedRun
 from cluster.spec.train import CONFUSION_METRICS
 from cluster.telemetry.events import EpochFinished, Record
 
@@ -115,12 +115,6 @@ def outcome_of(error: Exception) -> tuple[str, str]:
     return "failed", f"{type(error).__name__}: {first_line(error)}"
 
 
-def trial_batch(plan: BatchPlan) -> BatchPlan:
-    """The same updates from one worker: micro-batches keep their size, accumulation makes up for the others."""
-    steps = math.ceil(plan.batch_size_global / plan.batch_size_per_worker)
-    return plan.model_copy(update={"workers": 1, "accumulation_steps": steps})
-
-
 def fit_trial(
     values: dict[str, Any], seed: int | None, setup: TrialSetup, on_epoch: Callable[[EpochFinished], bool]
 ) -> None:
@@ -136,7 +130,7 @@ def fit_trial(
     resolved = setup.resolved.with_values({**fidelity, **values})
     request = FitRequest(
         train=resolved.spec.train,
-        batch=trial_batch(resolved.batch),
+        batch=resolved.batch.for_workers(1),
         model=resolved.spec.model,
         seed=resolved.spec.seed if seed is None else seed,
         prepared=setup.prepared,

@@ -34,14 +34,14 @@ def request_of(make_context: Any, prepared_digits: PreparedData, tmp_path: Path)
     model = MlpSpec(family="mlp", hidden=(32,))
     arguments = student_arguments(model, prepared_digits.inputs, prepared_digits.num_outputs)
     request = retraining._request(TrainingTask(arguments, 2, 3e-3, distill=True), tmp_path / "fit")
-    plan = request.batch.model_copy(update={"workers": 1, "batch_size_per_worker": 64, "accumulation_steps": 1})
+    plan = request.batch.for_workers(1).for_micro_batch(64)
     return replace(request, batch=plan, checkpoints=None)
 
 
 def test_accumulation_does_not_change_what_a_student_learns(request_of: FitRequest) -> None:
     request_of = replace(request_of, train=request_of.train.model_copy(update={"epochs": 1}))
     whole = fit(request_of, sink=ListSink())
-    plan = request_of.batch.model_copy(update={"batch_size_per_worker": 16, "accumulation_steps": 4})
+    plan = request_of.batch.for_micro_batch(16)
     parts = fit(replace(request_of, batch=plan), sink=ListSink())
     assert parts.updates == whole.updates
     assert any(name.startswith("student.projection") for name in whole.weights)

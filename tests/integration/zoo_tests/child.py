@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 
 from cluster.bundle.signature import TensorSpec
 from cluster.errors import MantaError
+from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.export import ParitySpec
 from cluster.spec.model import ModelSpec
-from cluster.spec.resolve import BatchPlan
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import ListSink, TrainStep
 from trainers.data.shards import Split, write_prepared
@@ -55,7 +55,6 @@ def go(model: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
         batch_size_global=8,
         batch_size_per_worker=4,
         workers=1,
-        accumulation_steps=2,
         updates_per_epoch=3,
         updates_total=6,
     )

@@ -15,13 +15,14 @@ import trainers.launch.fit as fit_module
 import trainers.launch.workers as workers_module
 from cluster.errors import InterruptedRunError, MemoryShortError, ModelError, SpecError, WorkerLostError
 from cluster.spec import parse_spec
-from cluster.spec.resolve import batch_plan
+from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.train import FaultSpec, WorkersSpec
 from tests.unit.loop_tests.rig import request_for
-from trainers.launch.failures import Budget, Failure, classify
+from trainers.launch.failures import AttemptFailed, Budget, Failure, classify
 from trainers.launch.places import count_places, wait_for_places
 from trainers.launch.warm import ReadyWorkers
 from trainers.launch.workers import no_retries
+from trainers.loop import FitRequest
 
 SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
 
@@ -93,10 +94,36 @@ def test_bugs_and_errors_of_ours_are_never_tried_again() -> None:
 def test_workers_are_a_number_or_a_range_and_the_plan_is_made_for_the_most() -> None:
     spec = parse_spec(SPEC + "train: {workers: {min: 2, max: 4}, batch_size_global: 64, batch_size_per_worker: 4}")
     assert spec.train.workers == WorkersSpec(min=2, max=4)
-    plan = batch_plan(spec, 1000)
+    plan = BatchPlan.of(spec.train, 1000)
     assert (plan.workers, plan.batch_size_per_worker, plan.accumulation_steps) == (4, 4, 4)
     again = parse_spec(json.dumps(spec.model_dump(mode="json")))
     assert again == spec, "what is written to resolved.yaml is read again"
+
+
+def test_an_attempt_with_fewer_workers_has_a_plan_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four workers find room, then four: the global batch stays, and accumulation makes up for the one."""
+    request = request_for(tmp_path, batch=64, micro=16, workers=4)
+    room, plans = iter([3, 4]), []
+
+    class Attempt:
+        growing = False
+
+        def __init__(self, request: FitRequest, *_: object) -> None:
+            plans.append(request.batch)
+
+        def run(self) -> None:
+            if len(plans) == 1:
+                raise AttemptFailed(lost())
+
+    monkeypatch.setattr(fit_module, "_workers_now", lambda *_: next(room))
+    monkeypatch.setattr(fit_module, "_LocalAttempt", Attempt)
+    monkeypatch.setattr(fit_module, "read_outcome", lambda folder: None)
+    fit_module.launch_fit(request, events=tmp_path / "events.jsonl", folder=tmp_path, ready=ReadyWorkers(local=True))
+    assert [(plan.workers, plan.batch_size_per_worker, plan.accumulation_steps) for plan in plans] == [
+        (3, 16, 2),
+        (4, 16, 1),
+    ]
+    assert {plan.batch_size_global for plan in plans} == {64}
 
 
 def test_min_above_max_is_refused() -> None:

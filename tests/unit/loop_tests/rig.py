@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
+from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.model import MlpSpec
-from cluster.spec.resolve import BatchPlan
 from cluster.spec.train import TrainSpec
 from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import Split, write_prepared
@@ -85,7 +85,6 @@ def request_for(
         batch_size_global=batch,
         batch_size_per_worker=micro,
         workers=workers,
-        accumulation_steps=-(-batch // (micro * workers)),
         updates_per_epoch=1,
         updates_total=1,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -42,6 +44,30 @@ def test_the_budget_counts_windows_in_a_row(tmp_path: Path) -> None:
         objective_arguments={"at": (1, 3, 5, 7)},
     )
     assert fit(request, sink=ListSink(), device=CPU).skipped_updates == 4
+
+
+def test_samples_a_second_are_rows_that_were_read(tmp_path: Path) -> None:
+    """With a batch that grows, a short last window, a window that is skipped, and after a resume."""
+    prepared = write_data(tmp_path / "data", 50, dtype="FP32")
+    request = request_for(
+        prepared,
+        batch=16,
+        micro=8,
+        arguments={"double": False},
+        epochs=3,
+        growth={"factor": 2.0},
+        objective=f"{HERE}:poisoned_losses",
+        objective_arguments={"at": (1,)},
+        checkpoints=tmp_path / "ck",
+    )
+
+    def rows(epochs: int) -> float:
+        train = request.train.model_copy(update={"epochs": epochs})
+        details = fit(replace(request, train=train), sink=ListSink(), device=CPU).details
+        return details["samples_per_s"] * details["seconds"]
+
+    assert rows(3) == pytest.approx(3 * 50)
+    assert rows(5) == pytest.approx(2 * 50), "those of this part"
 
 
 def build_of_rank() -> nn.Module:

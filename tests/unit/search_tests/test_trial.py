@@ -11,10 +11,11 @@ import torch
 
 from cluster.errors import DivergedError, MemoryShortError, ModelError
 from cluster.spec import parse_spec
-from cluster.spec.resolve import BatchPlan, DataFacts, HostFacts, resolve
+from cluster.spec.batch_plan import BatchPlan
+from cluster.spec.resolve import DataFacts, HostFacts, resolve
 from cluster.telemetry.events import EpochFinished
 from tests.unit.loop_tests.rig import write_data
-from trainers.search.trial import Reporter, TrialSetup, fit_trial, outcome_of, trial_batch
+from trainers.search.trial import Reporter, TrialSetup, fit_trial, outcome_of
 
 
 def epoch(number: int, **metrics: float) -> EpochFinished:
@@ -80,10 +81,9 @@ def test_one_worker_makes_the_same_updates_in_micro_batches_of_the_same_size() -
         batch_size_global=96,
         batch_size_per_worker=16,
         workers=3,
-        accumulation_steps=2,
         updates_per_epoch=10,
         updates_total=50,
     )
-    single = trial_batch(plan)
+    single = plan.for_workers(1)
     assert (single.workers, single.batch_size_per_worker, single.accumulation_steps) == (1, 16, 6)
     assert (single.batch_size_global, single.updates_total) == (96, 50)

@@ -69,11 +69,6 @@ def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def num_windows(num_rows: int, batch_size_global: int) -> int:
-    """Windows of an epoch."""
-    return -(-num_rows // batch_size_global)
-
-
 def window_of(
     order: np.ndarray, epoch: int, index: int, batch_size_global: int, world: World, norm_rows: int | None = None
 ) -> Window:

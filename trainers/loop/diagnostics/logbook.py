@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 
 from cluster.telemetry.events import TrainStep
-from trainers.loop.data.sampler import num_windows
 from trainers.loop.diagnostics.utilization import Meter
 from trainers.loop.state import Job, State, UpdateReport
 
@@ -20,7 +19,7 @@ class Logbook:
     def __init__(self, job: Job, state: State, meter: Meter) -> None:
         self.job, self.state, self.meter = job, state, meter
         self.every = job.request.train.log_every_updates
-        self.windows = num_windows(job.train.num_rows, job.batch_size(state.cursor.epoch))
+        self.windows = job.num_windows(state.cursor.epoch)
         self._clear()
 
     def note(self, report: UpdateReport) -> None:

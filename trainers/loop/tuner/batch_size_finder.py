@@ -227,7 +227,7 @@ def _accumulate_alone(job: Job, state: State, window: Window) -> Exception | Non
 
 def _smallest_share(job: Job) -> int:
     """Rows of the smallest worker: shares differ by at most one row."""
-    return max(1, job.request.batch.batch_size_global // job.world.size)
+    return job.request.batch.for_workers(job.world.size).smallest_share
 
 
 def _with_budget(report: SizeReport, budget_bytes: int | None) -> SizeReport:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.spec.batch_plan import updates_of_epoch
 from tests.unit.loop_tests.rig import request_for, run_ranks, start, write_data
-from trainers.loop.data.sampler import epoch_order, num_windows, part, window_of
+from trainers.loop.data.sampler import epoch_order, part, window_of
 from trainers.loop.distributed.collectives import sum_over_workers
 from trainers.loop.distributed.world import World
 from trainers.loop.evaluate import evaluate_split
@@ -32,7 +33,7 @@ def test_set_epoch_reshuffles_and_ranks_partition() -> None:
 @pytest.mark.parametrize("batch", [1, 10, 64, 103, 200])
 def test_global_batches_do_not_depend_on_the_number_of_workers(workers: int, batch: int) -> None:
     order = epoch_order(SEED, 2, ROWS)
-    for index in range(num_windows(ROWS, batch)):
+    for index in range(updates_of_epoch(ROWS, batch)):
         parts = [window_of(order, 2, index, batch, World(rank, workers)).own for rank in range(workers)]
         assert np.array_equal(np.concatenate(parts), order[index * batch : (index + 1) * batch])
         sizes = [len(item) for item in parts if len(item)]

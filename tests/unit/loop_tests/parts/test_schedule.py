@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.spec.growth import batch_size_of_epoch, updates_of_epochs
-from cluster.spec.train import BestSpec, OptimizerSpec, PlateauSpec, ScheduleSpec, TrainSpec
+from cluster.spec.train import BestSpec, OptimizerSpec, PlateauSpec, ScheduleSpec
 from tests.unit.loop_tests.rig import request_for, start, write_data
 from trainers.loop.loop import windows_left
 from trainers.loop.parts.plateau import Plateau
@@ -135,12 +134,7 @@ def test_plateau_lowers_after_patience_and_stops_at_its_floor() -> None:
     assert factors == [1, 1, 1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05]
 
 
-def test_batch_grows_linearly_or_by_milestones_and_memory_stays_flat(tmp_path: Path) -> None:
-    linear = TrainSpec.model_validate_json(json.dumps({"epochs": 4, "growth": {"factor": 4.0}}))
-    assert [batch_size_of_epoch(linear, 16, epoch) for epoch in range(4)] == [16, 32, 48, 64]
-    steps = TrainSpec.model_validate_json(json.dumps({"epochs": 5, "growth": {"factor": 4.0, "milestones": [1, 3]}}))
-    assert [batch_size_of_epoch(steps, 16, epoch) for epoch in range(5)] == [16, 32, 32, 64, 64]
-    assert updates_of_epochs(steps, 16, 100) == (7, 4, 4, 2, 2)
+def test_a_growing_batch_accumulates_more_and_memory_stays_flat(tmp_path: Path) -> None:
     request = request_for(write_data(tmp_path, 100), batch=16, micro=8, epochs=4, growth={"factor": 4.0})
     job, state = start(request)
     state.cursor.epoch = 3

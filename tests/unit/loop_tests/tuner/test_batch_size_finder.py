@@ -101,7 +101,7 @@ def test_auto_is_probed_when_a_run_starts_and_kept_when_it_goes_on(tmp_path: Pat
     assert found.micro_batch == 64, "the rule's 8 was a plan"
     assert "64 rows a worker fit" in found.micro_batch_reason
     assert any("micro-batches of 64 rows" in event.text for event in sink.events if isinstance(event, Message))
-    said = replace(request, sizing=None, checkpoints=None, batch=request.batch.model_copy(update=SIXTY_FOUR))
+    said = replace(request, sizing=None, checkpoints=None, batch=request.batch.for_micro_batch(64))
     plain = fit(said, sink=ListSink(), device=torch.device("cpu"))
     assert all(torch.equal(found.weights[name], plain.weights[name]) for name in plain.weights)
     longer = replace(request, train=request.train.model_copy(update={"epochs": 2}))
@@ -109,9 +109,6 @@ def test_auto_is_probed_when_a_run_starts_and_kept_when_it_goes_on(tmp_path: Pat
     resumed = fit(longer, sink=again, device=torch.device("cpu"))
     assert (resumed.micro_batch, resumed.micro_batch_reason) == (found.micro_batch, found.micro_batch_reason)
     assert not any("micro-batches of" in event.text for event in again.events if isinstance(event, Message))
-
-
-SIXTY_FOUR = {"batch_size_per_worker": 64, "accumulation_steps": 1}
 
 
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"ema": {"decay": 0.9}}, {"channels_last": True}], ids=str)

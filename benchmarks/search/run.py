@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.search.lcbench import EPOCHS, SPACE, opened
 from benchmarks.search.portfolio import portfolio_for
+from benchmarks.search.simulate import simulate
 from cluster.atomic import write_json
 from trainers.search.journal import Journal
 from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
-from trainers.search.simulate import simulate
 from trainers.search.study import Study, StudySettings
 from trainers.search.tuner import StudySearcher
 

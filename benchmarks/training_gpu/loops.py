@@ -116,17 +116,17 @@ def ours(case: Case, prepared: Path, device: torch.device, updates: int, warm_up
 def our_update(case: Case, prepared: Path, device: torch.device) -> Callable[[], None]:
     """One update of the engine, as its loop does it."""
     from cluster.telemetry.events import ListSink
-    from trainers.loop.loop import windows_left
+    from trainers.loop.loop import remaining_windows
     from trainers.loop.setup import set_up
-    from trainers.loop.step import advance, settle
+    from trainers.loop.step import finish_update, start_update
 
     job, state = set_up(request_of(case, prepared), ListSink(), device)
-    windows = _endless(lambda: windows_left(job, state), lambda: _next_epoch(state))
+    windows = _endless(lambda: remaining_windows(job, state), lambda: _next_epoch(state))
 
     def one() -> None:
-        advance(job, state, next(windows))
-        if not state.lagging:
-            settle(job, state)
+        start_update(job, state, next(windows))
+        if not state.deferred:
+            finish_update(job, state)
 
     return one
 

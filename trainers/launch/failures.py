@@ -1,8 +1,8 @@
 """What ended an attempt: the class of a failure decides whether trying again can help.
 
     lost        a worker, its node or the controller died     again, within train.faults.worker_restarts
-    notice      told to stop, or on a node taken away         again, within train.faults.preemptions
-    ours        another error of cluster.errors               never: it says itself what to mend
+    stopped     a request to stop, or a node taken away       again, within train.faults.preemptions
+    ours        another error of cluster.errors               never: its text has the remedy
     bug         anything else that a worker raised            never: it would come again; its traceback is shown
 
 Invariant: when several workers failed, the culprit is reported, not those that only noticed. No budget is infinite but
@@ -25,7 +25,7 @@ class Failure:
     """Why an attempt ended."""
 
     kind: str
-    """`lost`, `notice`, `ours` or `bug`."""
+    """`lost`, `stopped`, `ours` or `bug`."""
     text: str
     error: BaseException
     traceback: str = ""
@@ -50,7 +50,7 @@ def classify(error: BaseException) -> Failure:
     from ray.exceptions import RayError
 
     if isinstance(error, preemption_class()):
-        return Failure("notice", _first_line(error), error)
+        return Failure("stopped", _first_line(error), error)
     of_ray = (RayError, train_error_class())
     causes = {rank: _unwrap(item) for rank, item in getattr(error, "worker_failures", {}).items()}
     bugs = []
@@ -66,7 +66,7 @@ def classify(error: BaseException) -> Failure:
             kind = "lost" if "WorkerLostError" in cause.found else "bug"
             return Failure(kind, cause.found, cause, cause.details.get("traceback", text), cause.details.get("rank"))
         if isinstance(cause, of_ray):
-            kind = "notice" if getattr(cause, "preempted", False) else "lost"
+            kind = "stopped" if getattr(cause, "preempted", False) else "lost"
             return Failure(kind, f"worker {rank} died: {_first_line(cause)}", cause, text, rank)
     if causes:
         rank, (cause, text) = next(iter(sorted(causes.items())))
@@ -85,17 +85,18 @@ class Budget:
     restarts: int = 0
     preemptions: int = 0
 
-    def settle(self, failure: Failure, *, growing: bool) -> str:
-        """What to say before trying again. Raises what the user should see where that cannot help."""
-        if failure.kind == "notice" and growing:
+    def spend(self, failure: Failure, *, growing: bool) -> str:
+        """Take one try from the budget of this failure; returns the message for the user. Raises where none is left, or
+        where trying again cannot help."""
+        if failure.kind == "stopped" and growing:
             return "there is room for more workers; they start anew from the checkpoint just written"
-        if failure.kind == "notice" and self.preemptions < self.faults.preemptions:
+        if failure.kind == "stopped" and self.preemptions < self.faults.preemptions:
             self.preemptions += 1
             return (
                 f"a node will be taken away; restart {self.preemptions} of {self.faults.preemptions} for this cause, "
                 "from the checkpoint just written"
             )
-        if failure.kind == "notice":
+        if failure.kind == "stopped":
             raise_failure(failure, self.preemptions)
         if failure.kind != "lost" or self.restarts >= self.faults.worker_restarts:
             raise_failure(failure, self.restarts)
@@ -105,10 +106,10 @@ class Budget:
 
 def raise_failure(failure: Failure, restarts: int) -> None:
     """Raise what the user should see."""
-    if isinstance(failure.error, MantaError) and failure.kind in ("ours", "notice"):
+    if isinstance(failure.error, MantaError) and failure.kind in ("ours", "stopped"):
         raise failure.error
     if failure.kind != "bug":
-        budget = "preemptions" if failure.kind == "notice" else "worker_restarts"
+        budget = "preemptions" if failure.kind == "stopped" else "worker_restarts"
         raise WorkerLostError(
             "Cannot train",
             found=f"after {restarts} restarts {failure.text}",
@@ -127,7 +128,7 @@ def raise_failure(failure: Failure, restarts: int) -> None:
 
 def _kind(error: BaseException) -> str:
     if isinstance(error, InterruptedRunError):
-        return "notice"
+        return "stopped"
     return "ours" if isinstance(error, MantaError) else "bug"
 
 

@@ -4,7 +4,7 @@ Invariant: what an attempt leaves behind is our own checkpoints and nothing else
 between attempts (`train.workers: {min, max}`); rows, global batches and schedule do not. The first attempt takes
 workers that stand already (warm.py), where their number fits.
 
-Covered: start, events, retry by class of failure, elastic workers, notices to stop. Not covered: what training does
+Covered: start, events, retry by class of failure, elastic workers, requests to stop. Not covered: what training does
 (trainers/loop).
 """
 
@@ -18,16 +18,16 @@ from cluster.runtime.channel import worker_channel
 from cluster.spec.train import WorkersSpec
 from cluster.telemetry.events import FileSink, Message, Progress
 from cluster.telemetry.view import counted
+from trainers.launch.capacity import free_slots, total_slots, unresponsive_nodes, wait_for_slots
 from trainers.launch.failures import AttemptFailed, Budget, classify
-from trainers.launch.places import all_places, free_places, silent_nodes, wait_for_places
 from trainers.launch.warm import ReadyWorkers
 from trainers.launch.worker import WorkerJob
-from trainers.launch.workers import WorkerGroup, resources_per_worker
+from trainers.launch.worker_group import WorkerGroup, resources_per_worker
 from trainers.loop import FitRequest, FitResult
-from trainers.loop.result import read_outcome
+from trainers.loop.result import read_result
 
 GROW_POLL_S = 5.0  # starting the workers anew costs about as much
-GROW_LOOKS = 2  # a node that has just come may still go
+GROW_POLLS = 2  # a node that has just come may still go
 GROW_ANSWER_S = 10.0  # a first worker process on a node takes seconds
 STOP_GRACE_S = 20.0  # for a last checkpoint after Ctrl-C; 'manta stop' of a job allows 30 s
 
@@ -58,10 +58,10 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path, ready: ReadyW
         )
         try:
             attempt.run()
-            return read_outcome(folder)
+            return read_result(folder)
         except AttemptFailed as failed:
             failure = failed.failure
-            text = budget.settle(failure, growing=attempt.growing)  # raises what is not tried again
+            text = budget.spend(failure, growing=attempt.growing)  # raises what is not tried again
             before, lost, growing = workers, failure.kind == "lost", attempt.growing
             FileSink(events).emit(Message(level="warning", stage=request.stage, text=text))
 
@@ -73,8 +73,8 @@ def _workers_now(request: FitRequest, before: int, lost: bool, events: Path) -> 
     if not isinstance(workers, WorkersSpec) or workers.min == workers.max or most != workers.max:
         return most
     each, wait_s = resources_per_worker(), request.train.faults.replacement_wait_s
-    silent = silent_nodes(wait_s) if lost else set()
-    found = wait_for_places(workers.min, most, wait_s, lambda: free_places(each, silent))
+    silent = unresponsive_nodes(wait_s) if lost else set()
+    found = wait_for_slots(workers.min, most, wait_s, lambda: free_slots(each, silent))
     if found != before:
         text = (
             f"training goes on with {found} of {most} workers; the global batch stays {request.batch.batch_size_global}"
@@ -95,7 +95,7 @@ class _LocalAttempt:
     def run(self) -> None:
         """Blocks. Raises AttemptFailed."""
         try:
-            self.worker.give(self.request, self.events, self.folder)
+            self.worker.assign(self.request, self.events, self.folder)
             self.ready.pass_time()
             self.worker.wait()
         except KeyboardInterrupt:
@@ -111,7 +111,7 @@ class _RayAttempt:
     def __init__(self, request: FitRequest, events: Path, folder: Path, ready: ReadyWorkers, *, may_grow: bool) -> None:
         self.request, self.events, self.folder, self.may_grow = request, events, folder, may_grow
         self.growing = False
-        """Whether it was told to stop because there is room for more workers."""
+        """Whether it is to stop because there is room for more workers."""
         self._ready = ready
 
     def run(self) -> None:
@@ -127,12 +127,12 @@ class _RayAttempt:
             group = self._ready.take_group(count) or WorkerGroup(count, timeout_s, storage)
             try:
                 group.start()
-                group.give(WorkerJob(self.request, sink, str(self.folder)))
+                group.assign(WorkerJob(self.request, sink, str(self.folder)))
                 self._ready.pass_time()
                 self._wait(group)
             except AttemptFailed:
                 raise
-            except RayError as error:  # of the look-outs for room: the session itself is in trouble
+            except RayError as error:  # of counting the room: the session itself is in trouble
                 group.stop("stop", STOP_GRACE_S)
                 raise AttemptFailed(classify(error)) from error
             except BaseException:
@@ -150,8 +150,8 @@ class _RayAttempt:
                 continue
             each = resources_per_worker()
             # what is free may be this attempt's own, as long as it starts: so all there is must suffice too
-            room = free_places(each) >= missing and all_places(each) >= missing + self.request.batch.workers
+            room = free_slots(each) >= missing and total_slots(each) >= missing + self.request.batch.workers
             seen = seen + 1 if room else 0
-            if seen >= GROW_LOOKS and free_places(each, silent_nodes(GROW_ANSWER_S)) >= missing:
+            if seen >= GROW_POLLS and free_slots(each, unresponsive_nodes(GROW_ANSWER_S)) >= missing:
                 self.growing = True
-                group.board.ask("room for more workers")
+                group.control.request_stop("room for more workers")

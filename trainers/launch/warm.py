@@ -6,7 +6,7 @@
 Invariant: only a run that has this host for itself starts workers early: on a cluster they would hold what others wait
 for. Where there is a GPU they start when training does, since trials and the data's preparation want it first.
 
-Covered: one process without Ray for one worker (local.py), a Ray Train group for more (workers.py).
+Covered: one process without Ray for one worker (local_worker.py), a Ray Train group for more (worker_group.py).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.spec.train import WorkersSpec
-from trainers.launch.local import LocalWorker
+from trainers.launch.local_worker import LocalWorker
 
 if TYPE_CHECKING:  # Ray and torch are loaded where workers of Ray Train are asked for
     from cluster.pipeline.stage import StageContext
-    from trainers.launch.workers import WorkerGroup
+    from trainers.launch.worker_group import WorkerGroup
 
 
 @dataclass
@@ -77,7 +77,7 @@ def warm_workers(context: StageContext) -> ReadyWorkers:
     if not _warms(context) or isinstance(train.workers, WorkersSpec):
         return ReadyWorkers()
     context.ensure_ray()
-    from trainers.launch.workers import WorkerGroup
+    from trainers.launch.worker_group import WorkerGroup
 
     # Ray's own folder of temporary files, which ends with the session: the host is the only one that must see it
     storage = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()) / f"ray-train.{uuid.uuid4().hex[:8]}"

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from cluster.telemetry.events import EventSink, Record
-from trainers.launch.notice import NoticeWatch, StopBoard
+from trainers.launch.worker_control import StopWatcher, WorkerControl
 from trainers.loop import FitRequest, fit
 from trainers.loop.distributed.world import current_world
-from trainers.loop.result import write_outcome
+from trainers.loop.result import write_result
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class SilentSink:
         """Drop it."""
 
 
-def train_on_worker(config: dict[str, StopBoard]) -> None:
+def train_on_worker(config: dict[str, WorkerControl]) -> None:
     """Ray Train's function: runs in each worker inside an initialized process group, and waits for its job."""
     import ray.train
     from ray.train.torch import get_device
 
-    board = config["board"]
-    job: WorkerJob | None = board.wait_for_job()
+    control = config["control"]
+    job: WorkerJob | None = control.wait_for_job()
     if job is None:
         return
     context = ray.train.get_context()
     torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     first = current_world().rank == 0
-    notices = NoticeWatch(board if first else None)
+    notices = StopWatcher(control if first else None)
     try:
         result = fit(job.request, sink=job.sink if first else SilentSink(), device=device, interrupt=notices)
     except Exception as error:  # worker main: a traceback does not travel, a note does
@@ -59,7 +59,7 @@ def train_on_worker(config: dict[str, StopBoard]) -> None:
     finally:
         notices.close()
     if first:
-        write_outcome(Path(job.folder), result)
+        write_result(Path(job.folder), result)
 
 
 def threads_per_worker(workers_on_this_node: int) -> int:

@@ -31,7 +31,7 @@ from trainers.data.shards import open_prepared
 from trainers.loop import FitRequest, FitResult, fit
 from trainers.loop.distributed.world import current_world
 from trainers.loop.parts.deterministic import prepare_process
-from trainers.loop.result import write_outcome
+from trainers.loop.result import write_result
 from trainers.loop.setup import default_device, set_up
 from trainers.loop.tuner.batch_size_finder import SizeReport, probe_micro_batch
 from trainers.loop.tuner.learning_rate_finder import RangeReport, range_test
@@ -59,7 +59,7 @@ def _train(arguments: list[str]) -> int:
             dist.destroy_process_group()
     if int(os.environ.get("RANK", "0")) == 0:
         sys.stdout.write(json.dumps(_summary(result)) + "\n")
-        write_outcome(options.out, result)
+        write_result(options.out, result)
     return 0
 
 

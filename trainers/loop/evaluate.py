@@ -25,7 +25,7 @@ from cluster.spec.train import CONFUSION_METRICS
 from trainers.loop.data.loader import SplitReader
 from trainers.loop.data.sampler import part
 from trainers.loop.distributed.collectives import sum_over_workers
-from trainers.loop.distributed.joint_failure import error_of, is_out_of_memory, raise_together
+from trainers.loop.distributed.joint_failure import caught, is_out_of_memory, raise_together
 from trainers.loop.parts.losses import IGNORE_INDEX, MicroBatch, Objective
 from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
@@ -81,7 +81,7 @@ def _sums_that_fit(job: Job, state: State, reader: SplitReader) -> tuple[list[fl
     def measure() -> None:
         sums[:] = _local_sums(job, state, reader, rows)
 
-    while (error := error_of(measure)) is not None and is_out_of_memory(error) and rows > 1:
+    while (error := caught(measure)) is not None and is_out_of_memory(error) and rows > 1:
         rows //= 2
         del error  # its traceback holds tensors
         if job.device.type == "cuda":

@@ -21,7 +21,7 @@ import torch
 
 from cluster.errors import DivergedError, InterruptedRunError, WorkerLostError
 from cluster.telemetry.events import EpochFinished, EventSink
-from trainers.loop.checkpointing.checkpointer import Keeper
+from trainers.loop.checkpointing.checkpointer import Checkpointer
 from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.diagnostics.inspector import Inspector
 from trainers.loop.diagnostics.logbook import Logbook
@@ -36,8 +36,8 @@ from trainers.loop.request import FitRequest
 from trainers.loop.result import FitResult
 from trainers.loop.setup import default_device, set_up, unknown_metric
 from trainers.loop.state import Cursor, Job, State, UpdateReport
-from trainers.loop.step import advance, check_budget, settle
-from trainers.loop.tuner.tune import take_sizes
+from trainers.loop.step import check_budget, finish_update, start_update
+from trainers.loop.tuner.tune import tune
 
 OnEpoch = Callable[[EpochFinished], bool]
 
@@ -53,7 +53,7 @@ def fit(
     """Train to the end, going on from the newest valid checkpoint if there is one.
 
     Every worker calls it; rank 0 alone emits and writes. `on_epoch` returning True ends the run after that epoch.
-    `interrupt` is asked before each update; once it is true on any worker, a checkpoint is written and all raise
+    `interrupt` is called before each update; once it is true on any worker, a checkpoint is written and all raise
     InterruptedRunError. Raises DivergedError, MemoryShortError, PeerFailedError, WorkerLostError, DiskFullError.
     """
     device = device or default_device()
@@ -69,10 +69,10 @@ def _fit(
     interrupt: Callable[[], bool] | None,
 ) -> FitResult:
     job, state = set_up(request, sink, device)
-    keeper = Keeper(job, state)
-    keeper.resume()
+    checkpointer = Checkpointer(job, state)
+    checkpointer.resume()
     if state.cursor == Cursor():
-        take_sizes(job, state)
+        tune(job, state)
     watchdog = Watchdog(job.world)
     started, cpu, rows_before = time.monotonic(), time.process_time(), state.rows_seen
     try:
@@ -82,9 +82,9 @@ def _fit(
                 next_update()
                 return bool(interrupt and interrupt())
 
-            run_epochs(job, state, keeper, on_epoch, before_update)
+            run_epochs(job, state, checkpointer, on_epoch, before_update)
     except WorkerLostError as error:
-        raise _named(error, watchdog) from error
+        raise _with_missing_ranks(error, watchdog) from error
     finally:
         watchdog.close()
         job.train.close()
@@ -95,7 +95,7 @@ def _fit(
 
 
 def run_epochs(
-    job: Job, state: State, keeper: Keeper, on_epoch: OnEpoch | None, before_update: Callable[[], bool]
+    job: Job, state: State, checkpointer: Checkpointer, on_epoch: OnEpoch | None, before_update: Callable[[], bool]
 ) -> None:
     """The whole training, visible in one place. `before_update` returns whether to stop after that update."""
     cursor = state.cursor
@@ -104,17 +104,17 @@ def run_epochs(
     while cursor.epoch < job.request.train.epochs and not state.stopped_early:
         logbook = Logbook(job, state, meter)
         try:
-            for window in windows_left(job, state):
-                reports = one_window(job, state, window, inspector, before_update())
-                due = keeper.due()
+            for window in remaining_windows(job, state):
+                reports = train_window(job, state, window, inspector, before_update())
+                due = checkpointer.due()
                 if due:
-                    reports += settle(job, state)
-                note(job, state, reports, logbook, keeper)
+                    reports += finish_update(job, state)
+                record(job, state, reports, logbook, checkpointer)
                 if due:
-                    keeper.write()
-            note(job, state, settle(job, state), logbook, keeper)
+                    checkpointer.write()
+            record(job, state, finish_update(job, state), logbook, checkpointer)
         except DivergedError as error:
-            keeper.roll_back(error)  # raises when the budget is spent
+            checkpointer.roll_back(error)  # raises when the budget is spent
             cursor = state.cursor
             continue
         event = finish_epoch(job, state)
@@ -123,37 +123,36 @@ def run_epochs(
         if job.world.rank == 0:
             job.sink.emit(event)
         if event.epoch % job.request.train.checkpoint.every_epochs == 0 or is_over(job, state):
-            keeper.write(event)
+            checkpointer.write(event)
         gc.collect()
 
 
-def one_window(job: Job, state: State, window: Window, inspector: Inspector, want_stop: bool) -> list[UpdateReport]:
-    """An update, settled at once, or after the next one has been queued where the device is not to be waited for.
-    Where a look is due the numbers before and after it are wanted."""
-    every = job.request.train.diagnostics_every_updates
-    state.looking = every is not None and (state.cursor.update + (state.open is not None)) % every == 0
-    at_once = not state.lagging or state.looking
-    reports = settle(job, state) if at_once else []
-    with inspector.look(window):
-        reports += advance(job, state, window, want_stop=want_stop)
+def train_window(job: Job, state: State, window: Window, inspector: Inspector, want_stop: bool) -> list[UpdateReport]:
+    """An update, finished at once, or after the next one has been queued where the device is not to be waited for.
+    An inspection needs the numbers before and after its update, so that update is finished at once too."""
+    state.inspecting = inspector.due()
+    at_once = not state.deferred or state.inspecting
+    reports = finish_update(job, state) if at_once else []
+    with inspector.inspect(window):
+        reports += start_update(job, state, window, want_stop=want_stop)
         if at_once:
-            reports += settle(job, state)
+            reports += finish_update(job, state)
     return reports
 
 
-def note(job: Job, state: State, reports: list[UpdateReport], logbook: Logbook, keeper: Keeper) -> None:
-    """After updates were settled. Raises DivergedError past the budget, InterruptedRunError where one was to stop."""
+def record(job: Job, state: State, reports: list[UpdateReport], logbook: Logbook, checkpointer: Checkpointer) -> None:
+    """After updates are finished. Raises DivergedError past the budget, InterruptedRunError where one was to stop."""
     if reports:
         check_budget(job, state, reports[-1].window)
     stop = any(report.stop for report in reports)
-    for report in reports + settle(job, state) if stop else reports:
+    for report in reports + finish_update(job, state) if stop else reports:
         logbook.note(report)
     if stop:
-        keeper.write()
+        checkpointer.write()
         raise _interrupted(state)
 
 
-def windows_left(job: Job, state: State) -> Iterator[Window]:
+def remaining_windows(job: Job, state: State) -> Iterator[Window]:
     """The windows of the current epoch from the cursor on, the next one already being read."""
     cursor, batch = state.cursor, job.batch_size(state.cursor.epoch)
     order = epoch_order(job.request.seed, cursor.epoch, job.train.num_rows)
@@ -266,7 +265,7 @@ def _result(job: Job, state: State, spent: dict[str, float]) -> FitResult:
     )
 
 
-def _named(error: WorkerLostError, watchdog: Watchdog) -> WorkerLostError:
+def _with_missing_ranks(error: WorkerLostError, watchdog: Watchdog) -> WorkerLostError:
     """The same error with the ranks that did not come and the stacks of all that answer. After a time-out only: a
     closed connection says by itself that its process has ended."""
     if not any(word in error.found.lower() for word in ("timed out", "timeout")):

@@ -49,7 +49,7 @@ class FitResult:
     """seconds, samples_per_s, … of this process's part of the run."""
 
 
-def write_outcome(folder: Path, result: FitResult) -> None:
+def write_result(folder: Path, result: FitResult) -> None:
     """Write both files."""
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / WEIGHTS, save({name: tensor.contiguous() for name, tensor in result.weights.items()}))
@@ -75,8 +75,8 @@ def write_outcome(folder: Path, result: FitResult) -> None:
     write_json(folder / SPEED, result.details)
 
 
-def read_outcome(folder: Path) -> FitResult:
-    """What `write_outcome` wrote."""
+def read_result(folder: Path) -> FitResult:
+    """What `write_result` wrote."""
     raw = decode_floats(json.loads((folder / HISTORY).read_text(encoding="utf-8")))
     history = [
         EpochFinished(stage=raw["stage"], epochs=raw["num_epochs"], **epoch)  # time_s is that of reading

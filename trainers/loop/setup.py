@@ -18,7 +18,7 @@ from cluster.telemetry.events import EventSink
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.loop.data.augment import Augmenter
 from trainers.loop.data.loader import SplitReader, row_weights
-from trainers.loop.distributed.collectives import same_everywhere
+from trainers.loop.distributed.collectives import broadcast_from_first
 from trainers.loop.distributed.gradient_exchange import GradientExchange
 from trainers.loop.distributed.world import current_world
 from trainers.loop.parts import rng
@@ -61,7 +61,7 @@ def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) ->
     model = build_module(request, data).to(device)
     if request.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    same_everywhere([*model.parameters(), *model.buffers()], world)
+    broadcast_from_first([*model.parameters(), *model.buffers()], world)
     rng.seed_everything(request.seed, world.rank)
     return job, new_state(job, model)
 
@@ -84,7 +84,7 @@ def new_state(job: Job, model: nn.Module) -> State:
         model=model,
         norms=norms,
         compiled=compile_model(model) if train.compile else None,
-        lagging=lags(job.device),
+        deferred=defers(job.device),
         optimizer=build_optimizer(model, train.optimizer),
         exchange=GradientExchange(model, job.world, train.exchange, norms.num_sums),
         scaler=build_scaler(train.precision, job.device),
@@ -94,7 +94,7 @@ def new_state(job: Job, model: nn.Module) -> State:
     )
 
 
-def lags(device: torch.device) -> bool:
+def defers(device: torch.device) -> bool:
     """Whether reading an update's outcome at once would make the host wait for the device."""
     return device.type == "cuda"
 

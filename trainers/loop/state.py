@@ -61,7 +61,7 @@ class Best:
 
 
 @dataclass
-class OpenUpdate:
+class PendingUpdate:
     """An update that is queued on the device and whose outcome the host has not read yet."""
 
     window: Window
@@ -113,22 +113,22 @@ class State:
     rollbacks: int = 0
     stopped_early: bool = False
     rows_seen: int = 0
-    """Rows of all windows that this process has settled, skipped ones included. In no checkpoint: it is about speed."""
-    lagging: bool = False
+    """Rows of all windows that this process has finished, skipped ones included; for speed, so in no checkpoint."""
+    deferred: bool = False
     """The host reads an update's outcome only after the next one's backward is queued, and never waits before."""
-    open: OpenUpdate | None = None
-    """With `lagging`: the newest update, until it is settled. A checkpoint is never taken before."""
+    pending: PendingUpdate | None = None
+    """With `deferred`: the newest update, until it is finished. A checkpoint is never taken before."""
     compiled: nn.Module | None = None
     """`torch.compile` of the model, sharing its parameters; training forwards go through it."""
-    looking: bool = False
-    """In an update that the inspector looks at: the plain model runs, for hooks would make torch compile anew."""
+    inspecting: bool = False
+    """In an update that is inspected: the plain model runs, for hooks would make torch compile anew."""
     random: QuickSnapshots = field(default_factory=QuickSnapshots)
     _quick_step: QuickStep | None = None
 
     @property
     def forward(self) -> nn.Module:
         """What a training forward calls."""
-        return self.model if self.compiled is None or self.looking else self.compiled
+        return self.model if self.compiled is None or self.inspecting else self.compiled
 
     @property
     def quick_step(self) -> QuickStep:

@@ -5,8 +5,8 @@
 K micro-batches, W workers: neither occurs in the formula. Each micro-batch adds the gradient of its loss *sum*,
 divided by the weight of the whole window (known before the first forward); the exchange adds up the workers.
 
-The host need not know the outcome of an update to queue the next one (`advance`, `settle`): on a GPU it reads the
-numbers of the update before, once the next backward is queued, and so never waits for the device in a steady run.
+An update is queued by `start_update` and read by `finish_update`: on a GPU the host reads the numbers of an update once
+the backward of the next one is queued, and so never waits for the device in a steady run.
 
 Invariant: after `update` either everything moved (parameters, optimizer state, EMA, batch norm's statistics, update
 index) or, on a window that is skipped, nothing did but the data cursor and the fp16 scale.
@@ -25,14 +25,14 @@ import torch
 from cluster.errors import DivergedError, MemoryShortError
 from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.inspector import locate_nonfinite
-from trainers.loop.distributed.gradient_exchange import Riders
-from trainers.loop.distributed.joint_failure import error_of, raise_together
+from trainers.loop.distributed.gradient_exchange import ReducedScalars
+from trainers.loop.distributed.joint_failure import caught, raise_together
 from trainers.loop.parts import rng
 from trainers.loop.parts.clipping import clip_gradient, clip_on_device
 from trainers.loop.parts.optimizer import set_learning_rate
 from trainers.loop.parts.precision import autocast, check_scale, found_inf, scale_of
 from trainers.loop.parts.schedule import learning_rate_factor
-from trainers.loop.state import Job, OpenUpdate, State, UpdateReport
+from trainers.loop.state import Job, PendingUpdate, State, UpdateReport
 
 
 def update(
@@ -42,36 +42,36 @@ def update(
 
     `learning_rate` replaces the schedule's (range test).
     """
-    advance(job, state, window, want_stop=want_stop, learning_rate=learning_rate)
-    return settle(job, state)[0]
+    start_update(job, state, window, want_stop=want_stop, learning_rate=learning_rate)
+    return finish_update(job, state)[0]
 
 
-def advance(
+def start_update(
     job: Job, state: State, window: Window, *, want_stop: bool = False, learning_rate: float | None = None
 ) -> list[UpdateReport]:
-    """Queue an update; it stays open until `settle`. Returns the report of the one before, where that was still open.
+    """Queue an update: it is pending until `finish_update`. Returns the report of the one before, if that was pending.
 
-    The one before is settled when this one's backward is queued and before its step: the device has work while the
+    The one before is finished when this one's backward is queued and before its step: the device has work while the
     host waits for numbers of the past, and the learning rate and the averages are those of the updates really made.
     """
     weight = job.train.weight_of(window.rows)
-    riders = _gradient_of_window(job, state, window, weight, want_stop)
-    before = settle(job, state)
+    scalars = compute_gradient(job, state, window, weight, want_stop)
+    before = finish_update(job, state)
     if is_over_budget(job, state):  # what is queued now is not applied: the caller ends the run or rolls back
         return before
     if learning_rate is None:
         learning_rate = learning_rate_now(job, state)
-    numbers, arrived = _step(job, state, learning_rate, riders, weight)
+    numbers, arrived = optimizer_step(job, state, learning_rate, scalars, weight)
     state.cursor.window += 1
-    state.open = OpenUpdate(window, weight, learning_rate, numbers, arrived)
+    state.pending = PendingUpdate(window, weight, learning_rate, numbers, arrived)
     return before
 
 
-def settle(job: Job, state: State) -> list[UpdateReport]:
-    """Read what the open update did, if there is one, and move cursor and averages with it. Waits for the device."""
-    if (this := state.open) is None:
+def finish_update(job: Job, state: State) -> list[UpdateReport]:
+    """Read what the pending update did, if there is one, and move cursor and averages with it. Waits for the device."""
+    if (this := state.pending) is None:
         return []
-    state.open = None
+    state.pending = None
     if this.arrived is not None:
         this.arrived.synchronize()
     loss_sum, stop, norm, skipped, scale = this.numbers.tolist()
@@ -101,15 +101,15 @@ def learning_rate_now(job: Job, state: State) -> float:
     return peak * factor * (state.plateau.factor if state.plateau else 1.0)
 
 
-def _gradient_of_window(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> Riders:
+def compute_gradient(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> ReducedScalars:
     """Fill the flat gradient, summed over workers. Retries with smaller micro-batches when memory is short."""
     while True:
         snapshot = _Snapshot(state)
         error = accumulate(job, state, window, weight, want_stop)
-        riders = state.exchange.reduce()
-        if error is None and (job.world.size == 1 or not float(riders.failed)):
-            return riders
-        _settle_failure(job, state, error)  # raises, unless a smaller micro-batch may help
+        scalars = state.exchange.reduce()
+        if error is None and (job.world.size == 1 or not float(scalars.failed)):
+            return scalars
+        _handle_failure(job, state, error)  # raises, unless a smaller micro-batch may help
         snapshot.restore(state)
 
 
@@ -123,13 +123,13 @@ def accumulate(
         exchange.want_stop()
     if weight == 0:
         return None
-    error = error_of(lambda: _backward_of_window(job, state, window, 1 / weight, send=send))
+    error = caught(lambda: forward_backward(job, state, window, 1 / weight, send=send))
     if error is not None:
         exchange.fail()
     return error
 
 
-def _backward_of_window(job: Job, state: State, window: Window, share: float, *, send: bool) -> None:
+def forward_backward(job: Job, state: State, window: Window, share: float, *, send: bool) -> None:
     """Forward and backward of all micro-batches of this worker; `share` is 1 / (weight of the whole window)."""
     exchange, forward = state.exchange, state.forward
     change = job.augmenter.draw(window) if job.augmenter.active else None
@@ -144,7 +144,7 @@ def _backward_of_window(job: Job, state: State, window: Window, share: float, *,
         with autocast(job.request.train.precision, job.device):
             outputs = forward(*_in_memory_format(job, batch.inputs))
             loss_sum = job.objective.sum(batch, outputs)
-        exchange.add_loss(job.objective.told(batch, outputs, loss_sum))
+        exchange.add_loss(job.objective.reported_sum(batch, outputs, loss_sum))
         if state.norms.any:
             state.norms.collect(exchange.norm_sums)
         loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
@@ -157,15 +157,15 @@ def _in_memory_format(job: Job, inputs: tuple[torch.Tensor, ...]) -> tuple[torch
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
 
 
-def _step(
-    job: Job, state: State, learning_rate: float, riders: Riders, weight: float
+def optimizer_step(
+    job: Job, state: State, learning_rate: float, scalars: ReducedScalars, weight: float
 ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Unscale, clip, step, update the scale; the numbers of `OpenUpdate`."""
+    """Unscale, clip, step, update the scale; the numbers of `PendingUpdate`."""
     if weight == 0:
-        return _numbers(riders, 0.0, 1.0), None
+        return _numbers(scalars, 0.0, 1.0), None
     set_learning_rate(state.optimizer, learning_rate)
-    if state.lagging and state.quick_step.ready:
-        return _step_unread(job, state, riders)
+    if state.deferred and state.quick_step.ready:
+        return optimizer_step_on_device(job, state, scalars)
     optimizer, scaler, exchange = state.optimizer, state.scaler, state.exchange
     if scaler is None:
         norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
@@ -173,7 +173,7 @@ def _step(
             state.quick_step.step()
         if state.norms.any:
             state.norms.move(exchange.norm_sums, not math.isfinite(norm))
-        return _numbers(riders, norm, not math.isfinite(norm)), None
+        return _numbers(scalars, norm, not math.isfinite(norm)), None
     scaler.unscale_(optimizer)
     norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
     overflow = float(found_inf(scaler, optimizer)) > 0
@@ -183,10 +183,12 @@ def _step(
     skipped = overflow or not math.isfinite(norm)
     if state.norms.any:
         state.norms.move(exchange.norm_sums, skipped)
-    return _numbers(riders, norm, skipped, scaler.get_scale()), None
+    return _numbers(scalars, norm, skipped, scaler.get_scale()), None
 
 
-def _step_unread(job: Job, state: State, riders: Riders) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+def optimizer_step_on_device(
+    job: Job, state: State, scalars: ReducedScalars
+) -> tuple[torch.Tensor, torch.cuda.Event | None]:
     """The same, decided on the device: the host queues it and reads nothing."""
     scaler, exchange = state.scaler, state.exchange
     if scaler is not None:
@@ -200,7 +202,7 @@ def _step_unread(job: Job, state: State, riders: Riders) -> tuple[torch.Tensor, 
     if scaler is not None:
         scaler.update()
     scale = scale_of(scaler, job.device)
-    numbers = torch.stack([tensor.double() for tensor in (riders.loss_sum, riders.stop, norm, skip, scale)])
+    numbers = torch.stack([tensor.double() for tensor in (scalars.loss_sum, scalars.stop, norm, skip, scale)])
     if job.device.type != "cuda":
         return numbers, None
     arrived = torch.cuda.Event()
@@ -210,8 +212,8 @@ def _step_unread(job: Job, state: State, riders: Riders) -> tuple[torch.Tensor, 
     return on_host, arrived
 
 
-def _numbers(riders: Riders, norm: float, skipped: float, scale: float = 1.0) -> torch.Tensor:
-    return torch.tensor([float(riders.loss_sum), float(riders.stop), norm, skipped, scale], dtype=torch.float64)
+def _numbers(scalars: ReducedScalars, norm: float, skipped: float, scale: float = 1.0) -> torch.Tensor:
+    return torch.tensor([float(scalars.loss_sum), float(scalars.stop), norm, skipped, scale], dtype=torch.float64)
 
 
 class _Snapshot:
@@ -228,7 +230,7 @@ class _Snapshot:
             torch._foreach_copy_(state.buffers, state.held_buffers)
 
 
-def _settle_failure(job: Job, state: State, error: Exception | None) -> None:
+def _handle_failure(job: Job, state: State, error: Exception | None) -> None:
     """All workers come here together. Halves the micro-batch if all failures were of memory, else raises."""
     attempted = f"Cannot make update {state.cursor.update}"
     raise_together(attempted, error, job.world, job.device)

@@ -2,9 +2,9 @@
 
     search/<digest of what makes results comparable>/  search.json  journal.jsonl  repeats.jsonl
 
-Invariant: nothing here is deleted. Values are compared only if the space, the judge, the model, the training and the
+Invariant: nothing here is deleted. Values are compared only if the space, the metric, the model, the training and the
 data were the same; the number of trials, of trials at a time and of repeats may change, and so may what a training
-runs on. A search that was interrupted is never left lying without a word: another one is refused.
+runs on. A search that was interrupted is never left behind unnoticed: another one is refused.
 """
 
 from __future__ import annotations

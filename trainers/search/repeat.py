@@ -133,17 +133,17 @@ def plan_repeats(finalists: Sequence[Trial], seed: int, count: int, path: Path) 
     return repeats
 
 
-def judge(finalists: Sequence[Trial], repeats: Sequence[Repeat], mode: str) -> list[Finalist]:
+def rank_finalists(finalists: Sequence[Trial], repeats: Sequence[Repeat], mode: str) -> list[Finalist]:
     """Finalists with their values, the best mean first. Each value is that of the best epoch.
 
     One that diverged under more seeds than another comes after it: the mean of the seeds it survived would praise it.
     """
     best = min if mode == "min" else max
-    judged = []
+    ranked = []
     for trial in finalists:
         values = [best(trial.reports.values())]
         values += [best(r.reports.values()) for r in repeats if r.trial is trial and r.state == "done" and r.reports]
         spoiled = sum(r.trial is trial and r.state in ("diverged", "oom") for r in repeats)
-        judged.append(Finalist(trial, tuple(values), spoiled))
+        ranked.append(Finalist(trial, tuple(values), spoiled))
     sign = 1 if mode == "min" else -1
-    return sorted(judged, key=lambda finalist: (finalist.spoiled, sign * finalist.mean))
+    return sorted(ranked, key=lambda finalist: (finalist.spoiled, sign * finalist.mean))

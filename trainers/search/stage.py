@@ -26,7 +26,7 @@ from trainers.data.shard_store import prepared_of
 from trainers.search.history import FOLDER, SearchHistory, identity_of
 from trainers.search.journal import Journal, Trial, TrialState, read_journal
 from trainers.search.preview import preview_search, trial_concurrency
-from trainers.search.repeat import FINALISTS, Finalist, Repeat, RepeatSearcher, judge, plan_repeats
+from trainers.search.repeat import FINALISTS, Finalist, Repeat, RepeatSearcher, plan_repeats, rank_finalists
 from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
 from trainers.search.space import distributions
 from trainers.search.start import starting_points
@@ -206,7 +206,7 @@ def _run_repeats(context: StageContext, study: Study, path: Path) -> list[Finali
         searcher = RepeatSearcher(repeats, path, listen, search.mode)
         rule = StopRule("none", search.mode, study.settings.rungs[-1], 1, 2)
         run_tune(searcher, make_scheduler(rule), _setup(context), _settings(context, left, "repeat"))
-    return judge(finalists, repeats, search.mode)
+    return rank_finalists(finalists, repeats, search.mode)
 
 
 def _settings(context: StageContext, num_trials: int, purpose: str) -> TuneSettings:

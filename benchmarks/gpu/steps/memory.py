@@ -32,7 +32,7 @@ def run(context: Context, findings: Findings) -> None:
 def measure(case: Case, context: Context, device: torch.device) -> dict[str, float]:
     """MiB by the estimate and by the allocator; a CPU has no peak."""
     from cluster.telemetry.events import ListSink
-    from trainers.loop.loop import windows_left
+    from trainers.loop.loop import remaining_windows
     from trainers.loop.setup import set_up
     from trainers.loop.step import update
     from trainers.loop.tuner.memory_estimate import estimate_memory
@@ -42,7 +42,7 @@ def measure(case: Case, context: Context, device: torch.device) -> dict[str, flo
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     job, state = set_up(request_of(case, prepared), ListSink(), device)
-    for window in windows_left(job, state):
+    for window in remaining_windows(job, state):
         update(job, state, window)
     peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
     estimate = estimate_memory(state.model.cpu(), job.inputs, case.batch, job.request.train, device.type)

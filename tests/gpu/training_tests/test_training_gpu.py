@@ -18,9 +18,9 @@ import torch
 from benchmarks.training_gpu.loops import Case, by_hand, ours, request_of, write_rows
 from cluster.errors import MemoryShortError
 from cluster.telemetry.events import ListSink
-from trainers.loop.loop import windows_left
+from trainers.loop.loop import remaining_windows
 from trainers.loop.setup import set_up
-from trainers.loop.step import advance, settle, update
+from trainers.loop.step import finish_update, start_update, update
 from trainers.loop.tuner.batch_size_finder import _Room, _try, probe_micro_batch
 
 pytestmark = [
@@ -38,16 +38,16 @@ def test_fifty_steady_updates_wait_for_nothing(tmp_path: Path, network: str, pre
     """torch raises at the first call that synchronizes."""
     case = Case(network, precision, 8)
     job, state = set_up(request_of(case, write_rows(tmp_path, case, 8 * (STEADY_UPDATES + 3))), ListSink(), GPU)
-    assert state.lagging
-    windows = windows_left(job, state)
+    assert state.deferred
+    windows = remaining_windows(job, state)
     update(job, state, next(windows))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(STEADY_UPDATES):
-            advance(job, state, next(windows))
+            start_update(job, state, next(windows))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    settle(job, state)
+    finish_update(job, state)
     assert state.cursor.update + state.cursor.skipped == STEADY_UPDATES + 1
 
 
@@ -98,7 +98,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path) -> Non
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(1.0, (4 << 30) / torch.cuda.mem_get_info(GPU)[1]), GPU)
     try:
-        report = update(job, state, next(windows_left(job, state)))
+        report = update(job, state, next(remaining_windows(job, state)))
     except MemoryShortError:
         pytest.fail("an eighth of it fits")
     finally:
@@ -115,6 +115,6 @@ def test_compiled_and_eager_train_the_same(tmp_path: Path) -> None:
         request = request_of(case, prepared)
         request = replace(request, train=request.train.model_copy(update={"compile": compiled}))
         job, state = set_up(request, ListSink(), GPU)
-        windows = windows_left(job, state)
+        windows = remaining_windows(job, state)
         ends.append([update(job, state, next(windows)).loss_sum for _ in range(4)])
     assert ends[0] == pytest.approx(ends[1], rel=1e-3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from trainers.launch.group import name_interface
+from trainers.launch.process_group import name_interface
 
 TIMEOUT_S = 15
 

@@ -20,7 +20,7 @@ from tests.integration.train_tests.test_launch import victim_request
 from tests.unit.loop_tests.rig import run_ranks
 from trainers.launch.fit import launch_fit
 from trainers.loop import FitRequest, fit
-from trainers.loop.result import write_outcome
+from trainers.loop.result import write_result
 
 FILES = ("weights.safetensors", "history.json")
 MICRO_BATCHES_A_WINDOW = 2  # 12 rows, two workers, micro-batches of 3
@@ -30,7 +30,7 @@ AT = 12  # the second micro-batch of the second window of the second epoch
 def _fit_plain(rank: int, request: FitRequest, out: str) -> None:
     result = fit(request, sink=FileSink(Path(out) / "events.jsonl"), device=torch.device("cpu"))
     if rank == 0:
-        write_outcome(Path(out), result)
+        write_result(Path(out), result)
 
 
 @pytest.fixture(scope="module")

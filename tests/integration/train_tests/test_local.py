@@ -19,7 +19,7 @@ from cluster.telemetry.events import Message, TrainStep, read_events
 from tests.unit.loop_tests.rig import request_for, write_data
 from trainers.launch.failures import AttemptFailed
 from trainers.launch.fit import launch_fit
-from trainers.launch.local import LocalWorker
+from trainers.launch.local_worker import LocalWorker
 from trainers.launch.warm import ReadyWorkers
 from trainers.loop import FitRequest
 
@@ -43,7 +43,7 @@ def victim_request(folder: Path, deed: str, at: int) -> FitRequest:
 def test_kill_9_inside_a_window_changes_no_byte_and_a_bug_is_not_retried(tmp_path: Path) -> None:
     plain = victim_request(tmp_path / "plain", "kill", at=-1)
     judge = LocalWorker()  # its weights depend on the number of threads, as those of any process
-    judge.give(replace(plain, checkpoints=None), tmp_path / "plain" / "events.jsonl", tmp_path / "plain")
+    judge.assign(replace(plain, checkpoints=None), tmp_path / "plain" / "events.jsonl", tmp_path / "plain")
     judge.wait()
     judge.close()
     events = tmp_path / "events.jsonl"
@@ -80,7 +80,7 @@ def test_a_stop_writes_a_checkpoint_and_no_worker_outlives_its_parent(tmp_path: 
 
     def train() -> None:
         try:
-            worker.give(request, events, tmp_path / "out")
+            worker.assign(request, events, tmp_path / "out")
             worker.wait()
         except AttemptFailed as error:
             ended.append(error)
@@ -90,11 +90,12 @@ def test_a_stop_writes_a_checkpoint_and_no_worker_outlives_its_parent(tmp_path: 
     wait_for(lambda: bool(ended) or any(isinstance(event, TrainStep) for event in read_events(events)))
     worker.stop(DEADLINE_S)
     thread.join(DEADLINE_S)
-    assert [error.failure.kind for error in ended] == ["notice"]
+    assert [error.failure.kind for error in ended] == ["stopped"]
     assert list((tmp_path / "checkpoints").iterdir())
     worker.close()
 
-    code = "import time; from trainers.launch.local import LocalWorker as W; print(W().pid, flush=True); time.sleep(99)"
+    code = "import time; from trainers.launch.local_worker import LocalWorker; print(LocalWorker().pid, flush=True); "
+    code += "time.sleep(99)"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())

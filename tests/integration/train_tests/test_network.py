@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.cluster_tests.head import clean_environment
 from tests.e2e.cluster_tests.test_two_hosts import can_make_namespaces
-from trainers.launch.group import interface_of
+from trainers.launch.process_group import interface_of
 
 SCRIPT = Path(__file__).with_name("two_networks.sh")
 

@@ -24,7 +24,7 @@ from trainers.data.shards import Split, write_prepared
 from trainers.export.onnx import export_onnx
 from trainers.export.parity import check_parity
 from trainers.loop import FitRequest, fit
-from trainers.loop.result import write_outcome
+from trainers.loop.result import write_result
 from trainers.models.weights import load_module
 
 ROWS, TOKENS, VOCABULARY = 24, 12, 40
@@ -69,7 +69,7 @@ def go(model: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
     )
     sink = ListSink()
     result = fit(request, sink=sink, device=torch.device("cpu"))
-    write_outcome(folder / "out", result)
+    write_result(folder / "out", result)
     module = load_module(spec, inputs, 2, folder / "out")
     rows = {inputs[0].name: np.load(folder / "prepared" / "train" / f"inputs.{inputs[0].name}.npy")[:7].copy()}
     export_onnx(module, inputs, rows, folder / "model.onnx", opset=18)

@@ -10,9 +10,9 @@ import torch
 from benchmarks.training_gpu import run
 from benchmarks.training_gpu.loops import Case, by_hand, ours, request_of, write_rows
 from cluster.telemetry.events import ListSink
-from trainers.loop.loop import windows_left
+from trainers.loop.loop import remaining_windows
 from trainers.loop.setup import set_up
-from trainers.loop.step import advance, settle
+from trainers.loop.step import finish_update, start_update
 
 CPU = torch.device("cpu")
 
@@ -38,12 +38,12 @@ def test_the_hand_written_loop_trains_what_ours_does(tmp_path: Path) -> None:
     case = Case("resnet50", "fp32", 4, scale=8)
     prepared = write_rows(tmp_path, case, 4)
     job, state = set_up(request_of(case, prepared), ListSink(), CPU)
-    state.lagging = True
+    state.deferred = True
     reports = []
     for _ in range(2):
         state.cursor.window = 0
-        reports += advance(job, state, next(windows_left(job, state)))
-    first, second = (report.loss_sum / report.weight for report in [*reports, *settle(job, state)])
+        reports += start_update(job, state, next(remaining_windows(job, state)))
+    first, second = (report.loss_sum / report.weight for report in [*reports, *finish_update(job, state)])
     from torch.nn import functional as F
 
     from benchmarks.training_gpu import networks

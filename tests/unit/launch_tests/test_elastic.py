@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 import trainers.launch.fit as fit_module
-import trainers.launch.workers as workers_module
+import trainers.launch.worker_group as workers_module
 from cluster.errors import InterruptedRunError, MemoryShortError, ModelError, SpecError, WorkerLostError
 from cluster.spec import parse_spec
 from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.train import FaultSpec, WorkersSpec
 from tests.unit.loop_tests.rig import request_for
+from trainers.launch.capacity import count_slots, wait_for_slots
 from trainers.launch.failures import AttemptFailed, Budget, Failure, classify
-from trainers.launch.places import count_places, wait_for_places
 from trainers.launch.warm import ReadyWorkers
-from trainers.launch.workers import no_retries
+from trainers.launch.worker_group import no_retries
 from trainers.loop import FitRequest
 
 SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
@@ -33,31 +33,31 @@ def lost() -> Failure:
 
 def test_room_is_counted_by_node_because_a_worker_does_not_straddle_two() -> None:
     free = {"a": {"CPU": 1.5, "GPU": 2.0}, "b": {"CPU": 2.5}, "c": {}}
-    assert count_places(free, {"CPU": 1}) == 3, "the sum would say 4"
-    assert count_places(free, {"CPU": 1, "GPU": 1}) == 1
+    assert count_slots(free, {"CPU": 1}) == 3, "the sum would say 4"
+    assert count_slots(free, {"CPU": 1, "GPU": 1}) == 1
 
 
 def test_all_room_is_taken_at_once_and_less_only_after_the_wait() -> None:
-    assert wait_for_places(1, 4, 60.0, lambda: 9) == 4
+    assert wait_for_slots(1, 4, 60.0, lambda: 9) == 4
     looks = itertools.chain([1, 2, 4], itertools.repeat(0))
-    assert wait_for_places(1, 4, 60.0, lambda: next(looks)) == 4, "a place that comes back in time is waited for"
-    assert wait_for_places(2, 4, 0.0, lambda: 3) == 3
+    assert wait_for_slots(1, 4, 60.0, lambda: next(looks)) == 4, "a place that comes back in time is waited for"
+    assert wait_for_slots(2, 4, 0.0, lambda: 3) == 3
     with pytest.raises(WorkerLostError, match=r"room for 1 workers .* train\.workers\.min is 2"):
-        wait_for_places(2, 4, 0.0, lambda: 1)
+        wait_for_slots(2, 4, 0.0, lambda: 1)
 
 
 def test_lost_workers_and_notices_have_a_budget_each_and_growing_has_none() -> None:
     budget = Budget(FaultSpec(worker_restarts=1, preemptions=2))
-    notice = Failure("notice", "", InterruptedRunError("Training was told to stop", found="a notice"))
-    assert "restart 1 of 2 for this cause" in budget.settle(notice, growing=False)
-    assert "restart 1 of 1 from the last checkpoint" in budget.settle(lost(), growing=False)
+    notice = Failure("stopped", "", InterruptedRunError("Training was told to stop", found="a notice"))
+    assert "restart 1 of 2 for this cause" in budget.spend(notice, growing=False)
+    assert "restart 1 of 1 from the last checkpoint" in budget.spend(lost(), growing=False)
     for _ in range(5):
-        assert "room for more workers" in budget.settle(notice, growing=True)
-    assert "restart 2 of 2" in budget.settle(notice, growing=False)
+        assert "room for more workers" in budget.spend(notice, growing=True)
+    assert "restart 2 of 2" in budget.spend(notice, growing=False)
     with pytest.raises(InterruptedRunError):
-        budget.settle(notice, growing=False)
+        budget.spend(notice, growing=False)
     with pytest.raises(WorkerLostError, match="after 1 restarts"):
-        budget.settle(lost(), growing=False)
+        budget.spend(lost(), growing=False)
 
 
 def test_a_node_that_was_taken_away_is_no_lost_worker_and_not_tried_again_for_ever() -> None:
@@ -71,13 +71,13 @@ def test_a_node_that_was_taken_away_is_no_lost_worker_and_not_tried_again_for_ev
     assert classify(WorkerGroupError("", {0: died})).kind == "lost"
     died._preempted = True
     assert died.preempted
-    assert classify(WorkerGroupError("", {0: died})).kind == taken.kind == "notice"
+    assert classify(WorkerGroupError("", {0: died})).kind == taken.kind == "stopped"
     stopped = InterruptedRunError("Training was told to stop", found="a notice")
-    assert classify(WorkerGroupError("", {0: stopped, 1: stopped})).kind == "notice"
+    assert classify(WorkerGroupError("", {0: stopped, 1: stopped})).kind == "stopped"
     budget = Budget(FaultSpec(preemptions=1))
-    budget.settle(taken, growing=False)
+    budget.spend(taken, growing=False)
     with pytest.raises(WorkerLostError, match=r"train\.faults\.preemptions"):
-        budget.settle(taken, growing=False)
+        budget.spend(taken, growing=False)
     off = no_retries()
     assert (off.max_failures, off.controller_failure_limit, off.max_preemption_failures) == (0, 0, 0)
 
@@ -85,9 +85,9 @@ def test_a_node_that_was_taken_away_is_no_lost_worker_and_not_tried_again_for_ev
 def test_bugs_and_errors_of_ours_are_never_tried_again() -> None:
     budget = Budget(FaultSpec())
     with pytest.raises(MemoryShortError):
-        budget.settle(Failure("ours", "", MemoryShortError("Cannot", found="little")), growing=False)
+        budget.spend(Failure("ours", "", MemoryShortError("Cannot", found="little")), growing=False)
     with pytest.raises(ModelError, match="not tried again"):
-        budget.settle(Failure("bug", "KeyError: 'x'", KeyError("x"), "Traceback", 0), growing=False)
+        budget.spend(Failure("bug", "KeyError: 'x'", KeyError("x"), "Traceback", 0), growing=False)
     assert budget.restarts == 0
 
 
@@ -117,7 +117,7 @@ def test_an_attempt_with_fewer_workers_has_a_plan_of_its_own(tmp_path: Path, mon
 
     monkeypatch.setattr(fit_module, "_workers_now", lambda *_: next(room))
     monkeypatch.setattr(fit_module, "_LocalAttempt", Attempt)
-    monkeypatch.setattr(fit_module, "read_outcome", lambda folder: None)
+    monkeypatch.setattr(fit_module, "read_result", lambda folder: None)
     fit_module.launch_fit(request, events=tmp_path / "events.jsonl", folder=tmp_path, ready=ReadyWorkers(local=True))
     assert [(plan.workers, plan.batch_size_per_worker, plan.accumulation_steps) for plan in plans] == [
         (3, 16, 2),
@@ -135,23 +135,23 @@ def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
     """Thread.join would not: interrupted once, it takes the living thread for ended (Python 3.11)."""
     started, asked, written = threading.Event(), threading.Event(), []
 
-    class Board:
-        def give(self, job: object) -> None:
+    class Control:
+        def assign(self, job: object) -> None:
             pass
 
-        def ask(self, reason: str) -> None:
+        def request_stop(self, reason: str) -> None:
             asked.set()
 
         def close(self) -> None:
             pass
 
-    def train(num_workers: int, timeout_s: float, storage: Path, board: Board) -> None:
+    def train(num_workers: int, timeout_s: float, storage: Path, control: Control) -> None:
         started.set()
         assert asked.wait(20)
         threading.Event().wait(0.5)  # the checkpoint takes its time
         written.append("checkpoint")
 
-    monkeypatch.setattr(workers_module, "StopBoard", Board)
+    monkeypatch.setattr(workers_module, "WorkerControl", Control)
     monkeypatch.setattr(workers_module, "_train", train)
     monkeypatch.setattr(fit_module, "worker_channel", lambda events: nullcontext())
     main = threading.get_ident()

@@ -27,7 +27,7 @@ from trainers.loop import FitRequest, fit
 from trainers.loop.checkpointing import snapshot
 from trainers.loop.checkpointing.folder import Snapshot
 from trainers.loop.parts.losses import IGNORE_INDEX
-from trainers.loop.result import write_outcome
+from trainers.loop.result import write_result
 from trainers.loop.setup import set_up
 from trainers.loop.state import Job, State
 
@@ -282,7 +282,7 @@ def poisoned_losses(at: tuple[int, ...], value: float = float("inf")) -> Any:
 def train_to_files(request: FitRequest, out: str) -> None:
     """In a process of its own: weights, history and events into a folder."""
     torch.set_num_threads(1)
-    write_outcome(Path(out), fit(request, sink=FileSink(Path(out) / "events.jsonl"), device=torch.device("cpu")))
+    write_result(Path(out), fit(request, sink=FileSink(Path(out) / "events.jsonl"), device=torch.device("cpu")))
 
 
 def run_ranks(

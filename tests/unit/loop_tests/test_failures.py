@@ -17,7 +17,7 @@ from tests.unit.loop_tests.rig import HERE, build_net, request_for, run_ranks, s
 from trainers.loop import fit
 from trainers.loop.checkpointing.folder import CheckpointFolder
 from trainers.loop.data.sampler import Window, part
-from trainers.loop.step import _gradient_of_window, update
+from trainers.loop.step import compute_gradient, update
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_oom_retry_keeps_gradient_rng_and_buffers(tmp_path: Path) -> None:
     ends = []
     for micro in (16, 4):
         job, state = start(_short_request(prepared, micro, limit=4))
-        _gradient_of_window(job, state, window, 16.0, False)
+        compute_gradient(job, state, window, 16.0, False)
         assert state.micro_size == 4
         ends.append((state.exchange.gradient.clone(), state.model.state_dict(), torch.get_rng_state()))
     assert torch.equal(ends[0][0], ends[1][0])
@@ -75,7 +75,7 @@ def test_a_retry_does_not_share_memory_with_the_attempt_that_failed(tmp_path: Pa
         write_data(tmp_path, 16, dtype="FP32"), batch=16, micro=16, factory=f"{__name__}:build_hoarding"
     )
     job, state = start(request)
-    _gradient_of_window(job, state, Window(0, 0, np.arange(16), 0, 16), 16.0, False)
+    compute_gradient(job, state, Window(0, 0, np.arange(16), 0, 16), 16.0, False)
     assert state.micro_size == 4
     assert state.model.alive == [False, False]
 

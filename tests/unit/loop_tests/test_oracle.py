@@ -24,7 +24,7 @@ from trainers.loop.distributed.world import World
 from trainers.loop.parts.losses import IGNORE_INDEX
 from trainers.loop.setup import build_module
 from trainers.loop.state import Job, State
-from trainers.loop.step import _gradient_of_window, update
+from trainers.loop.step import compute_gradient, update
 
 CPU = torch.device("cpu")
 ROWS, BATCH, EPOCHS, RATE = 37, 15, 2, 0.1
@@ -116,7 +116,7 @@ def _sent_in(job: Job, state: State, window: Window) -> list[int]:
 
     dist.all_reduce = counted
     try:
-        _gradient_of_window(job, state, window, job.train.weight_of(window.rows), False)
+        compute_gradient(job, state, window, job.train.weight_of(window.rows), False)
     finally:
         dist.all_reduce = plain
     return sent
@@ -168,7 +168,7 @@ def test_tokens_of_variable_length_weigh_the_same_whatever_row_they_are_in(tmp_p
     window = Window(0, 0, np.arange(rows), 0, rows)
     weight = job.train.weight_of(window.rows)
     assert weight == (targets != IGNORE_INDEX).sum()
-    _gradient_of_window(job, state, window, weight, False)
+    compute_gradient(job, state, window, weight, False)
     model = build_module(request, job.data)
     logits = model(torch.from_numpy(inputs)).flatten(0, 1)
     F.cross_entropy(logits, torch.from_numpy(targets).flatten(), ignore_index=IGNORE_INDEX).backward()

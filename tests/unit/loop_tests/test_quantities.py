@@ -37,7 +37,7 @@ from trainers.export.bfloat16 import convert_bf16
 from trainers.export.float_graph import write_float_graph
 from trainers.export.session import open_session, run_batches
 from trainers.loop import FitRequest, FitResult, fit
-from trainers.loop.result import write_outcome
+from trainers.loop.result import write_result
 from trainers.models.weights import load_module
 
 
@@ -94,7 +94,7 @@ def default_run(folder: Path, x: np.ndarray, y: np.ndarray, **data: str) -> Trai
     )  # fmt: skip
     result = fit(request, sink=ListSink())
     (folder / "train").mkdir()
-    write_outcome(folder / "train", result)
+    write_result(folder / "train", result)
     return Trained(resolved, open_prepared(folder / "prepare"), result, folder)
 
 

@@ -18,10 +18,10 @@ from cluster.spec.train import OptimizerSpec
 from cluster.telemetry.events import ListSink, TrainStep
 from tests.unit.loop_tests.rig import HERE, request_for, start, write_data
 from trainers.loop import FitResult, fit
-from trainers.loop.loop import windows_left
+from trainers.loop.loop import remaining_windows
 from trainers.loop.parts.optimizer import QuickStep, build_optimizer, set_learning_rate
 from trainers.loop.parts.rng import QuickSnapshots, quick_restore
-from trainers.loop.step import advance, settle, update
+from trainers.loop.step import finish_update, start_update, update
 
 CPU = torch.device("cpu")
 READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
@@ -56,25 +56,25 @@ def test_fifty_steady_updates_read_nothing_from_the_device(
     prepared = write_data(tmp_path, 240, dtype="FP32", ignore_every=ignore_every)
     request = request_for(prepared, batch=4, micro=2, arguments={"double": False, "norm": True}, **options)
     counts = {}
-    for lagging in (True, False):
+    for deferred in (True, False):
         job, state = start(request)
-        state.lagging = lagging
-        windows = windows_left(job, state)
+        state.deferred = deferred
+        windows = remaining_windows(job, state)
         update(job, state, next(windows))  # the first one makes the optimizer's state
         with CountReads() as reads:
             for _ in range(50):
-                advance(job, state, next(windows))
-                if not lagging:
-                    settle(job, state)
-        counts[lagging] = reads.num_reads
-        settle(job, state)
+                start_update(job, state, next(windows))
+                if not deferred:
+                    finish_update(job, state)
+        counts[deferred] = reads.num_reads
+        finish_update(job, state)
         assert state.cursor.update + state.cursor.skipped == 51
     assert counts[True] == 0
     assert counts[False] >= 50, "the counter sees what there is to see"
 
 
-def _fit(request: Any, lagging: bool, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[FitResult, ListSink]:
-    monkeypatch.setattr("trainers.loop.setup.lags", lambda device: lagging)
+def _fit(request: Any, deferred: bool, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[FitResult, ListSink]:
+    monkeypatch.setattr("trainers.loop.setup.defers", lambda device: deferred)
     sink = ListSink()
     return fit(request, sink=sink, device=CPU, **more), sink
 
@@ -86,14 +86,14 @@ def test_reading_one_update_late_ends_with_the_same_bytes(
     """With windows that are not finite (skipped, once past the budget), looks, checkpoints and short last windows."""
     prepared = write_data(tmp_path / "data", 22, dtype="FP32")
     ends = []
-    for lagging in (False, True):
+    for deferred in (False, True):
         request = request_for(
             prepared,
             batch=4,
             micro=2,
             arguments={"double": False, "dropout": 0.3, "norm": True},
             epochs=3,
-            checkpoints=tmp_path / f"ck{lagging}",
+            checkpoints=tmp_path / f"ck{deferred}",
             checkpoint={"every_updates": 4},
             faults={"nonfinite_updates": 1, "rollbacks": 1},
             diagnostics_every_updates=5,
@@ -102,7 +102,7 @@ def test_reading_one_update_late_ends_with_the_same_bytes(
             objective_arguments={"at": (6, 16, 18)},
             **options,
         )
-        ends.append(_fit(request, lagging, monkeypatch))
+        ends.append(_fit(request, deferred, monkeypatch))
     (plain, told), (late, told_late) = ends
     assert plain.weights.keys() == late.weights.keys()
     assert all(torch.equal(plain.weights[name], late.weights[name]) for name in plain.weights)

@@ -13,7 +13,7 @@ from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write
 from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.parts.losses import IGNORE_INDEX
 from trainers.loop.state import Job, State
-from trainers.loop.step import _gradient_of_window, advance, learning_rate_now, settle, update
+from trainers.loop.step import compute_gradient, finish_update, learning_rate_now, start_update, update
 
 ROWS = 37
 
@@ -45,7 +45,7 @@ def test_partial_window_and_ignored_targets_match_full_batch(tmp_path: Path) -> 
     assert [s.stop - s.start for s in window.micro_slices(8)] == [7, 7, 8, 7, 8]
     weight = job.train.weight_of(window.rows)
     assert weight == ROWS - len(range(0, ROWS, 5))
-    _gradient_of_window(job, state, window, weight, False)
+    compute_gradient(job, state, window, weight, False)
     reference = reference_gradient(job, window.rows)
     torch.testing.assert_close(gradient_of(state), reference, rtol=1e-12, atol=1e-14)
 
@@ -73,7 +73,7 @@ def test_micro_batch_size_does_not_occur_in_the_formula(tmp_path: Path, micro: i
     request = request_for(write_data(tmp_path, ROWS, ignore_every=5), batch=ROWS, micro=micro)
     job, state = start(request)
     window = whole_window(ROWS)
-    _gradient_of_window(job, state, window, job.train.weight_of(window.rows), False)
+    compute_gradient(job, state, window, job.train.weight_of(window.rows), False)
     torch.testing.assert_close(gradient_of(state), reference_gradient(job, window.rows), rtol=1e-10, atol=1e-14)
 
 
@@ -83,7 +83,7 @@ def test_sample_weights_are_part_of_the_mean(tmp_path: Path) -> None:
     np.save(prepared / "train" / "weights.npy", weights)
     job, state = start(request_for(prepared, batch=ROWS, micro=8))
     window = whole_window(ROWS)
-    _gradient_of_window(job, state, window, job.train.weight_of(window.rows), False)
+    compute_gradient(job, state, window, job.train.weight_of(window.rows), False)
     from trainers.loop.setup import build_module
 
     model, split = build_module(job.request, job.data), job.data.splits["train"]
@@ -103,14 +103,14 @@ def _uneven(rank: int, prepared: str, bounds: list, micro: list, bucket_mib: flo
     rows = bounds[-1]
     window = whole_window(rows, bounds[rank], bounds[rank + 1])
     before = state.exchange.num_collectives
-    riders = _gradient_of_window(job, state, window, job.train.weight_of(window.rows), False)
+    scalars = compute_gradient(job, state, window, job.train.weight_of(window.rows), False)
     reference = reference_gradient(job, window.rows)
     return (
         gradient_of(state).numpy(),
         reference.numpy(),
         state.exchange.num_collectives - before,
         len(state.exchange._buckets),
-        float(riders.loss_sum),
+        float(scalars.loss_sum),
     )
 
 
@@ -146,7 +146,7 @@ def test_each_window_starts_from_a_cleared_gradient(tmp_path: Path) -> None:
     window = window_of(epoch_order(7, 0, 16), 0, 0, 8, job.world)
     gradients = []
     for _ in range(2):
-        _gradient_of_window(job, state, window, 8.0, False)
+        compute_gradient(job, state, window, 8.0, False)
         gradients.append(state.exchange.gradient.clone())
     assert torch.equal(*gradients)
 
@@ -172,12 +172,12 @@ def test_past_the_budget_an_update_that_is_queued_already_is_not_made(tmp_path: 
         objective_arguments={"at": (0,)},
     )
     job, state = start(request)
-    state.lagging = True
+    state.deferred = True
     order = epoch_order(7, 0, 16)
     before = [parameter.detach().clone() for parameter in state.exchange.parameters]
-    assert advance(job, state, window_of(order, 0, 0, 4, job.world)) == []
-    reports = advance(job, state, window_of(order, 0, 1, 4, job.world))
+    assert start_update(job, state, window_of(order, 0, 0, 4, job.world)) == []
+    reports = start_update(job, state, window_of(order, 0, 1, 4, job.world))
     assert [report.made for report in reports] == [False]
-    assert settle(job, state) == []
+    assert finish_update(job, state) == []
     assert state.cursor.window == 1
     assert all(torch.equal(old, new) for old, new in zip(before, state.exchange.parameters, strict=True))

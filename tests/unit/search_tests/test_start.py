@@ -12,7 +12,7 @@ from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 from tests.unit.search_tests.test_space import SPACE, spec_with
 from trainers.search.journal import Trial
 from trainers.search.preview import preview_search
-from trainers.search.repeat import Repeat, judge, plan_repeats
+from trainers.search.repeat import Repeat, plan_repeats, rank_finalists
 from trainers.search.start import starting_points
 
 RATE, BATCH = "train.optimizer.learning_rate", "train.batch_size_global"
@@ -82,7 +82,7 @@ def test_the_best_mean_over_seeds_wins_not_the_luckiest_value() -> None:
     lucky, steady = trial(0, 0.10), trial(1, 0.12)
     repeats = [Repeat(lucky, 8, {2: 0.30}, "done"), Repeat(lucky, 9, {2: 0.26}, "done")]
     repeats += [Repeat(steady, 8, {2: 0.13}, "done"), Repeat(steady, 9, {1: 0.2}, "failed")]
-    first, second = judge([lucky, steady], repeats, "min")
+    first, second = rank_finalists([lucky, steady], repeats, "min")
     assert first.trial is steady
     assert first.values == (0.12, 0.13)
     assert second.mean == pytest.approx(0.22)
@@ -93,17 +93,17 @@ def test_a_finalist_that_diverges_under_other_seeds_does_not_win_by_those_it_sur
     lucky, steady = trial(0, 0.10), trial(1, 0.12)
     repeats = [Repeat(lucky, seed, {1: 0.2}, end) for seed in (8, 9)]
     repeats += [Repeat(steady, seed, {2: 0.13}, "done") for seed in (8, 9)]
-    first, second = judge([lucky, steady], repeats, "min")
+    first, second = rank_finalists([lucky, steady], repeats, "min")
     assert first.trial is steady
     assert (first.spoiled, second.spoiled) == (0, 2)
     assert second.facts()["spoiled"] == 2
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
-    finalist = judge([trial(0, 1.0)], [Repeat(r, 8, {1: 2.0}, "done") for r in [trial(0, 1.0)]], "min")[0]
+    finalist = rank_finalists([trial(0, 1.0)], [Repeat(r, 8, {1: 2.0}, "done") for r in [trial(0, 1.0)]], "min")[0]
     assert finalist.interval() == (1.0, 1.0)  # the repeat belongs to another trial object: one value only
     only = trial(0, 1.0)
-    two = judge([only], [Repeat(only, 8, {1: 2.0}, "done"), Repeat(only, 9, {1: 3.0}, "done")], "min")[0]
+    two = rank_finalists([only], [Repeat(only, 8, {1: 2.0}, "done"), Repeat(only, 9, {1: 3.0}, "done")], "min")[0]
     low, high = two.interval()
     assert two.mean == 2.0
     assert high - low == pytest.approx(2 * 4.302653 / 3**0.5, rel=1e-5)  # t(0.975, 2 degrees of freedom)

@@ -11,11 +11,11 @@ from cluster.errors import DivergedError, MantaError, PeerFailedError
 from cluster.telemetry.events import CheckpointWritten, EpochFinished, Message
 from trainers.loop.checkpointing import snapshot
 from trainers.loop.checkpointing.folder import CheckpointFolder
-from trainers.loop.distributed.collectives import texts_over_workers
+from trainers.loop.distributed.collectives import gather_texts
 from trainers.loop.state import Job, State
 
 
-class Keeper:
+class Checkpointer:
     """Checkpoints of one run; without a folder it does nothing."""
 
     def __init__(self, job: Job, state: State) -> None:
@@ -34,7 +34,7 @@ class Keeper:
             name = newest or ""
             for problem in problems:
                 self._say("warning", problem)
-        name = texts_over_workers(name, self.job.world, self.job.device)[0]
+        name = gather_texts(name, self.job.world, self.job.device)[0]
         if name:
             snapshot.restore(self.job, self.state, self.folder.read(name))
             if self.job.world.rank == 0:
@@ -56,7 +56,7 @@ class Keeper:
                 self._write(taken, epoch)
             except MantaError as raised:
                 error = raised
-        text = texts_over_workers(error.message if error else "", self.job.world, self.job.device)[0]
+        text = gather_texts(error.message if error else "", self.job.world, self.job.device)[0]
         if error:
             raise error
         if text:
@@ -68,7 +68,7 @@ class Keeper:
         """Return to the last checkpoint and leave out the windows that diverged. Raises `error` past the budget."""
         state, faults = self.state, self.job.request.train.faults
         newest = self.folder.newest_valid()[0] if self.folder and self.job.world.rank == 0 else None
-        name = texts_over_workers(newest or "", self.job.world, self.job.device)[0]
+        name = gather_texts(newest or "", self.job.world, self.job.device)[0]
         if self.folder is None or not name or state.rollbacks >= faults.rollbacks:
             raise error
         bad = set(state.cursor.nonfinite)

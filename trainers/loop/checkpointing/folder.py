@@ -6,7 +6,7 @@
 
 Invariant: a folder without `.partial` is complete or damaged, and its manifest tells which; the newest one whose
 every file hashes to what the manifest says wins. An attempt that was replaced can no longer write: it fills a folder
-of its own name, and looks at the fence under the lock that a new attempt takes to move it. Nothing in it is pickled.
+of its own name, and reads the fence under the lock that a new attempt takes to move it. Nothing in it is pickled.
 
 Covered: write, verify, choose, retain. Not covered: what goes in (snapshot.py).
 """

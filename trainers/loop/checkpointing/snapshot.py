@@ -19,7 +19,7 @@ import torch
 from cluster.errors import CheckpointError
 from cluster.telemetry.events import EpochFinished
 from trainers.loop.checkpointing.folder import Snapshot
-from trainers.loop.distributed.collectives import stack_over_workers
+from trainers.loop.distributed.collectives import gather_stacked
 from trainers.loop.parts import rng
 from trainers.loop.parts.plateau import Plateau
 from trainers.loop.state import Best, Cursor, Job, State
@@ -98,7 +98,7 @@ def _worker_parts(job: Job, state: State) -> dict[str, torch.Tensor]:
     own = {f"rng.{name}": tensor for name, tensor in rng.capture().items()}
     if job.world.size > 1:  # with one worker the model file has them
         own |= {f"buffer.{name}": buffer for name, buffer in state.model.named_buffers()}
-    return {name: stack_over_workers(tensor, job.world, job.device) for name, tensor in own.items()}
+    return {name: gather_stacked(tensor, job.world, job.device) for name, tensor in own.items()}
 
 
 def _restore_worker(job: Job, state: State, parts: dict[str, torch.Tensor], workers: int) -> None:

@@ -1,10 +1,10 @@
-"""Looks into the network at an interval: norms of gradients, weights and updates, activations, dead units.
+"""Inspection of the network at an interval: norms of gradients, weights and updates, activations, dead units.
 
-Invariant: between two looks it costs one comparison an update; a look changes nothing that training reads. Hooks
-exist only during the window that is looked at.
+Invariant: between two inspections it costs one comparison an update; an inspection changes nothing that training reads.
+Hooks exist only during the window that is inspected.
 
-Covered: per-layer numbers, how far weights have moved since the last look, where a value that is not finite came from.
-Not covered: what they mean (trainers/diagnose).
+Covered: per-layer numbers, how far weights have moved since the last inspection, where a value that is not finite came
+from. Not covered: what they mean (trainers/diagnose).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from cluster.telemetry.events import Diagnostics
 from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.utilization import Meter
-from trainers.loop.distributed.collectives import texts_over_workers
+from trainers.loop.distributed.collectives import gather_texts
 from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
 
@@ -29,19 +29,23 @@ ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigm
 
 
 class Inspector:
-    """One run's looks. Rank 0 emits; the gradients that it sees are those of the whole global batch."""
+    """Inspections of one run. Rank 0 emits; the gradients are those of the whole global batch."""
 
     def __init__(self, job: Job, state: State, meter: Meter | None = None) -> None:
         self.job, self.state, self.meter = job, state, meter or Meter(job)
         self.every = job.request.train.diagnostics_every_updates
         self.last: list[torch.Tensor] | None = None
-        """Weights after the last look."""
+        """Weights after the last inspection."""
+
+    def due(self) -> bool:
+        """Whether the next update is to be inspected; one that is pending is taken for made."""
+        number = self.state.cursor.update + (self.state.pending is not None)
+        return self.every is not None and number % self.every == 0
 
     @contextmanager
-    def look(self, window: Window) -> Iterator[None]:
-        """Around an update. Does nothing when no look is due."""
-        due = self.every is not None and self.state.cursor.update % self.every == 0
-        if not due or self.job.world.rank != 0:
+    def inspect(self, window: Window) -> Iterator[None]:
+        """Around an update. Does nothing where none is due."""
+        if not self.due() or self.job.world.rank != 0:
             yield
             return
         number = self.state.cursor.update
@@ -113,7 +117,7 @@ def locate_nonfinite(job: Job, state: State, window: Window) -> str:
     layer nearest to the output whose gradient is not finite.
     """
     text = _in_forward(job, state, window)
-    found = [item for item in texts_over_workers(text, job.world, job.device) if item]
+    found = [item for item in gather_texts(text, job.world, job.device) if item]
     if found:
         return found[0]
     flags = {

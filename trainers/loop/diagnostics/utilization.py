@@ -2,12 +2,12 @@
 
     MFU = FLOPs of a row's forward and backward · rows a second / (peak FLOP/s of one device · workers)
 
-FLOPs are counted by the formulas of torch.utils.flop_counter in the first update that the inspector looks at: matrix
+FLOPs are counted by the formulas of torch.utils.flop_counter in the first update that is inspected: matrix
 products, convolutions and attention, as papers count them (norms and activations do not count). The peak comes from a
 table of data sheets; on a CPU it is measured by matrix products with the threads that this worker has.
 
-Invariant: a number is counted, measured or looked up, never guessed: for an unknown GPU, or before a look, there is no
-MFU. Counting changes nothing: the operations are those of the update itself.
+Invariant: a number is counted, measured or looked up, never guessed: for an unknown GPU, or before an inspection, there
+is no MFU. Counting changes nothing: the operations are those of the update itself.
 
 Covered: one figure a log record, on rank 0. Not covered: TF32, whose peak is another one.
 """

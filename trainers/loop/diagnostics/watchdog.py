@@ -1,9 +1,10 @@
 """A worker that hangs: which one, and where.
 
-After an exchange has timed out, the workers that wait say so in the group's store and ask for stacks; who does not say
-so is the missing one. A thread in each worker answers with all its stacks, also while its main thread hangs.
+After an exchange has timed out, the workers that wait set a key in the group's store, and one that requests stacks; a
+worker without its key is the missing one. A thread in each worker answers with all its stacks, also while its main
+thread hangs.
 
-Invariant: nothing here is on the way of an update; without a time-out it costs one look into the store every
+Invariant: nothing here is on the way of an update; without a time-out it costs one read of the store every
 POLL_S seconds.
 
 Covered: hangs in Python and in calls that release the GIL. Not covered: a process that is stopped or gone (it has no

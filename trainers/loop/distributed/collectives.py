@@ -47,7 +47,7 @@ def sum_over_workers(values: Sequence[float], world: World, device: torch.device
     return tensor.tolist()
 
 
-def stack_over_workers(tensor: torch.Tensor, world: World, device: torch.device) -> torch.Tensor:
+def gather_stacked(tensor: torch.Tensor, world: World, device: torch.device) -> torch.Tensor:
     """(W, …) on the CPU: every worker's tensor; all have the same shape. Blocks."""
     if world.size == 1:
         return tensor.detach().cpu().unsqueeze(0)
@@ -58,17 +58,17 @@ def stack_over_workers(tensor: torch.Tensor, world: World, device: torch.device)
     return torch.stack(received).cpu()
 
 
-def texts_over_workers(text: str, world: World, device: torch.device) -> list[str]:
+def gather_texts(text: str, world: World, device: torch.device) -> list[str]:
     """Every worker's text. Bytes, not pickles. Blocks."""
     data = text.encode()
-    longest = max(int(size) for size in stack_over_workers(torch.tensor([len(data)]), world, device))
+    longest = max(int(size) for size in gather_stacked(torch.tensor([len(data)]), world, device))
     row = torch.zeros(max(1, longest), dtype=torch.uint8)
     row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else row[:0]
-    rows = stack_over_workers(row, world, device)
+    rows = gather_stacked(row, world, device)
     return [bytes(item.tolist()).rstrip(b"\0").decode(errors="replace") for item in rows]
 
 
-def same_everywhere(tensors: Sequence[torch.Tensor], world: World) -> None:
+def broadcast_from_first(tensors: Sequence[torch.Tensor], world: World) -> None:
     """Give every worker rank 0's values, in place. Blocks."""
     if world.size > 1:
         with torch.no_grad(), lost_workers("broadcast weights"):

@@ -4,8 +4,8 @@
 
 `parameter.grad` are views into it, so that backward writes where the exchange reads: no copy. Only in a window's last
 micro-batch are buckets sent, each as soon as backward has completed it, in the order of the buffer: that is what DDP
-does around `no_sync`, with exactly one all-reduce per bucket and window. The last values ride along in the last
-bucket: whether a worker failed before its part was complete, the window's summed loss, and whether someone wants to
+does around `no_sync`, with exactly one all-reduce per bucket and window. The last values travel in the last
+bucket: whether a worker failed before its part was complete, the window's summed loss, and whether a worker is to
 stop.
 
 Invariant: every worker sends every bucket once per attempt at a window, in the same order, whatever happened to it
@@ -28,12 +28,12 @@ from cluster.spec.train import ExchangeSpec
 from trainers.loop.distributed.collectives import lost_workers
 from trainers.loop.distributed.world import World
 
-NUM_RIDERS = 3  # the fields of `Riders`
+NUM_SCALARS = 3  # the fields of `ReducedScalars`
 
 
 @dataclass(frozen=True)
-class Riders:
-    """What came back beside the gradients, summed over workers. 0-d views into the buffer, valid until the next
+class ReducedScalars:
+    """What the exchange sums over workers beside the gradients. 0-d views into the buffer, valid until the next
     `clear`: reading one, and waiting for the device, is the caller's choice."""
 
     failed: torch.Tensor
@@ -63,11 +63,11 @@ class GradientExchange:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         first = self.parameters[0]
         count = sum(parameter.numel() for parameter in self.parameters)
-        self.flat = torch.zeros(count + num_sums + NUM_RIDERS, dtype=first.dtype, device=first.device)
+        self.flat = torch.zeros(count + num_sums + NUM_SCALARS, dtype=first.dtype, device=first.device)
         self.gradient = self.flat[:count]
         self.norm_sums = self.flat[count : count + num_sums]
-        self._riders = self.flat[count:]  # with batch norm's sums: what never travels in half precision
-        self.riders = Riders(*self.flat[count + num_sums :].unbind())
+        self._full_precision = self.flat[count:]  # with batch norm's sums: what never travels in half precision
+        self.scalars = ReducedScalars(*self.flat[count + num_sums :].unbind())
         self._buckets: list[Bucket] = []
         self._next = 0
         self._armed = False
@@ -88,34 +88,34 @@ class GradientExchange:
             bucket.missing = bucket.parameters
 
     def add_loss(self, loss_sum: torch.Tensor) -> None:
-        """Add a micro-batch's summed loss to what rides along. Before the last backward, which may send it."""
-        self.riders.loss_sum.add_(loss_sum.detach())
+        """Add a micro-batch's summed loss to the scalars. Before the last backward, which may send them."""
+        self.scalars.loss_sum.add_(loss_sum.detach())
 
     def fail(self) -> None:
         """This worker has nothing valid to bring: what it has not sent is zero but for the flag."""
         self._armed = False
         start = self._buckets[self._next].start if self._next < len(self._buckets) else len(self.gradient)
         self.flat[start:].zero_()
-        self.riders.failed.fill_(1)
+        self.scalars.failed.fill_(1)
 
     def want_stop(self) -> None:
         """Before the last backward."""
-        self.riders.stop.fill_(1)
+        self.scalars.stop.fill_(1)
 
-    def reduce(self) -> Riders:
+    def reduce(self) -> ReducedScalars:
         """Send what is not sent yet and wait for all sums: blocks for all workers. Raises WorkerLostError."""
         if self.world.size > 1:
             with lost_workers("exchange gradients"):
                 self._armed = False
                 while self._next < len(self._buckets):
                     self._send()
-                self._send_riders()
+                self._send_scalars()
                 for work, target, wire in self._works:
                     work.wait()
                     if wire is not None:
                         target.copy_(wire)
             self._works.clear()
-        return self.riders
+        return self.scalars
 
     def _lay_out(self, bucket_elements: int) -> None:
         """Reverse order of the model: backward completes the last layers first."""
@@ -147,16 +147,16 @@ class GradientExchange:
         parameter.register_post_accumulate_grad_hook(done)
 
     def _send(self) -> None:
-        """The next bucket; the last one takes the riders with it where they travel in the same datatype."""
+        """The next bucket; the last one takes the scalars with it where they travel in the same datatype."""
         bucket = self._buckets[self._next]
         self._next += 1
         last = self._next == len(self._buckets)
         stop = len(self.flat) if last and not self.half else bucket.stop
         self._all_reduce(self.flat[bucket.start : stop], half=self.half)
 
-    def _send_riders(self) -> None:
+    def _send_scalars(self) -> None:
         if self.half:
-            self._all_reduce(self._riders, half=False)
+            self._all_reduce(self._full_precision, half=False)
 
     def _all_reduce(self, target: torch.Tensor, *, half: bool) -> None:
         wire = target.to(torch.bfloat16) if half else None

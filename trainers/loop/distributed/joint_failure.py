@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from cluster.errors import PeerFailedError
-from trainers.loop.distributed.collectives import texts_over_workers
+from trainers.loop.distributed.collectives import gather_texts
 from trainers.loop.distributed.world import World
 
 OUT_OF_MEMORY_TEXTS = (  # of torch, its CPU allocator, cuBLAS and NCCL
@@ -25,7 +25,7 @@ OUT_OF_MEMORY_TEXTS = (  # of torch, its CPU allocator, cuBLAS and NCCL
 )
 
 
-def error_of(work: Callable[[], None]) -> Exception | None:
+def caught(work: Callable[[], None]) -> Exception | None:
     """What `work` raised: returned, so that this worker goes on to where the others wait for it."""
     try:
         work()
@@ -40,7 +40,7 @@ def raise_together(attempted: str, error: Exception | None, world: World, device
         kinds, texts = [_kind(error)], [""]
     else:
         text = f"{_kind(error)}\n{''.join(traceback.format_exception(error)) if error else ''}"
-        found = [item.partition("\n") for item in texts_over_workers(text, world, device)]
+        found = [item.partition("\n") for item in gather_texts(text, world, device)]
         kinds, texts = [kind for kind, _, _ in found], [rest for _, _, rest in found]
     if "error" not in kinds:
         return

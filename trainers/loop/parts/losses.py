@@ -74,7 +74,7 @@ class Objective:
         losses = self._items(kept, outputs.index_select(0, valid))
         return (losses * weights.to(losses.dtype)).sum()
 
-    def told(self, batch: MicroBatch, outputs: torch.Tensor, loss_sum: torch.Tensor) -> torch.Tensor:
+    def reported_sum(self, batch: MicroBatch, outputs: torch.Tensor, loss_sum: torch.Tensor) -> torch.Tensor:
         """The sum that curves show: of a quantity Σ w_i · e_i² with errors in its own unit, as validation has it."""
         if self.target is None or self.item_losses is not None:
             return loss_sum

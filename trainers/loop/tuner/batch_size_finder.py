@@ -33,7 +33,7 @@ from cluster.spec.resolve import BATCH_SIZE_PER_WORKER_CPU
 from cluster.spec.train import TrainSpec
 from trainers.loop.checkpointing import snapshot
 from trainers.loop.data.sampler import Window, epoch_order
-from trainers.loop.distributed.collectives import sum_over_workers, texts_over_workers
+from trainers.loop.distributed.collectives import gather_texts, sum_over_workers
 from trainers.loop.distributed.joint_failure import is_out_of_memory
 from trainers.loop.state import Job, State
 from trainers.loop.step import accumulate
@@ -48,7 +48,7 @@ MIN_TRIAL_S = 0.05  # shorter timings say nothing
 
 
 @dataclass(frozen=True)
-class Trial:
+class SizeTrial:
     """One size that was tried."""
 
     rows: int
@@ -62,12 +62,12 @@ class SizeReport:
 
     rows: int
     reason: str
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[SizeTrial, ...] = ()
 
 
-def search_size(try_size: Callable[[int], Trial], limit: int) -> SizeReport:
+def search_size(try_size: Callable[[int], SizeTrial], limit: int) -> SizeReport:
     """Double, bisect, take the knee. Raises MemoryShortError when one row does not fit."""
-    trials: list[Trial] = []
+    trials: list[SizeTrial] = []
 
     def tried(rows: int) -> bool:
         trials.append(try_size(rows))
@@ -119,8 +119,8 @@ def size_by_estimate(
 ) -> SizeReport:
     """What a probe on a CPU will find with this budget, without a run: for `manta explain`."""
 
-    def try_size(rows: int) -> Trial:
-        return Trial(rows, estimate_memory(model, inputs, rows, train).total <= HEAD_ROOM * budget_bytes)
+    def try_size(rows: int) -> SizeTrial:
+        return SizeTrial(rows, estimate_memory(model, inputs, rows, train).total <= HEAD_ROOM * budget_bytes)
 
     return _with_budget(search_size(try_size, max(1, min(share, MICRO_BATCH_CPU_MAX))), budget_bytes)
 
@@ -196,7 +196,7 @@ class _Room:
         return torch.cuda.max_memory_reserved(self.job.device) <= HEAD_ROOM * self.budget_bytes
 
 
-def _try(job: Job, state: State, rows: int, room: _Room, timed: bool) -> Trial:
+def _try(job: Job, state: State, rows: int, room: _Room, timed: bool) -> SizeTrial:
     """One forward and backward of `rows` rows a worker, repeated until it can be timed. Agreed by all workers."""
     fits, speed = room.may_fit(state, rows), 0.0
     if fits:
@@ -217,7 +217,7 @@ def _try(job: Job, state: State, rows: int, room: _Room, timed: bool) -> Trial:
         fits = fits and room.has_fit()
         speed = done / max(1e-9, time.monotonic() - started) if timed else 0.0
     failed, speeds = sum_over_workers([not fits, speed], job.world, job.device)
-    return Trial(rows, failed == 0, speeds)
+    return SizeTrial(rows, failed == 0, speeds)
 
 
 def _accumulate_alone(job: Job, state: State, window: Window) -> Exception | None:
@@ -261,11 +261,11 @@ def _cached(cache: Path | None, key: str, job: Job) -> SizeReport | None:
     path, text = cache / f"{key}.json", ""
     if job.world.rank == 0 and path.exists():
         text = path.read_text(encoding="utf-8")
-    text = texts_over_workers(text, job.world, job.device)[0]
+    text = gather_texts(text, job.world, job.device)[0]
     if not text:
         return None
     raw = json.loads(text)
-    return SizeReport(raw["rows"], raw["reason"], tuple(Trial(**trial) for trial in raw["trials"]))
+    return SizeReport(raw["rows"], raw["reason"], tuple(SizeTrial(**trial) for trial in raw["trials"]))
 
 
 def _remember(cache: Path | None, key: str, report: SizeReport, job: Job) -> None:

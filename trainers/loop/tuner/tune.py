@@ -8,7 +8,7 @@ from trainers.loop.tuner.batch_size_finder import size_micro_batch
 from trainers.loop.tuner.learning_rate_finder import RANGE_REASON, range_test
 
 
-def take_sizes(job: Job, state: State) -> None:
+def tune(job: Job, state: State) -> None:
     """What a run that starts anew is to find out: its micro-batch, its learning rate. Collective."""
     texts = []
     if job.request.sizing is not None:

@@ -19,7 +19,7 @@ from tests.unit.loop_tests.rig import HERE, request_for, run_ranks, start, write
 from trainers.loop import FitRequest, FitResult, fit
 from trainers.loop.checkpointing import snapshot
 from trainers.loop.checkpointing.folder import CheckpointFolder, Snapshot
-from trainers.loop.loop import finish_epoch, windows_left
+from trainers.loop.loop import finish_epoch, remaining_windows
 from trainers.loop.state import Job, State
 from trainers.loop.step import update
 
@@ -146,7 +146,7 @@ def test_notice_to_stop_writes_a_checkpoint_and_the_same_command_goes_on(tmp_pat
 def _advance(job: Job, state: State, updates: int) -> list[float]:
     losses = []
     while len(losses) < updates:
-        for window in windows_left(job, state):
+        for window in remaining_windows(job, state):
             losses.append(update(job, state, window).loss_sum)
             if len(losses) == updates:
                 return losses
@@ -228,14 +228,14 @@ def _fit_on_ranks(rank: int, prepared: str, checkpoints: str | None, crash: int 
     sink = ListSink()
     import trainers.loop.loop as loop_module
 
-    plain = loop_module.advance
+    plain = loop_module.start_update
 
     def recording(job: Job, state: State, window: Any, **more: Any) -> Any:
         report = plain(job, state, window, **more)
         seen.extend((window.epoch * 1000 + window.own).tolist())
         return report
 
-    loop_module.advance = recording  # type: ignore[assignment]
+    loop_module.start_update = recording  # type: ignore[assignment]
     try:
         result = fit(request, sink=sink, device=CPU, interrupt=crash_after(crash) if crash else None)
     except CrashError:

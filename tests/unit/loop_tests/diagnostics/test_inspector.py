@@ -52,7 +52,7 @@ def test_a_look_sees_gradients_updates_and_dead_units(tmp_path: Path) -> None:
     for index in range(3):
         before = state.model.second.weight.detach().clone()  # type: ignore[union-attr, operator]
         window = Window(0, index, WINDOW.rows, 0, 16)
-        with inspector.look(window):
+        with inspector.inspect(window):
             update(job, state, window)
         after = state.model.second.weight.detach()  # type: ignore[union-attr]
         changed = float((after - before).norm() / before.norm())  # type: ignore[operator]

@@ -72,8 +72,8 @@ def test_a_window_moves_the_statistics_by_the_mean_and_variance_of_all_its_rows(
     assert int(layer.num_batches_tracked) == 1
 
 
-@pytest.mark.parametrize("lagging", [False, True])
-def test_a_skipped_update_leaves_the_statistics(tmp_path: Path, lagging: bool) -> None:
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_skipped_update_leaves_the_statistics(tmp_path: Path, deferred: bool) -> None:
     request = request_for(
         write_data(tmp_path / "data", ROWS), batch=8, micro=4, arguments={"norm": True}, optimizer=SGD,
         objective=f"{HERE}:poisoned_losses", objective_arguments={"at": [2]},
@@ -81,7 +81,7 @@ def test_a_skipped_update_leaves_the_statistics(tmp_path: Path, lagging: bool) -
     job, state = start(request)
     layer = state.model[1]  # type: ignore[index]
     assert update(job, state, Window(0, 0, np.arange(8), 0, 8)).made
-    state.lagging = lagging
+    state.deferred = deferred
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     assert not update(job, state, Window(0, 1, np.arange(8, 16), 0, 8)).made
     assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())

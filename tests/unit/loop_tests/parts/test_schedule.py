@@ -13,7 +13,7 @@ import torch
 
 from cluster.spec.train import BestSpec, OptimizerSpec, PlateauSpec, ScheduleSpec
 from tests.unit.loop_tests.rig import request_for, start, write_data
-from trainers.loop.loop import windows_left
+from trainers.loop.loop import remaining_windows
 from trainers.loop.parts.plateau import Plateau
 from trainers.loop.parts.schedule import SHAPES, learning_rate_factor, peak_learning_rate
 from trainers.loop.step import update
@@ -87,7 +87,7 @@ def test_lr_is_a_function_of_optimizer_steps_only(tmp_path: Path, micro: int, ro
     seen = []
     for epoch in range(2):
         state.cursor.epoch, state.cursor.window = epoch, 0
-        seen += [update(job, state, window).learning_rate for window in windows_left(job, state)]
+        seen += [update(job, state, window).learning_rate for window in remaining_windows(job, state)]
     expected = [3e-3 * learning_rate_factor(ScheduleSpec(), index, 16) for index in range(16)]
     assert seen == expected
 
@@ -138,7 +138,7 @@ def test_a_growing_batch_accumulates_more_and_memory_stays_flat(tmp_path: Path) 
     request = request_for(write_data(tmp_path, 100), batch=16, micro=8, epochs=4, growth={"factor": 4.0})
     job, state = start(request)
     state.cursor.epoch = 3
-    window = next(windows_left(job, state))
+    window = next(remaining_windows(job, state))
     assert len(window.rows) == 64
     sizes = [where.stop - where.start for where in window.micro_slices(state.micro_size)]
     assert sizes == [8] * 8, "more accumulation, the same micro-batch"

@@ -14,12 +14,12 @@ from cluster.telemetry.events import ListSink, Message
 from tests.unit.loop_tests.rig import HERE, copy_of_state, is_same_state, request_for, run_ranks, start, write_data
 from trainers.loop import fit
 from trainers.loop.request import SizingRequest
-from trainers.loop.tuner.batch_size_finder import HEAD_ROOM, Trial, probe_micro_batch, search_size, size_micro_batch
+from trainers.loop.tuner.batch_size_finder import HEAD_ROOM, SizeTrial, probe_micro_batch, search_size, size_micro_batch
 from trainers.loop.tuner.memory_estimate import estimate_memory
 
 
 def sizes(limit: int, memory: int, speed: Any = lambda rows: float(rows)) -> tuple[int, list[int]]:
-    report = search_size(lambda rows: Trial(rows, rows <= memory, speed(rows)), limit)
+    report = search_size(lambda rows: SizeTrial(rows, rows <= memory, speed(rows)), limit)
     return report.rows, [trial.rows for trial in report.trials]
 
 

@@ -10,9 +10,9 @@ import pytest
 from optuna.distributions import FloatDistribution
 from ray.tune.schedulers import FIFOScheduler
 
+from benchmarks.search.simulate import simulate
 from trainers.search.journal import Journal
 from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
-from trainers.search.simulate import simulate
 from trainers.search.study import Study, StudySettings
 from trainers.search.tuner import StudySearcher
 

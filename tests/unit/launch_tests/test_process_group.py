@@ -9,7 +9,7 @@ import pytest
 from ray.train.torch.config import _TorchBackend
 
 from cluster.spec.train import TrainSpec
-from trainers.launch.group import InterfaceTorchConfig, name_interface
+from trainers.launch.process_group import InterfaceTorchConfig, name_interface
 from trainers.loop.parts.deterministic import prepare_process
 
 

@@ -6,7 +6,7 @@ worker.py, and a dead process is a lost worker that is started again from the la
 
 Invariant: the process ends with its parent, however that ends: at the end of the pipe it exits.
 
-Covered: one worker on a CPU. Not covered: GPUs, several workers, clusters (workers.py).
+Covered: one worker on a CPU. Not covered: GPUs, several workers, clusters (worker_group.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LocalWorker:
     def __init__(self) -> None:
         self._pipe, theirs = Pipe()
         number = theirs.fileno()
-        command = [sys.executable, "-m", "trainers.launch.local", str(number)]
+        command = [sys.executable, "-m", "trainers.launch.local_worker", str(number)]
         environment = {**SHARED_CORES, **os.environ}
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number,), env=environment)
         theirs.close()
@@ -52,7 +52,7 @@ class LocalWorker:
         """Process id of the worker."""
         return self._process.pid
 
-    def give(self, request: FitRequest, events: Path, folder: Path) -> None:
+    def assign(self, request: FitRequest, events: Path, folder: Path) -> None:
         """Send the job; it begins at once."""
         with suppress(OSError):  # of a process that died: `wait` says so
             self._pipe.send((request, str(events), str(folder)))
@@ -105,7 +105,7 @@ def worker_main(pipe: Connection) -> None:
     from cluster.telemetry.events import FileSink
     from trainers.launch.worker import threads_per_worker
     from trainers.loop import fit
-    from trainers.loop.result import write_outcome
+    from trainers.loop.result import write_result
 
     try:
         request, events, folder = pipe.recv()
@@ -116,7 +116,7 @@ def worker_main(pipe: Connection) -> None:
     torch.set_num_threads(threads_per_worker(1))
     try:
         result = fit(request, sink=FileSink(Path(events)), device=torch.device("cpu"), interrupt=stopping.is_set)
-        write_outcome(Path(folder), result)
+        write_result(Path(folder), result)
     except MantaError as error:
         pipe.send(failure_of(error, rank=0))
     except Exception as error:  # noqa: BLE001 - worker main: the class may not be known to the parent, its text is

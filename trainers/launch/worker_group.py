@@ -6,7 +6,7 @@ ten seconds in which data is prepared and trials run.
 Invariant: Ray's storage is a folder that is thrown away and its failure handling is off; a group that gets no job ends
 without having touched anything.
 
-Covered: start, job, notices to stop, end. Not covered: trying again (fit.py), what a worker does (worker.py).
+Covered: start, job, requests to stop, end. Not covered: trying again (fit.py), what a worker does (worker.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 from cluster.runtime.ray_private import failure_config, training_failed_class
 from trainers.launch.failures import AttemptFailed, classify
-from trainers.launch.notice import StopBoard
 from trainers.launch.worker import WorkerJob, train_on_worker
+from trainers.launch.worker_control import WorkerControl
 
-IDLE_END_S = 10.0  # workers look for a job every few milliseconds
+IDLE_END_S = 10.0  # workers poll for a job every few milliseconds
 
 
 class WorkerGroup:
@@ -31,7 +31,7 @@ class WorkerGroup:
     def __init__(self, num_workers: int, collective_timeout_s: float, storage: Path) -> None:
         """`storage`: a folder that every node sees, made and removed by the group."""
         self.num_workers = num_workers
-        self.board = StopBoard()
+        self.control = WorkerControl()
         self._error: BaseException | None = None
         self._done = threading.Event()  # after a KeyboardInterrupt, Thread.join takes a living thread for ended
         self._thread = threading.Thread(
@@ -48,9 +48,9 @@ class WorkerGroup:
         """Whether it takes no job any more."""
         return self._done.is_set()
 
-    def give(self, job: WorkerJob) -> None:
-        """What all workers do; they begin at once."""
-        self.board.give(job)
+    def assign(self, job: WorkerJob) -> None:
+        """The job of all workers; they begin at once."""
+        self.control.assign(job)
 
     def wait(self, timeout_s: float) -> bool:
         """Whether the job is done. Blocks up to `timeout_s`. Raises AttemptFailed."""
@@ -61,22 +61,22 @@ class WorkerGroup:
         return True
 
     def stop(self, reason: str, wait_s: float) -> None:
-        """Tell the workers to write a checkpoint and end; blocks until they have, up to `wait_s`."""
-        self.board.ask(reason)
+        """Let the workers write a checkpoint and end; blocks until they have, up to `wait_s`."""
+        self.control.request_stop(reason)
         self._done.wait(wait_s)
 
     def close(self) -> None:
         """End it: workers without a job return."""
         if not self.ended and self._thread.ident is not None:
-            self.board.give(None)
+            self.control.assign(None)
             self._done.wait(IDLE_END_S)
-        self.board.close()
+        self.control.close()
 
     def _run(self, collective_timeout_s: float, storage: Path) -> None:
         from ray.exceptions import RayError
 
         try:
-            _train(self.num_workers, collective_timeout_s, storage, self.board)
+            _train(self.num_workers, collective_timeout_s, storage, self.control)
         except (training_failed_class(), RayError) as error:
             self._error = AttemptFailed(classify(error))
             self._error.__cause__ = error
@@ -87,16 +87,16 @@ class WorkerGroup:
             self._done.set()
 
 
-def _train(num_workers: int, collective_timeout_s: float, storage: Path, board: StopBoard) -> None:
+def _train(num_workers: int, collective_timeout_s: float, storage: Path, control: WorkerControl) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from trainers.launch.group import InterfaceTorchConfig
+    from trainers.launch.process_group import InterfaceTorchConfig
 
     quiet_ray_train()
     TorchTrainer(
         train_on_worker,
-        train_loop_config={"board": board},
+        train_loop_config={"control": control},
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=uses_gpu(), resources_per_worker=resources_per_worker()
         ),
@@ -118,7 +118,7 @@ def uses_gpu() -> bool:
 
 
 def quiet_ray_train() -> None:
-    """Ray Train tells its story on the screen; ours is in the event stream. Errors stay."""
+    """Ray Train logs its progress on the screen; ours is in the event stream. Errors stay."""
     for name in ("ray.train", "ray.train.v2"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -1,6 +1,6 @@
 """The process group of Ray Train workers, on the network interface that Ray itself uses.
 
-Invariant: gloo and NCCL are told the interface of each node's own Ray address before the group is made; a node whose
+Invariant: gloo and NCCL use the interface of each node's own Ray address before the group is made; a node whose
 host name resolves to 127.0.0.1 would else announce that address to the others, and gloo would fail.
 
 Covered: CPU (gloo) and GPU (NCCL). Not covered: TPU.

@@ -215,6 +215,13 @@ class ListSink:
         self.events.append(event)
 
 
+class NullSink:
+    """Drops records: of a process whose records another one emits."""
+
+    def emit(self, event: Record) -> None:
+        """Drop it."""
+
+
 def encode(event: Record) -> str:
     """One JSON line without its newline. NaN and infinity become strings, so that the line stays JSON."""
     return json.dumps(_finite(event.model_dump(mode="python")), separators=(",", ":"), default=str)

@@ -1,7 +1,8 @@
-"""The table of rules in docs/training.md names tests that exist."""
+"""The table of rules in docs/training.md names tests that exist, docs/architecture.md functions that exist."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -21,3 +22,15 @@ def test_every_rule_of_the_training_page_has_its_test() -> None:
             folder, _, rest = file.partition("/")
             text = (ROOT / "tests" / SHORT[folder] / rest).read_text(encoding="utf-8")
             assert f"def {test}(" in text, f"{file} has no {test}"
+
+
+def test_the_path_of_an_update_names_functions_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::([\w.]+)`", page.partition("## One update")[2].partition("\n## ")[0])
+    assert len(named) > 8
+    for file, name in named:
+        body: list[ast.stmt] = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        for part in name.split("."):
+            found = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == part]
+            assert found, f"{file} has no {name}"
+            body = found[0].body

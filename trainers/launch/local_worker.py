@@ -54,7 +54,7 @@ class LocalWorker:
 
     def assign(self, request: FitRequest, events: Path, folder: Path) -> None:
         """Send the job; it begins at once."""
-        with suppress(OSError):  # of a process that died: `wait` says so
+        with suppress(OSError):  # of a process that died: `wait` raises it
             self._pipe.send((request, str(events), str(folder)))
 
     def wait(self) -> None:
@@ -126,7 +126,7 @@ def worker_main(pipe: Connection) -> None:
 
 
 def _listen(pipe: Connection, stopping: threading.Event) -> None:
-    """Until the parent asks for a stop; without a parent there is nobody to train for."""
+    """Until the parent requests a stop; at the end of the pipe the process ends with its parent."""
     try:
         if pipe.recv() == STOP:
             stopping.set()

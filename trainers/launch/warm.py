@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cluster.spec.train import WorkersSpec
 from trainers.launch.local_worker import LocalWorker
 
-if TYPE_CHECKING:  # Ray and torch are loaded where workers of Ray Train are asked for
+if TYPE_CHECKING:  # Ray and torch are loaded where workers of Ray Train start
     from cluster.pipeline.stage import StageContext
     from trainers.launch.worker_group import WorkerGroup
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.telemetry.events import EventSink, Record
+from cluster.telemetry.events import EventSink, NullSink
 from trainers.launch.worker_control import StopWatcher, WorkerControl
 from trainers.loop import FitRequest, fit
 from trainers.loop.distributed.world import current_world
@@ -28,13 +28,6 @@ class WorkerJob:
     sink: EventSink
     folder: str
     """Where rank 0 writes weights and history."""
-
-
-class SilentSink:
-    """For all workers but rank 0: the loop emits on rank 0 only, this makes a mistake there harmless."""
-
-    def emit(self, event: Record) -> None:
-        """Drop it."""
 
 
 def train_on_worker(config: dict[str, WorkerControl]) -> None:
@@ -52,7 +45,7 @@ def train_on_worker(config: dict[str, WorkerControl]) -> None:
     first = current_world().rank == 0
     notices = StopWatcher(control if first else None)
     try:
-        result = fit(job.request, sink=job.sink if first else SilentSink(), device=device, interrupt=notices)
+        result = fit(job.request, sink=job.sink if first else NullSink(), device=device, interrupt=notices)
     except Exception as error:  # worker main: a traceback does not travel, a note does
         error.add_note("".join(traceback.format_exception(error)))
         raise

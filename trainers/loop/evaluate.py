@@ -100,8 +100,8 @@ def _raise_failure(job: Job, error: Exception | None, attempted: str) -> None:
 
 @torch.no_grad()
 def _local_sums(job: Job, state: State, reader: SplitReader, size: int) -> list[float]:
-    """Weighted loss, weighted hits and weight of this worker's part, and its confusion matrix where asked for; `size`
-    rows a forward."""
+    """Weighted loss, weighted hits and weight of this worker's part, and its confusion matrix where a metric needs it;
+    `size` rows a forward."""
     plain = Objective(job.data.task)
     rows = torch.arange(reader.num_rows).numpy()
     start, stop = part(reader.num_rows, job.world)
@@ -120,7 +120,7 @@ def _local_sums(job: Job, state: State, reader: SplitReader, size: int) -> list[
 
 
 def _num_classes_counted(job: Job) -> int:
-    """Side of the confusion matrix; 0 where nobody asks for one."""
+    """Side of the confusion matrix; 0 where no metric needs it."""
     wanted = job.request.train.best.metric.rpartition(".")[2]
     return job.data.num_outputs if wanted in CONFUSION_METRICS and job.data.task == "classification" else 0
 

@@ -267,7 +267,7 @@ def _result(job: Job, state: State, spent: dict[str, float]) -> FitResult:
 
 def _with_missing_ranks(error: WorkerLostError, watchdog: Watchdog) -> WorkerLostError:
     """The same error with the ranks that did not come and the stacks of all that answer. After a time-out only: a
-    closed connection says by itself that its process has ended."""
+    closed connection is an error of its own."""
     if not any(word in error.found.lower() for word in ("timed out", "timeout")):
         return error
     missing, stacks = watchdog.who_is_missing()

@@ -50,7 +50,7 @@ class FitRequest:
     spec in training (a distillation loss). The mean over a global batch is taken by the engine."""
     objective_arguments: dict[str, Any] = field(default_factory=dict)
     sizing: SizingRequest | None = None
-    """None: `batch` says the micro-batch."""
+    """None: the micro-batch is that of `batch`."""
     traces: Path | None = None
     """Folder of what `train.profile_updates` records."""
     find_learning_rate: bool = False

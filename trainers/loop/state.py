@@ -84,7 +84,7 @@ class UpdateReport:
     gradient_norm: float
     learning_rate: float
     stop: bool
-    """Some worker wants to stop after this update."""
+    """A worker is to stop after this update."""
     window: Window
 
 

@@ -1,7 +1,7 @@
-"""A network that learns a transformed quantity: in training it answers what is learned, else the target's own unit.
+"""A network that learns a transformed quantity: in training it returns what is learned, else the target's own unit.
 
 Invariant: the way back into the unit has no weights and works in float32 or wider whatever the network computes in;
-it is the module's last part, so that whatever evaluates, exports or serves the module speaks the target's unit. In an
+it is the module's last part, so that whatever evaluates, exports or serves the module has the target's unit. In an
 exported graph its nodes are named by `TARGET_UNIT`.
 """
 

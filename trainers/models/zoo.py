@@ -1,7 +1,7 @@
 """Networks of other libraries: timm and torchvision for images, transformers for token ids (the `zoo` extra).
 
 Invariant: a library is imported where its family is built, never before; a name it does not know, or weights that
-cannot be had, are a ModelError that says so.
+cannot be had, are a ModelError with the cause.
 
 Covered: any classification network of these libraries by name, images of any number of channels, token ids with
 padding 0. Not covered: weights of torchvision (they are pickles; timm has the same networks as safetensors), the

@@ -1,4 +1,4 @@
-"""The search's own memory: one JSON line for each trial asked, each epoch reported, each trial ended.
+"""The search's own memory: one JSON line for each trial proposed, each epoch reported, each trial ended.
 
 Tune's experiment state drops the scheduler's rungs and is written every ten seconds (Ray 2.60); this journal is
 written line by line and is all that a restart needs: trials, reports and rung decisions follow from it by replay.

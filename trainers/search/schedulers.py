@@ -121,7 +121,7 @@ def make_scheduler(rule: StopRule, known: Iterable[Trial] = ()) -> TrialSchedule
     else:
         rungs = len(rungs_of(rule.epochs, rule.grace_epochs, rule.reduction_factor))
         scheduler = GuardedAsha(rule, brackets=max(1, rungs - 1) if rule.kind == "hyperband" else 1)
-    nobody: Any = None  # these schedulers look at the trial's id and configuration only
+    nobody: Any = None  # these schedulers read the trial's id and configuration only
     for trial in known:
         if trial.ended:
             stand_in: Any = KnownTrial(trial.number)

@@ -3,7 +3,7 @@
 Files: `trials.json` (all trials with values, epochs, states). Facts: `best`, `metrics`, `trials`.
 
 Invariant: the user's own configuration is always trial 0, so a search never ends with less than what was written;
-trials that ended are not run again, after an interruption (history.py) and when more of them are asked for.
+trials that ended are not run again, after an interruption (history.py) and when their number is raised.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Which configuration comes next, and which was best: ask, report, end. Optuna's TPE under the BOHB rule.
 
 A model that mixes values measured after 2 and after 50 epochs is misled at larger budgets (benchmarks/search: the
-regret of TPE + ASHA is higher than that of TPE alone when early-stopped values are told as if final). So there is
+regret of TPE + ASHA is higher than that of TPE alone when early-stopped values count as final). So there is
 one Optuna study a rung, each holding only values measured at that rung, and a proposal comes from the highest rung
 that has enough points (Falkner et al. 2018, BOHB, arXiv 1807.01774, section 3.2), never from the first: what is
 best after two epochs of 52 misleads more than chance does (benchmarks/search, `manta` against `manta-first-rung`).
 
 Invariants
-* A proposal is a pure function of (seed, trial number, what was told before): the sampler is made anew for each.
-* A trial that ran out of memory or diverged is told PRUNED, never FAIL: the model learns to stay away.
+* A proposal is a pure function of (seed, trial number, what was reported before): the sampler is made anew for each.
+* A trial that ran out of memory or diverged counts as PRUNED, never FAIL: the model learns to stay away.
 * No configuration is proposed twice.
 * After a restart the study is rebuilt from the journal by the same calls that built it.
 
@@ -105,7 +105,7 @@ class Study:
         self._close(trial)
 
     def replay(self, trials: Iterable[Trial]) -> None:
-        """Rebuild from a journal. Trials without an end are asked for again first, with the same number."""
+        """Rebuild from a journal. Trials without an end are proposed again first, with the same number."""
         for old in trials:
             trial = Trial(old.number, old.values, old.source)
             self._add(trial)
@@ -152,7 +152,7 @@ class Study:
         study = self._rungs[rung]
         study.sampler = _sampler(self.settings.seed, number, redraw, self.settings.min_points)
         asked = study.ask(dict(self.settings.space))
-        study.tell(asked, state=OptunaState.FAIL)  # only its values are wanted; FAIL is not modeled
+        study.tell(asked, state=OptunaState.FAIL)  # only its values are used; FAIL is not modeled
         return _decoded(asked.params)
 
     def _drawn(self, index: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""One trial, in a process of its own: train with one worker, report each epoch, say why it ended.
+"""One trial, in a process of its own: train with one worker, report each epoch and how it ended.
 
 Invariant: a report is always finite. What cannot be a number (divergence, out of memory, an error) is reported once
-as an outcome, and the function returns normally: Tune never retries it with the same values, and the study is told
-what happened (Ray 2.60 tells a searcher nothing about a trial that raised). What is left to Tune is the death of the
+as an outcome, and the function returns normally: Tune never retries it with the same values, and the study gets the
+cause (with Ray 2.60 a searcher gets none for a trial that raised). What is left to Tune is the death of the
 process, which one retry is for.
 
 Covered: outcomes, trials on CPU and GPU. Not covered: more than one worker a trial (results do not depend on it,
@@ -23,7 +23,7 @@ from typing import Any
 from cluster.errors import DivergedError, MantaError, MemoryShortError
 from cluster.spec.resolve import ResolvedRun
 from cluster.spec.train import CONFUSION_METRICS
-from cluster.telemetry.events import EpochFinished, Record
+from cluster.telemetry.events import EpochFinished, NullSink
 
 DEVICE_FREE_SHARE = 0.9  # of a GPU's memory: less means that the trial before is still going away
 DEVICE_WAIT_S = 20.0  # a killed process gives its memory back within a few seconds
@@ -42,15 +42,8 @@ class TrialSetup:
     epochs: int
 
 
-class NullSink:
-    """A trial's own records go nowhere: the driver tells the story of all trials."""
-
-    def emit(self, event: Record) -> None:
-        """Drop it."""
-
-
 class Reporter:
-    """What a trial tells Tune: a finite value an epoch, and at most one outcome."""
+    """A trial's reports to Tune: a finite value an epoch, and at most one outcome."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None], metric: str) -> None:
         self._report = report
@@ -74,9 +67,9 @@ class Reporter:
         return self._ended
 
     def end(self, outcome: str, note: str) -> None:
-        """The last report; Tune wants a number in it, the searcher and the scheduler look at the outcome first."""
+        """The last report; Tune needs a number in it, the searcher and the scheduler read the outcome first."""
         if self._ended:
-            return  # the loop may raise after it was told to stop
+            return  # the loop may raise after it was to stop
         self._ended = True
         self._report({"epoch": self._epoch, "value": self._value, "outcome": outcome, "note": note})
 
@@ -137,7 +130,7 @@ def fit_trial(
         stage="search",
         checkpoints=None,
     )
-    fit(request, sink=NullSink(), on_epoch=on_epoch)
+    fit(request, sink=NullSink(), on_epoch=on_epoch)  # the driver emits the records of all trials
 
 
 def wait_for_device() -> None:

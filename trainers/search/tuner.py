@@ -1,7 +1,7 @@
 """Ray Tune, driven by our study: the searcher, the ASHA scheduler and one `Tuner.fit`.
 
 Invariants
-* Tune asks this searcher for every configuration and tells it every report, so that nothing about a search lives in
+* Tune takes every configuration from this searcher and hands it every report, so that nothing about a search lives in
   Tune alone: its experiment folder is temporary, the journal is what a restart reads.
 * The death of a trial's process is retried once, from its first epoch; every other end is an outcome (trial.py).
 
@@ -33,14 +33,14 @@ PROCESS_RETRIES = 1
 
 
 class Listener(Protocol):
-    """Is told of each change of a trial, in the driver."""
+    """Called at each change of a trial, in the driver."""
 
     def __call__(self, trial: Trial) -> None: ...
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How trials are run; computed, never asked."""
+    """How trials are run; computed from the spec and the host."""
 
     num_trials: int
     """Trials still to run."""

@@ -4,8 +4,8 @@
                                  workers.safetensors  state.json  manifest.json
     checkpoints/fence.json       which attempt may write here; fence.lock is held while one does
 
-Invariant: a folder without `.partial` is complete or damaged, and its manifest tells which; the newest one whose
-every file hashes to what the manifest says wins. An attempt that was replaced can no longer write: it fills a folder
+Invariant: a folder without `.partial` is complete or damaged, which its manifest decides; the newest one whose files
+all hash to the manifest's values wins. An attempt that was replaced can no longer write: it fills a folder
 of its own name, and reads the fence under the lock that a new attempt takes to move it. Nothing in it is pickled.
 
 Covered: write, verify, choose, retain. Not covered: what goes in (snapshot.py).

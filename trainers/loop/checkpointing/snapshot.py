@@ -11,6 +11,8 @@ workers do not agree on are averaged; rows, global batches and schedule stay exa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -69,6 +71,19 @@ def restore(job: Job, state: State, snapshot: Snapshot) -> None:
             rule="all parts of the state are needed to go on as if nothing had happened",
             remedy="Remove this checkpoint, or start anew with --fresh.",
         ) from error
+
+
+@contextmanager
+def preserved(job: Job, state: State) -> Iterator[None]:
+    """What is tried inside leaves nothing behind: `state` is afterwards what it was before. Collective."""
+    before = take(job, state)
+    held = {file: {name: t.clone() for name, t in tensors.items()} for file, tensors in before.tensors.items()}
+    try:
+        yield
+    finally:
+        restore(job, state, Snapshot(held, before.state))
+        state.exchange.clear()
+        job.train.forget_ahead()
 
 
 def _restore(job: Job, state: State, snapshot: Snapshot) -> None:

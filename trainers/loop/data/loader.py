@@ -48,7 +48,7 @@ class SplitReader:
         *inputs, targets = (self._take(array, rows, index) for array in self._arrays)
         if self._weights is None or self.weights is None:
             return MicroBatch(tuple(inputs), targets)
-        valid = np.flatnonzero(self.weights[rows] > 0)  # here and not in the loss: the host knows without asking
+        valid = np.flatnonzero(self.weights[rows] > 0)  # in the loss it would be read from the device
         weights = self._move(self._weights.index_select(0, index))
         return MicroBatch(tuple(inputs), targets, weights, self._move(torch.from_numpy(valid)))
 

@@ -55,7 +55,7 @@ PEAK_FP32: tuple[tuple[str, float], ...] = (
 
 
 class Meter:
-    """One run's figures for its log records. Rank 0 asks."""
+    """One run's figures for its log records, read on rank 0."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -116,7 +116,7 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that one device could do; None where nobody has told."""
+    """FLOP/s that one device could do; None where it is not known."""
     if device.type == "cpu":
         return measured_peak(torch.float32 if precision == "fp32" else torch.bfloat16)
     if device.type != "cuda":

@@ -45,7 +45,7 @@ def scale_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> torch
 
 
 def check_scale(scale: float, locate: Callable[[], str]) -> None:
-    """Raise DivergedError when the scale has collapsed. `locate` says which layer's values were not finite."""
+    """Raise DivergedError when the scale has collapsed. `locate` names the layer whose values were not finite."""
     if scale < SCALE_MIN:
         raise DivergedError(
             "Cannot go on in fp16",

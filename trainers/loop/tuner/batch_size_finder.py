@@ -8,7 +8,7 @@ ones would only cost memory). A run on a CPU takes the largest up to MICRO_BATCH
 Invariant: all workers try the same sizes in the same order and the smallest worker decides; weights, buffers,
 optimizer and random states are afterwards what they were before.
 
-Covered: on a GPU the allocator's peak against what the driver says is free, and out-of-memory errors; on a CPU the
+Covered: on a GPU the allocator's peak against what the driver reports as free, and out-of-memory errors; on a CPU the
 estimate against a stated budget; any number of workers. Not covered: sizes beyond the worker's share (the global
 batch is a fact of the spec). The GPU's part has not been run on one.
 """
@@ -31,7 +31,7 @@ from cluster.bundle.signature import TensorSpec
 from cluster.errors import MemoryShortError
 from cluster.spec.resolve import BATCH_SIZE_PER_WORKER_CPU
 from cluster.spec.train import TrainSpec
-from trainers.loop.checkpointing import snapshot
+from trainers.loop.checkpointing.snapshot import preserved
 from trainers.loop.data.sampler import Window, epoch_order
 from trainers.loop.distributed.collectives import gather_texts, sum_over_workers
 from trainers.loop.distributed.joint_failure import is_out_of_memory
@@ -143,23 +143,15 @@ def probe_micro_batch(
     timed: bool = True,
 ) -> SizeReport:
     """Try sizes under the run's real configuration. Collective. `budget_bytes`: of one worker; None: no bound on a
-    CPU, what is free on a GPU. `limit`: largest size besides the worker's share. `timed`: look for the knee."""
+    CPU, what is free on a GPU. `limit`: largest size besides the worker's share. `timed`: the knee is taken."""
     most = _smallest_share(job) if limit is None else min(limit, _smallest_share(job))
     key = _cache_key(job, state, [budget_bytes and budget_bytes >> BUDGET_SHIFT, most, timed])
     if (known := _cached(cache, key, job)) is not None:
         return known
-    before = snapshot.take(job, state)
-    held = {file: {name: t.clone() for name, t in tensors.items()} for file, tensors in before.tensors.items()}
-    micro = state.micro_size
-    _ = state.quick_step.ready  # the optimizer's moments take their place
-    room = _Room(job, budget_bytes)
-    try:
+    with preserved(job, state):
+        _ = state.quick_step.ready  # the optimizer's moments take their place
+        room = _Room(job, budget_bytes)
         report = search_size(lambda rows: _try(job, state, rows, room, timed), max(1, most))
-    finally:
-        snapshot.restore(job, state, snapshot.Snapshot(held, before.state))
-        state.micro_size = micro
-        state.exchange.clear()
-        job.train.forget_ahead()
     report = _with_budget(report, room.budget_bytes)
     _remember(cache, key, report, job)
     return report
@@ -176,7 +168,7 @@ class _Room:
         self.budget_bytes = budget_bytes
 
     def may_fit(self, state: State, rows: int) -> bool:
-        """Before a trial: on a CPU nothing but the estimate speaks in time, for its kernel kills what is too large."""
+        """Before a trial: on a CPU only the estimate helps, for the kernel kills what is too large."""
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.job.device)

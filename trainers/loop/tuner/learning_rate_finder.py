@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainers.loop.checkpointing import snapshot
+from trainers.loop.checkpointing.snapshot import preserved
 from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.state import Job, State
 from trainers.loop.step import update
@@ -36,10 +36,8 @@ class RangeReport:
 
 def range_test(job: Job, state: State, *, low: float = 1e-6, high: float = 1.0, windows: int = 100) -> RangeReport:
     """Train with a rising learning rate and put everything back. Collective; the same report on all workers."""
-    before = snapshot.take(job, state)
-    held = {file: {name: t.clone() for name, t in tensors.items()} for file, tensors in before.tensors.items()}
     rates, smoothed, average, best = [], [], 0.0, math.inf
-    try:
+    with preserved(job, state):
         for number in range(windows):
             rate = low * (high / low) ** (number / max(1, windows - 1))
             window = _window(job, state, number)
@@ -52,8 +50,6 @@ def range_test(job: Job, state: State, *, low: float = 1e-6, high: float = 1.0, 
             best = min(best, value)
             rates.append(rate)
             smoothed.append(value)
-    finally:
-        snapshot.restore(job, state, snapshot.Snapshot(held, before.state))
     return RangeReport(tuple(rates), tuple(smoothed), steepest(rates, smoothed))
 
 

@@ -29,7 +29,7 @@ from trainers.search.preview import preview_search, trial_concurrency
 from trainers.search.repeat import FINALISTS, Finalist, Repeat, RepeatSearcher, plan_repeats, rank_finalists
 from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
 from trainers.search.space import distributions
-from trainers.search.start import starting_points
+from trainers.search.starting_points import starting_points
 from trainers.search.study import Study, StudySettings
 from trainers.search.trial import TrialSetup
 

@@ -28,7 +28,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState as OptunaState
 
 from trainers.search.journal import Journal, Trial, TrialState
-from trainers.search.quasi import grid, quasi_random
+from trainers.search.quasi_random import grid, quasi_random
 from trainers.search.space import contains, decode, encode
 
 MIN_POINTS_BEYOND_DIMENSIONS = 3  # 10 points for LCBench's 7 dimensions (benchmarks/search), 5 for two

@@ -8,8 +8,11 @@ import pytest
 import yaml
 
 from cluster.errors import SpecError
+from cluster.spec import parse_spec
 from cluster.spec.batch_plan import BatchPlan, batch_size_of_epoch, updates_of_epochs
-from cluster.spec.train import TrainSpec
+from cluster.spec.train import TrainSpec, WorkersSpec
+
+SPEC = "version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n"
 
 
 def train_spec(**keys: object) -> TrainSpec:
@@ -40,6 +43,8 @@ def test_fewer_workers_accumulate_more_and_more_workers_have_smaller_micro_batch
     assert (fewer.workers, fewer.batch_size_per_worker, fewer.accumulation_steps) == (3, 16, 2)
     assert fewer.equation() == "3 workers × 16 micro-batch × 2 accumulation ≥ 64 global batch"
     assert plan.for_workers(2).for_workers(4) == plan
+    trial = plan_of(96, 16, 3).for_workers(1)
+    assert (trial.workers, trial.batch_size_per_worker, trial.accumulation_steps) == (1, 16, 6)
     more = plan.for_workers(8)
     assert (more.batch_size_per_worker, more.accumulation_steps) == (8, 1)
 
@@ -80,3 +85,17 @@ def test_a_batch_grows_linearly_or_by_milestones_and_updates_follow() -> None:
     assert updates_of_epochs(steps, 16, 100) == (7, 4, 4, 2, 2)
     plan = plan_of(16, 8, 1, rows=100, epochs=4, growth={"factor": 4.0})
     assert (plan.updates_per_epoch, plan.updates_total) == (7, 7 + 4 + 3 + 2)
+
+
+def test_workers_are_a_number_or_a_range_and_the_plan_is_made_for_the_most() -> None:
+    spec = parse_spec(SPEC + "train: {workers: {min: 2, max: 4}, batch_size_global: 64, batch_size_per_worker: 4}")
+    assert spec.train.workers == WorkersSpec(min=2, max=4)
+    plan = BatchPlan.of(spec.train, 1000)
+    assert (plan.workers, plan.batch_size_per_worker, plan.accumulation_steps) == (4, 4, 4)
+    again = parse_spec(json.dumps(spec.model_dump(mode="json")))
+    assert again == spec, "what is written to resolved.yaml is read again"
+
+
+def test_min_above_max_is_refused() -> None:
+    with pytest.raises(SpecError, match="min must not be above max"):
+        parse_spec(SPEC + "train: {workers: {min: 5, max: 4}}")

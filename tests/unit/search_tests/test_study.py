@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from trainers.search.journal import Journal, Trial, TrialState, read_journal
-from trainers.search.quasi import quasi_random
+from trainers.search.quasi_random import quasi_random
 from trainers.search.study import Study, StudySettings
 
 SPACE = {"lr": FloatDistribution(1e-5, 1e-1, log=True), "batch": CategoricalDistribution([16, 32, 64])}

@@ -11,7 +11,6 @@ import torch
 
 from cluster.errors import DivergedError, MemoryShortError, ModelError
 from cluster.spec import parse_spec
-from cluster.spec.batch_plan import BatchPlan
 from cluster.spec.resolve import DataFacts, HostFacts, resolve
 from cluster.telemetry.events import EpochFinished
 from tests.unit.loop_tests.rig import write_data
@@ -74,16 +73,3 @@ def test_a_trial_makes_the_metric_that_the_search_compares_by(metric: str, tmp_p
     fit_trial({"train.optimizer.learning_rate": 0.01}, 3, setup, Reporter(told.append, metric).on_epoch)
     assert told[0]["outcome"] == ""
     assert metric in told[0]["metrics"]
-
-
-def test_one_worker_makes_the_same_updates_in_micro_batches_of_the_same_size() -> None:
-    plan = BatchPlan(
-        batch_size_global=96,
-        batch_size_per_worker=16,
-        workers=3,
-        updates_per_epoch=10,
-        updates_total=50,
-    )
-    single = plan.for_workers(1)
-    assert (single.workers, single.batch_size_per_worker, single.accumulation_steps) == (1, 16, 6)
-    assert (single.batch_size_global, single.updates_total) == (96, 50)

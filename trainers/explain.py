@@ -85,7 +85,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
 
 def _ensure_ray(stack: ExitStack) -> None:
     """Ray for the functions that make a Ray Dataset; it ends with the explanation. Other sources start none."""
-    from trainers.data.stream.ray_data import standing_ray
+    from trainers.data.ray_data import standing_ray
 
     stack.enter_context(standing_ray())
 

@@ -30,8 +30,9 @@ from cluster.spec.load import apply_overrides, validate_spec
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import ListSink
+from trainers.data.plan import plan_rows
 from trainers.data.shards import open_prepared
-from trainers.data.stages import check_data, make_plan, prepare_data
+from trainers.data.stages import check_data, prepare_data
 from trainers.export.bundle import versions
 from trainers.loop import FitRequest, fit
 from trainers.models import build_model, count_parameters
@@ -134,7 +135,7 @@ def _train(resolved: ResolvedRun, prepared: Path) -> tuple[np.ndarray, dict[str,
 
 def _peer(spec: Any) -> np.ndarray:
     """HistGradientBoosting with its defaults, native categories, trained on train, validation, calibration and gate."""
-    plan = make_plan(spec.data)
+    plan = plan_rows(spec.data)
     table = plan.raw.table
     assert table is not None
     matrix = np.stack([_numbers(values) for values in table.values.values()], axis=1)

@@ -26,7 +26,7 @@ from cluster.spec.base import Auto
 from cluster.spec.data import CsvSource, FileSource, JsonlSource, ParquetSource
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import QualityReport, check_table
-from trainers.data.quality.stream import check_files
+from trainers.data.quality.scan import check_files
 from trainers.data.read.batches import read_batches, whole_bytes
 from trainers.data.read.columns import plain_numbers
 from trainers.data.read.delimited import file_start, settle_source
@@ -246,34 +246,23 @@ def make_report(
     paths, others = find_files(source.path), find_files(test) if test else []
     with called_by_url([*paths, *others]):
         if distributed:
-            from trainers.data.stream.ray_data import ray_for_report
+            from trainers.data.ray_data import RAY_DATA, standing_ray
 
-            with ray_for_report() as run:
-                return check_files(paths, source, target, test=others, run=run)
+            with standing_ray():
+                return check_files(paths, source, target, test=others, executor=RAY_DATA)
         if whole_bytes([*paths, *others], source) > memory_bytes:
             return check_files(paths, source, target, test=others)
     table = read_any(source, source.path)
-    _check_target(target, table, source.path)
-    return check_table(table, target, test=read_any(source, test) if test else None)
+    beside = read_any(source, test) if test else None
+    return check_table(table, target, test=beside, name=source.path)
 
 
 def to_lines(report: QualityReport) -> str:
     """The report for a terminal."""
     lines = [f"{report.rows:,} rows, {len(report.columns)} columns, {len(report.findings)} findings"]
     for finding in report.findings:
-        where = f" '{finding.column}'" if finding.column else ""
-        lines.append(f"{finding.severity:<8} {finding.rule}{where}: {finding.text}  ->  {finding.fix}")
+        lines.append(f"{finding.severity:<8} {finding.sentence}  ->  {finding.fix}")
     return "\n".join(lines)
-
-
-def _check_target(target: str | None, table: pa.Table, name: str) -> None:
-    if target is not None and target not in table.column_names:
-        raise DataError(
-            f"Cannot check {name}",
-            found=f"it has no column '{target}'",
-            rule="its columns are " + ", ".join(table.column_names[:20]),
-            remedy="Mend --target.",
-        )
 
 
 if __name__ == "__main__":

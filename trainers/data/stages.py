@@ -1,9 +1,9 @@
 """The check and prepare stages: read this first of the data room.
 
-    check:    source -> RawData -> targets, splits (counts only) -> DataFacts -> every `auto` decided
-    prepare:  the same again -> fit on the training rows alone -> shards and transforms.json
+    check:    source -> rules, target, split of each row -> DataFacts -> every `auto` decided
+    prepare:  the same rules and split (handoff.py) -> fit on the training rows alone -> shards and transforms.json
 
-Tables past memory go the same way in passes over their files (stream/prepare.py).
+A table in memory is one batch (plan.py); tables past memory go the same way in passes over their files (passes.py).
 
 Invariant: whatever is fitted has seen the training split and nothing else, because the fit functions are handed
 only its rows.
@@ -12,8 +12,10 @@ only its rows.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -21,75 +23,22 @@ from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS
 from cluster.bundle.signature import TensorSpec
 from cluster.bundle.transforms import ArrayTransforms, Transforms
-from cluster.errors import DataError
 from cluster.pipeline.stage import StageContext, StageResult
-from cluster.spec.data import SPLITS, DataSpec, PythonSource
+from cluster.spec.data import SPLITS, DataSpec, FileSource, PythonSource
 from cluster.spec.resolve import DataFacts, Reason, resolve
 from cluster.telemetry.events import Message
-from trainers.data import targets as target_rules
-from trainers.data.fit.arrays import check_rules, fit_arrays
+from trainers.data.executors import THREADS, Executor
+from trainers.data.fit.arrays import fit_arrays
 from trainers.data.fit.target import target_facts
-from trainers.data.quality.report import QualityReport
+from trainers.data.handoff import Checked, Handoff, load_handoff, save_handoff
+from trainers.data.passes import choose_way, plan_files, write
+from trainers.data.plan import RowPlan, Target, plan_rows
 from trainers.data.read.delimited import settle_spec
-from trainers.data.read.raw import FREE, RawData
-from trainers.data.read.sources import Inspect, read_source
+from trainers.data.read.raw import TableRules
+from trainers.data.read.sources import read_source
 from trainers.data.shard_store import publish_shards
 from trainers.data.shards import TARGET_FACTS, write_prepared
-from trainers.data.split_classes import check_split_classes
-from trainers.data.splits import assign_splits, split_rows
-from trainers.data.stream.prepare import Run, Way, choose_way, in_threads, scan, write
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is known about the rows before anything is fitted."""
-
-    raw: RawData
-    task: Literal["classification", "regression"]
-    classes: tuple[str, ...]
-    targets: np.ndarray
-    """(N,) int64 class indices, or (N,) float32."""
-    rows: dict[str, np.ndarray]
-    """Row indices of each split."""
-
-
-def make_plan(spec: DataSpec, inspect: Inspect | None = None) -> Plan:
-    """Read the source, check the target and split. Raises DataError."""
-    raw = read_source(spec, inspect)
-    if raw.table is None:
-        check_rules(spec)
-    classes: tuple[str, ...] = ()
-    task = target_rules.infer_task(raw.targets, spec.task)
-    if task == "regression":
-        target_rules.check_regression(raw.targets, spec.target)
-        codes = raw.targets.astype(np.float32)
-    else:
-        labels = target_rules.class_labels(raw.targets)
-        classes = target_rules.find_classes(labels, spec.target, raw.missing_targets)
-        codes = target_rules.encode(labels, classes)
-    keys = raw.keys if raw.keys is not None else np.arange(len(raw), dtype=np.uint64)
-    strata = codes if task == "classification" else None
-    if spec.split.group is not None:
-        strata = None  # a group has rows of several classes: its rows stay together instead
-    by_rank = spec.split.time is None and spec.split.column is None and not spec.split.by_hash
-    if strata is not None and spec.split.stratify and by_rank:
-        _check_class_rows(spec, raw, codes, classes)
-    rows = split_rows(assign_splits(spec.split, keys, strata, fixed=raw.fixed, times=raw.times))
-    if "train" not in rows:
-        raise DataError("Cannot split the data", found="no row is left for train", remedy="Lower the other shares.")
-    if task == "classification":
-        _check_split_classes(spec, codes, rows, classes, keys, mapped=raw.table is not None)
-    return Plan(raw, task, classes, codes, rows)
-
-
-def _check_split_classes(
-    spec: DataSpec, codes: np.ndarray, rows: dict[str, np.ndarray], classes: tuple[str, ...], keys: np.ndarray, *,
-    mapped: bool,
-) -> None:  # fmt: skip
-    counts = {name: np.bincount(codes[index], minlength=len(classes)) for name, index in rows.items()}
-    check_split_classes(
-        spec, counts, classes, different=lambda index: len(np.unique(keys[codes == index])), mapped=mapped
-    )
+from trainers.data.splits import split_rows
 
 
 def check_data(context: StageContext) -> StageResult:
@@ -100,35 +49,99 @@ def check_data(context: StageContext) -> StageResult:
     way = choose_way(spec.data, _memory_bytes(context))
     if not way.fits:
         context.events.emit(Message(stage=context.stage, text=f"the data is prepared {way.reason}"))
-    if way.past_memory:
-        return _with_reasons(_check_past_memory(context, way), reasons)
-    plan = _inspected_plan(context) if spec.data.quality.fail_on else make_plan(spec.data)
-    for note in plan.raw.notes:
-        context.events.emit(Message(stage=context.stage, text=note))
-    facts = DataFacts(
-        task=plan.task,
-        task_reason=target_rules.task_reason(plan.raw.targets, plan.task),
-        layout=plan.raw.layout,
-        num_rows=len(plan.raw),
-        num_rows_train=len(plan.rows["train"]),
-        num_classes=len(plan.classes),
-        item_shape=plan.raw.item_shape,
-        source_digest=plan.raw.digest,
-    )
-    resolved = resolve(spec, name=context.run.name, host=context.host, data=facts)
-    facts = facts.model_copy(update={"num_rows_train": count_training_rows(resolved.spec.data, plan)})
-    resolved = resolved.with_data(facts)
-    result = StageResult(
-        facts={
-            "data": facts.model_dump(mode="json"),
-            "splits": {name: len(rows) for name, rows in plan.rows.items()},
-            "class_rows": _class_rows(plan),
-        },
-        headline=_describe(plan),
+    notes = Notes(context)
+    found: Found | Handoff | None = load_handoff(context.run.path, spec.data, way.name)
+    if isinstance(found, Handoff):
+        notes.say(found.checked.notes)
+    else:
+        found = (_check_past_memory if way.past_memory else _check_in_memory)(spec.data, notes)
+    resolved = resolve(spec, name=context.run.name, host=context.host, data=found.checked.data)
+    rows = found.num_rows_train if isinstance(found, Handoff) else found.training_rows(resolved.spec.data)
+    data = found.checked.data.model_copy(update={"num_rows_train": rows})
+    resolved = resolved.with_data(data)
+    resolved = resolved.model_copy(update={"reasons": (*reasons, *resolved.reasons)})
+    if isinstance(found, Found) and found.rules is not None and isinstance(spec.data.source, FileSource):
+        left = Handoff(found.checked, rows, found.rules, found.target, found.assigned, found.piece_rows)
+        save_handoff(context.run.path, spec.data, resolved.spec.data, way.name, left)
+    checked = found.checked
+    return StageResult(
+        facts={"data": data.model_dump(mode="json"), "splits": checked.splits, "class_rows": checked.class_rows},
+        headline=checked.headline,
         resolved=resolved,
         details={"way": way.reason},
     )
-    return _with_reasons(result, reasons)
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the check stage says while it reads, kept for its next run."""
+
+    context: StageContext
+    said: list[str] = field(default_factory=list)
+
+    def say(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.context.events.emit(Message(stage=self.context.stage, text=note))
+            self.said.append(note)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading a source found."""
+
+    checked: Checked
+    rules: TableRules | None
+    target: Target
+    assigned: np.ndarray | None
+    training_rows: Callable[[DataSpec], int]
+    """Rows of the training split after cleaning and balancing, by the section without `auto`."""
+    piece_rows: tuple[int, ...] = ()
+
+
+def _check_in_memory(spec: DataSpec, notes: Notes) -> Found:
+    def inspect(table: Any, fixed: np.ndarray | None) -> None:
+        from trainers.data.quality.fail_on import check_quality
+
+        notes.say(finding.sentence for finding in check_quality(spec, table, fixed).findings)
+
+    plan = plan_rows(spec, inspect if spec.quality.fail_on else None)
+    raw, classes = plan.raw, plan.target.classes
+    if spec.quality.fail_on and raw.table is None:
+        from trainers.data.quality.fail_on import refuse_arrays
+
+        refuse_arrays(spec.source.kind)
+    notes.say(raw.notes)
+    counts = np.bincount(plan.targets, minlength=len(classes)).tolist() if classes else []
+    data = DataFacts(
+        task=plan.target.task, task_reason=plan.target.reason, layout=raw.layout, num_rows=len(raw),
+        num_rows_train=len(plan.rows["train"]), num_classes=len(classes), item_shape=raw.item_shape,
+        source_digest=raw.digest,
+    )  # fmt: skip
+    splits = {name: len(rows) for name, rows in plan.rows.items()}
+    class_rows = dict(zip(classes, counts, strict=True))
+    checked = Checked(data, splits, class_rows, _describe(plan), tuple(notes.said))
+    return Found(checked, raw.rules, plan.target, plan.assigned, partial(count_training_rows, plan=plan))
+
+
+def _check_past_memory(spec: DataSpec, notes: Notes) -> Found:
+    """In passes over the files, by threads: Ray may still be starting."""
+    if spec.quality.fail_on:
+        from trainers.data.quality.fail_on import check_quality_files
+
+        notes.say(finding.sentence for finding in check_quality_files(spec).findings)
+    plan = plan_files(spec, THREADS)
+    notes.say(plan.rules.notes)
+    rows, target = plan.rows, plan.target
+    data = DataFacts(
+        task=target.task, task_reason=target.reason, layout="table", num_rows=sum(rows.values()),
+        num_rows_train=rows["train"], num_classes=len(target.classes), source_digest=plan.digest,
+    )  # fmt: skip
+    classes = plan.statistics.classes
+    class_rows = {label: sum(classes[split, index] for split in range(-1, len(SPLITS)))
+                  for index, label in enumerate(target.classes)}  # fmt: skip
+    headline = f"{data.num_rows:,} rows (table, past memory), {rows['train']:,} for training"
+    checked = Checked(data, rows, class_rows, headline, tuple(notes.said))
+    return Found(checked, plan.rules, target, plan.assigned, lambda _: rows["train"], plan.piece_rows)
 
 
 def _settled(context: StageContext) -> tuple[StageContext, list[Reason]]:
@@ -145,57 +158,28 @@ def _settled(context: StageContext) -> tuple[StageContext, list[Reason]]:
     return replace(context, spec=context.spec.model_copy(update={"data": data})), reasons
 
 
-def _with_reasons(result: StageResult, reasons: list[Reason]) -> StageResult:
-    if result.resolved is None or not reasons:
-        return result
-    resolved = result.resolved.model_copy(update={"reasons": (*reasons, *result.resolved.reasons)})
-    return replace(result, resolved=resolved)
-
-
 def _memory_bytes(context: StageContext) -> int:
     """Of one node: the driver runs on one."""
     return context.host.memory_bytes // max(context.host.nodes, 1)
 
 
-def _check_past_memory(context: StageContext, way: Way) -> StageResult:
-    """`check_data` in passes over the files, by threads: Ray may still be starting."""
-    spec = context.spec
-    if spec.data.quality.fail_on:
-        from trainers.data.quality.gate import check_quality_files
-
-        _say_findings(context, check_quality_files(spec.data))
-    scanned = scan(spec.data, in_threads)
-    for note in scanned.notes:
-        context.events.emit(Message(stage=context.stage, text=note))
-    rows = scanned.rows
-    facts = DataFacts(
-        task=scanned.task, task_reason=scanned.task_reason, layout="table", num_rows=sum(rows.values()),
-        num_rows_train=rows["train"], num_classes=len(scanned.classes), source_digest=scanned.digest,
-    )  # fmt: skip
-    resolved = resolve(spec, name=context.run.name, host=context.host, data=facts)
-    classes = scanned.whole.classes
-    class_rows = {label: sum(classes[split, index] for split in range(-1, len(SPLITS)))
-                  for index, label in enumerate(scanned.classes)}  # fmt: skip
-    return StageResult(
-        facts={"data": facts.model_dump(mode="json"), "splits": rows, "class_rows": class_rows},
-        headline=f"{facts.num_rows:,} rows (table, past memory), {rows['train']:,} for training",
-        resolved=resolved,
-        details={"way": way.reason},
-    )
-
-
-def _prepare_past_memory(context: StageContext, spec: DataSpec) -> StageResult:
+def _prepare_past_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> StageResult:
     """`prepare_data` in passes over the files, on Ray Data where the run's Ray session stands."""
     context.ensure_ray()
-    run: Run = in_threads
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        from trainers.data.stream.ray_data import map_in_order
-
-        run = map_in_order
-    scanned = scan(spec, run)
-    transforms, facts = write(context.folder, scanned, run)
+    executor = standing_executor()
+    plan = plan_files(spec, executor, handoff)
+    transforms, facts = write(context.folder, plan, executor)
     write_json(context.folder / TRANSFORMS, transforms.to_json())
-    return _prepared(scanned.rows, transforms.signature(), facts)
+    return _prepared(plan.rows, transforms.signature(), facts)
+
+
+def standing_executor() -> Executor:
+    """Ray Data where a Ray session stands, else threads."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        from trainers.data.ray_data import RAY_DATA
+
+        return RAY_DATA
+    return THREADS
 
 
 def _prepared(counts: dict[str, int], inputs: tuple[TensorSpec, ...], facts: dict[str, Any]) -> StageResult:
@@ -212,28 +196,7 @@ def _wait_for_ray(context: StageContext, spec: DataSpec) -> None:
         context.ensure_ray()
 
 
-def _inspected_plan(context: StageContext) -> Plan:
-    """`make_plan` behind the quality report. Raises DataError for findings that data.quality.fail_on names."""
-    from trainers.data.quality.gate import check_quality, refuse_arrays
-
-    spec = context.spec.data
-
-    def inspect(table: Any, fixed: np.ndarray | None) -> None:
-        _say_findings(context, check_quality(spec, table, fixed))
-
-    plan = make_plan(spec, inspect)
-    if plan.raw.table is None:
-        refuse_arrays(spec.source.kind)
-    return plan
-
-
-def _say_findings(context: StageContext, report: QualityReport) -> None:
-    for finding in report.findings:
-        where = f" '{finding.column}'" if finding.column else ""
-        context.events.emit(Message(stage=context.stage, text=f"{finding.rule}{where}: {finding.text}"))
-
-
-def count_training_rows(spec: DataSpec, plan: Plan) -> int:
+def count_training_rows(spec: DataSpec, plan: RowPlan) -> int:
     """Rows that the training split will have after cleaning and balancing: the batch plan counts updates with it."""
     from trainers.data.fit.table import prepare_table, training_rows
 
@@ -242,11 +205,15 @@ def count_training_rows(spec: DataSpec, plan: Plan) -> int:
         return len(rows)
     from trainers.data.fit.balance import balanced_rows, check_balance
 
-    counts = np.bincount(plan.targets[rows], minlength=len(plan.classes)) if plan.classes else np.zeros(1, np.int64)
-    check_balance(spec, plan.raw.table.roles if plan.raw.table else {}, counts, plan.classes)
+    counts = (
+        np.bincount(plan.targets[rows], minlength=len(plan.target.classes))
+        if plan.target.classes
+        else np.zeros(1, np.int64)
+    )
+    check_balance(spec, plan.raw.table.roles if plan.raw.table else {}, counts, plan.target.classes)
     count = balanced_rows(spec.balance, counts)
     if count is None:
-        count = len(prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes).splits["train"])
+        count = len(prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.target.classes).splits["train"])
     return count
 
 
@@ -254,8 +221,9 @@ def prepare_data(context: StageContext) -> StageResult:
     """The prepare stage: split, fit on the training rows, write shards and transforms.json."""
     spec = context.run_resolved.spec.data
     _wait_for_ray(context, spec)
-    past = choose_way(spec, _memory_bytes(context)).past_memory
-    result = _prepare_past_memory(context, spec) if past else _prepare_in_memory(context, spec)
+    way = choose_way(spec, _memory_bytes(context))
+    handoff = load_handoff(context.run.path, spec, way.name)
+    result = (_prepare_past_memory if way.past_memory else _prepare_in_memory)(context, spec, handoff)
     result = _say_target(context, result)
     if spec.shards_url is None:
         return result
@@ -281,40 +249,38 @@ def _say_target(context: StageContext, result: StageResult) -> StageResult:
     )
 
 
-def _prepare_in_memory(context: StageContext, spec: DataSpec) -> StageResult:
-    plan = make_plan(spec)
+def _prepare_in_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> StageResult:
+    plan = _handed_rows(spec, handoff) or plan_rows(spec)
     if plan.raw.table is not None:
         from trainers.data.fit.table import prepare_table
 
-        prepared = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes)
+        prepared = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.target.classes)
         inputs, splits, facts = prepared.inputs, prepared.splits, prepared.facts
         transforms: Transforms | ArrayTransforms = prepared.transforms
     else:
         transforms, splits, facts = fit_arrays(spec, plan.raw, plan.rows, plan.targets)
         inputs = transforms.signature()
     write_json(context.folder / TRANSFORMS, transforms.to_json())
-    if plan.task == "regression":
+    if plan.target.task == "regression":
         facts = {**facts, **target_facts(spec.target_transform, splits)}
-    write_prepared(context.folder, splits, task=plan.task, classes=plan.classes, inputs=inputs, facts=facts)
+    write_prepared(
+        context.folder, splits, task=plan.target.task, classes=plan.target.classes, inputs=inputs, facts=facts
+    )
     return _prepared({name: len(split) for name, split in splits.items()}, inputs, facts)
 
 
-def _check_class_rows(spec: DataSpec, raw: RawData, codes: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Rows that the source itself puts into a split need no share of the others."""
-    free = codes if raw.fixed is None else codes[raw.fixed == FREE]
-    others = (spec.split.validation, spec.split.calibration, spec.split.gate,
-              spec.split.test if raw.fixed is None else 0)  # fmt: skip
-    target_rules.check_class_rows(free, classes, 1 + sum(1 for share in others if share))
+def _handed_rows(spec: DataSpec, handoff: Handoff | None) -> RowPlan | None:
+    """The rows as check has read and divided them; None where there is no handoff, or the files have changed since."""
+    if handoff is None or handoff.assigned is None:
+        return None
+    raw = read_source(spec, rules=handoff.rules_of(spec))
+    if raw.words is None or raw.digest != handoff.checked.data.source_digest:
+        return None
+    targets = handoff.target.read(raw.words)
+    return RowPlan(raw, handoff.target, targets, handoff.assigned, split_rows(handoff.assigned))
 
 
-def _class_rows(plan: Plan) -> dict[str, int]:
-    if plan.task == "regression":
-        return {}
-    counts = np.bincount(plan.targets, minlength=len(plan.classes))
-    return {label: int(count) for label, count in zip(plan.classes, counts, strict=True)}
-
-
-def _describe(plan: Plan) -> str:
-    what = f"{len(plan.classes)} classes" if plan.task == "classification" else "a quantity"
+def _describe(plan: RowPlan) -> str:
+    what = f"{len(plan.target.classes)} classes" if plan.target.task == "classification" else "a quantity"
     shape = f" of {list(plan.raw.item_shape)}" if plan.raw.item_shape else ""
     return f"{len(plan.raw):,} rows ({plan.raw.layout}{shape}), target {what}, {len(plan.rows['train']):,} for training"

@@ -57,17 +57,17 @@ def class_labels(targets: np.ndarray) -> np.ndarray:
     return np.array([_number_text(value) for value in targets.tolist()], dtype=object)
 
 
-def find_classes(labels: np.ndarray, name: str, missing: Mapping[str, int] | None = None) -> tuple[str, ...]:
-    """All labels in order. `missing`: texts that are read as missing. Raises DataError for one class, and for labels
-    that are no classes."""
+def find_classes(labels: np.ndarray, name: str, rows: int, missing: Mapping[str, int]) -> tuple[str, ...]:
+    """All labels in order. `labels`: of all `rows`, or the different ones; `missing`: texts that are read as missing.
+    Raises DataError for one class, and for labels that are no classes."""
     classes = sorted(set(labels.tolist()))
     attempted = f"Cannot use '{name}' as the target"
     if len(classes) == 1:
-        raise one_class(name, classes[0], len(labels), missing or {})
-    if len(classes) > CLASSES_MAX or (len(classes) > 20 and len(classes) > len(labels) / 2):
+        raise one_class(name, classes[0], rows, missing)
+    if len(classes) > CLASSES_MAX or (len(classes) > 20 and len(classes) > rows / 2):
         raise DataError(
             attempted,
-            found=f"it has {len(classes)} different values in {len(labels)} rows, such as {classes[0]!r}",
+            found=f"it has {len(classes)} different values in {rows} rows, such as {classes[0]!r}",
             rule=f"classes repeat (at most {CLASSES_MAX:,}, and fewer than half of the rows)",
             remedy="It looks like a quantity: set data.task: regression, or choose another data.target."
             if are_numbers(classes)
@@ -87,7 +87,7 @@ def one_class(name: str, label: str, rows: int, missing: Mapping[str, int]) -> D
     )
 
 
-def check_regression(targets: np.ndarray, name: str) -> None:
+def check_regression(targets: np.ndarray, name: str, rows: int) -> None:
     """Raise DataError for a constant or non-finite quantity."""
     attempted = f"Cannot use '{name}' as the target"
     if not np.isfinite(targets).all():
@@ -95,7 +95,7 @@ def check_regression(targets: np.ndarray, name: str) -> None:
         raise DataError(attempted, found=f"{bad} of {len(targets)} values are NaN or infinite", remedy="Remove them.")
     if np.all(targets == targets[0]):
         raise DataError(
-            attempted, found=f"all {len(targets)} rows have the value {targets[0]:g}", remedy="Choose another target."
+            attempted, found=f"all {rows} rows have the value {targets[0]:g}", remedy="Choose another target."
         )
 
 

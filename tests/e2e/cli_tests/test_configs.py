@@ -20,8 +20,8 @@ from cluster.bundle import open_bundle
 from cluster.store.run_folder import RunFolder
 from tests.bundles import softmax
 from tests.e2e.conftest import ROOT, call_manta
+from trainers.data.plan import plan_rows
 from trainers.data.shards import open_prepared
-from trainers.data.stages import make_plan
 
 pytestmark = pytest.mark.slow  # three real runs of about a minute
 TOLERANCE = 1e-5
@@ -89,7 +89,7 @@ def test_a_raw_json_row_has_the_probability_of_the_training_pipeline(
     resolved = run.read_resolved()
     assert resolved is not None
     spec = resolved.spec.data
-    rows = make_plan(spec).rows["test"]
+    rows = plan_rows(spec).rows["test"]
     expected = training_side(run)[:ROWS_MAX]
     raw = raw_rows(name, shared_data)
     asked = [{key: value for key, value in raw[row].items() if key != spec.target} for row in rows[:ROWS_MAX]]

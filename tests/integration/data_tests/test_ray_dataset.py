@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 
 from tests.unit.data_tests.making import context, run_spec
-from tests.unit.data_tests.test_past_memory import SPLIT, write
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data, prepare_data
 
@@ -73,18 +71,3 @@ def test_explain_starts_a_ray_for_a_source_that_makes_a_ray_dataset_and_ends_it(
     explained = json.loads(done.stdout)
     assert explained["data"]["num_rows"] == 600
     assert explained["way"].startswith("in memory")
-
-
-def test_shards_written_by_ray_data_are_those_of_threads(ray_local: str, tmp_path: Path) -> None:
-    source = write(tmp_path, "csv")
-    values = {"target": "y", "split": SPLIT, "drop_columns": ["group"]}
-    spec = run_spec(source, memory_bytes=1, **values)
-    resolved = check_data(context(tmp_path / "check", spec)).resolved
-    prepare_data(context(tmp_path / "ray", spec, "prepare", resolved))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "is_initialized", lambda: False)
-        prepare_data(context(tmp_path / "threads", spec, "prepare", resolved))
-    names = sorted(path.relative_to(tmp_path / "ray") for path in (tmp_path / "ray").rglob("*") if path.is_file())
-    assert len(names) == 2 * 5 + 2
-    for name in names:
-        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "threads" / name).read_bytes(), name

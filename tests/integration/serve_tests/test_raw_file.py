@@ -24,8 +24,9 @@ from cluster.telemetry.events import ListSink
 from tests.contract.protocol_tests.conftest import server_process
 from tests.e2e.cli_tests.test_configs import FILES, ROWS_MAX, TOLERANCE, raw_rows
 from tests.e2e.conftest import ROOT
+from trainers.data.plan import plan_rows
 from trainers.data.shards import open_prepared
-from trainers.data.stages import check_data, make_plan, prepare_data
+from trainers.data.stages import check_data, prepare_data
 from trainers.export.stage import run_export
 from trainers.loop import FitRequest, fit
 from trainers.models.weights import load_module
@@ -93,7 +94,7 @@ def test_a_raw_row_of_the_file_has_the_trained_networks_probability(
     lines = raw_rows(name, shared_data)
     rows = [
         {key: value for key, value in lines[row].items() if key != spec.data.target}
-        for row in make_plan(spec.data).rows["test"][:ROWS_MAX]
+        for row in plan_rows(spec.data).rows["test"][:ROWS_MAX]
     ]
     with server_process(bundle) as address:
         answer = httpx.post(

@@ -38,8 +38,8 @@ from serve.deployments import commands
 from tests.bundles import linear_graph
 from tests.contract.protocol_tests.conftest import server_process
 from trainers.data.fit.table import PreparedTable, prepare_table
+from trainers.data.plan import plan_rows
 from trainers.data.read.sources import read_source
-from trainers.data.stages import make_plan
 
 TOLERANCE = 1e-5
 START = datetime(2020, 1, 1)
@@ -126,10 +126,10 @@ class People:
     def __init__(self, folder: Path) -> None:
         write_csv(folder / "train.csv", 400, 1, JOBS)
         spec = data_spec(folder / "train.csv")
-        plan = make_plan(spec)
-        table = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.classes)
-        self.classes = plan.classes
-        self.bundle = write_table_bundle(folder / "bundle", table, plan.classes)
+        plan = plan_rows(spec)
+        table = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.target.classes)
+        self.classes = plan.target.classes
+        self.bundle = write_table_bundle(folder / "bundle", table, plan.target.classes)
         found = write_csv(folder / "new.csv", 60, 2, (*JOBS, "astronaut", "Baker"))
         self.rows: list[dict[str, Any]] = [{key: row[key] for key in HEADER[:-1]} for row in found]
         new = read_source(data_spec(folder / "new.csv")).table

@@ -15,8 +15,8 @@ import pytest
 from cluster.spec.data import SPLITS
 from tests.unit.data_tests.making import check, prepare, run_spec, write_table
 from trainers.data.fit.arrays import fit_arrays
+from trainers.data.plan import plan_rows
 from trainers.data.shards import Split, open_prepared
-from trainers.data.stages import make_plan
 
 ROWS = 300
 Found = tuple[dict[str, Any], Split, dict[str, Any]]
@@ -100,7 +100,7 @@ def test_no_mean_sees_an_array_outside_of_training(shape: tuple[int, ...], tmp_p
     arrays = rng.random((100, *shape), dtype=np.float32)
     np.savez(tmp_path / "a.npz", x=arrays, y=np.arange(100) % 2)
     spec = run_spec({"kind": "numpy", "inputs": f"{tmp_path}/a.npz:x", "targets": f"{tmp_path}/a.npz:y"}).data
-    plan = make_plan(spec)
+    plan = plan_rows(spec)
     honest, splits, _ = fit_arrays(spec, plan.raw, plan.rows, plan.targets)
     assert plan.raw.arrays is not None
     for name in SPLITS[1:]:

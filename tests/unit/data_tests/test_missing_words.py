@@ -52,11 +52,12 @@ def test_a_class_that_is_read_as_missing_is_named_with_its_rows_and_the_line_tha
 
 def notes(source: dict[str, Any], folder: Path, **values: Any) -> list[str]:
     """What a run says of missing words, in memory and past it, once both are known to say the same."""
-    from trainers.data.stream.prepare import in_threads, scan
+    from trainers.data.executors import THREADS
+    from trainers.data.passes import plan_files
 
     spec = run_spec(source, target="y", split=SPLIT, **values).data
     found = [[note for note in said if "read as missing" in note]
-             for said in (read_source(spec).notes, scan(spec, in_threads).notes)]  # fmt: skip
+             for said in (read_source(spec).notes, plan_files(spec, THREADS).rules.notes)]  # fmt: skip
     assert found[0] == found[1]
     return found[0]
 

@@ -19,8 +19,7 @@ from cluster.bundle.transforms import load_transforms
 from cluster.errors import DataError
 from cluster.spec.resolve import HostFacts
 from tests.unit.data_tests.making import check, context, prepare, run_spec
-from trainers.data import stages
-from trainers.data.quality import part as quality_part
+from trainers.data import plan, sample
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data
 
@@ -66,7 +65,7 @@ def both(folder: Path, source: dict, monkeypatch: pytest.MonkeyPatch, **values: 
     check_there = check(folder / "memory", run_spec(source, **spec))
     prepare(folder / "memory", run_spec(source, **spec))
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "read_source", lambda *_: pytest.fail("the whole table was read"))
+        patch.setattr(plan, "read_source", lambda *_: pytest.fail("the whole table was read"))
         past = run_spec(source, memory_bytes=1, **spec)
         check_here = check(folder / "past", past)
         prepare(folder / "past", past)
@@ -107,7 +106,7 @@ EXACT: list[dict[str, Any]] = [
 def test_exact_statistics_give_the_shards_of_memory_from_a_small_sample(
     values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality_part, "SAMPLE_ROWS", 500)  # of 5,400 training rows
+    monkeypatch.setattr(sample, "SAMPLE_ROWS", 500)  # of 5,400 training rows
     memory, past = both(tmp_path, write(tmp_path, "parquet"), monkeypatch, **values)
     exact, found = (json.loads((folder / "transforms.json").read_text()) for folder in (memory, past))
     _assert_close(exact, found)
@@ -131,7 +130,7 @@ def _assert_close(a: Any, b: Any) -> None:
 def test_sampled_medians_are_within_their_rank_and_served_rows_equal_the_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality_part, "SAMPLE_ROWS", 2_000)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS", 2_000)
     encode = {"number": "quantile"}
     memory, past = both(tmp_path, write(tmp_path, "parquet"), monkeypatch, encode=encode)
     here, there = open_prepared(memory).splits["train"], open_prepared(past).splits["train"]
@@ -143,6 +142,36 @@ def test_sampled_medians_are_within_their_rank_and_served_rows_equal_the_shards(
     served = transforms.apply_rows(rows)["features"]
     kept = {row.tobytes() for split in open_prepared(past).splits.values() for row in split.inputs["features"]}
     assert all(row.tobytes() in kept for row in served)
+
+
+ORDERED: dict[str, dict[str, Any]] = {
+    "shuffled": {"split": {}},
+    "counts": {"split": {"validation": 500, "calibration": 0, "gate": 300, "test": 1_000, "stratify": False}},
+    "groups": {"split": {"group": "group"}, "drop_columns": []},
+    "times": {"split": {"time": "whole", "stratify": False}},
+    "quantity": {"target": "a"},
+}
+
+
+@pytest.mark.parametrize("values", ORDERED.values(), ids=ORDERED)
+def test_a_split_that_orders_all_rows_is_that_of_memory(
+    values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path, "parquet", table(3_000))
+    monkeypatch.setattr("trainers.data.passes.KEY_BYTES", 0)  # memory_bytes of 1 has room for no key
+    memory, past = both(tmp_path, source, monkeypatch, **{"split": {}, **values})
+    assert (memory / "transforms.json").read_bytes() == (past / "transforms.json").read_bytes()
+    assert_same(memory, past, 0.0)
+
+
+def test_a_test_file_beside_a_shuffled_one_divides_as_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path, "parquet", table(3_000))
+    pq.write_table(table(900, seed=1), tmp_path / "test.parquet")
+    monkeypatch.setattr("trainers.data.passes.KEY_BYTES", 0)
+    beside = {**source, "test_path": str(tmp_path / "test.parquet")}
+    assert_same(*both(tmp_path, beside, monkeypatch, split={}), 0.0)
 
 
 def test_groups_columns_and_a_test_file_divide_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,11 +202,12 @@ def test_what_needs_all_rows_together_is_refused_with_its_remedy(tmp_path: Path)
         assert not list((tmp_path / "run").glob("*"))
     fits = check(tmp_path / "fits", run_spec(source, target="y"))
     assert fits.details["way"].startswith("in memory: preparing it takes about")
-    tight = dataclasses.replace(context(tmp_path / "tight", run_spec(source, target="y")), host=HostFacts(
+    spec = run_spec(source, target="y", encode={"category": "target"})
+    tight = dataclasses.replace(context(tmp_path / "tight", spec), host=HostFacts(
         cpu_cores=1, memory_bytes=1 << 20))  # fmt: skip
     assert check_data(tight).details["way"].startswith("in memory, although")  # nobody set a budget: it goes on
     said = [event.text for event in tight.events.events if hasattr(event, "text")]
-    assert any("data.split.by_hash: true" in text for text in said)
+    assert any("another data.encode.category" in text for text in said)
 
 
 CHILD = """

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from trainers.data.check import main
+from trainers.data.quality.drift import stability_index
 from trainers.data.quality.findings import Finding
 from trainers.data.quality.page import to_html
-from trainers.data.quality.report import QualityReport, check_table, stability_index
-from trainers.data.quality.stream import check_stream
+from trainers.data.quality.report import QualityReport, check_table
+from trainers.data.quality.scan import check_batches
 
 
 def planted(num_rows: int = 300) -> dict[str, np.ndarray]:
@@ -80,7 +81,7 @@ def test_classes_that_only_the_test_file_has_are_named() -> None:
     assert (found["target"].severity, found["target"].evidence) == ("error", {"unseen": ["gone"]})
     assert found["target"].fix == 'data.clean.map_values: {y: {"gone": ""}}'
     streamed = {
-        item.rule: item for item in check_stream([train.slice(0, 40), train.slice(40)], "y", test=[test]).findings
+        item.rule: item for item in check_batches([train.slice(0, 40), train.slice(40)], "y", test=[test]).findings
     }
     assert streamed["target"] == found["target"]
 

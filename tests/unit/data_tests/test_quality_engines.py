@@ -12,23 +12,23 @@ import pytest
 
 from cluster.spec.data import Rule
 from tests.unit.data_tests.every_finding import PLANTED, tables, write
-from trainers.data import check
+from trainers.data import check, sample, sketch
 from trainers.data.quality import label_noise
-from trainers.data.quality import part as quality_part
-from trainers.data.quality import stream as quality_stream
-from trainers.data.quality.merge import COUNTED
 from trainers.data.quality.report import QualityReport
 from trainers.data.read import batches
 
 SAMPLE_ROWS = 6_000
+COUNTED = {
+    "missing", "infinite", "duplicate_rows", "white_space", "hidden_missing", "overlap", "constant", "codes", "units",
+}  # fmt: skip
+"""Findings that follow from the counts of all rows."""
 RANK_ERROR = math.sqrt(math.log(2 / 1e-6) / (2 * SAMPLE_ROWS))  # Dvoretzky, Kiefer, Wolfowitz; Massart
 
 
 @pytest.fixture
 def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the table, so that the sample is one."""
-    for module in (quality_part, quality_stream):
-        monkeypatch.setattr(module, "SAMPLE_ROWS", SAMPLE_ROWS)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS", SAMPLE_ROWS)
     monkeypatch.setattr(batches, "BLOCK_BYTES", 1 << 17)
 
 
@@ -50,7 +50,7 @@ def assert_same(exact: QualityReport, streamed: QualityReport) -> None:
     assert sorted((f.rule, f.column, f.severity, f.fix) for f in streamed.findings) == sorted(key)
     texts = {(f.rule, f.column): f.text for f in exact.findings}
     for finding in streamed.findings:
-        if finding.rule in COUNTED - {"identifier"}:
+        if finding.rule in COUNTED:
             assert finding.text == texts[finding.rule, finding.column]
     for name, facts in exact.columns.items():
         found = streamed.columns[name]
@@ -110,7 +110,7 @@ def test_an_estimated_overlap_is_near_the_count(
     tmp_path: Path, small_sample: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, _ = write(tmp_path, "parquet")
-    monkeypatch.setattr(quality_part, "ROW_HASHES", 4_000)  # of 11,980 different rows
+    monkeypatch.setattr(sketch, "ROW_HASHES", 4_000)  # of 11,980 different rows
     found = {f.rule: f for f in report(train, train, 1).findings}
     assert abs(found["overlap"].evidence["rows"] - 12_000) < 12_000 * 3 / math.sqrt(4_000 - 2)
     assert "estimated from" in found["overlap"].text

@@ -14,7 +14,7 @@ from trainers.data.quality import label_noise
 from trainers.data.quality.findings import Finding
 from trainers.data.quality.leaks import by_alphabet
 from trainers.data.quality.report import check_table
-from trainers.data.quality.stream import check_stream
+from trainers.data.quality.scan import check_batches
 from trainers.data.read.columns import to_texts
 from trainers.data.read.sources import read_source
 
@@ -33,7 +33,7 @@ def both(columns: dict[str, Any], target: str | None = "y") -> dict[tuple[str, s
     table = pa.table(columns)
     here = {(item.rule, item.column): item for item in check_table(table, target).findings}
     parts = [table.slice(0, 250), table.slice(250, 200), table.slice(450)]
-    there = {(item.rule, item.column): item for item in check_stream(parts, target).findings}
+    there = {(item.rule, item.column): item for item in check_batches(parts, target).findings}
     assert {key: (item.text, item.fix) for key, item in here.items()} == {
         key: (item.text, item.fix) for key, item in there.items()
     }

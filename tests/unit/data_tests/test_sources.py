@@ -11,8 +11,8 @@ import pytest
 from cluster.errors import DataError
 from tests.unit.data_tests.making import check, data_spec, prepare, run_spec, write_table
 from trainers.data.check import make_report
+from trainers.data.plan import plan_rows
 from trainers.data.shards import open_prepared
-from trainers.data.stages import make_plan
 
 SPLIT = {"validation": 0.2, "calibration": 0, "gate": 0, "test": 0.2}
 
@@ -29,7 +29,7 @@ def write_groups(path: Path, *, hole: bool = False) -> dict:
 
 def test_a_group_is_never_in_two_splits_and_is_no_feature(tmp_path: Path) -> None:
     source = write_groups(tmp_path / "t.csv")
-    plan = make_plan(data_spec(source, target="y", split={"group": "patient", **SPLIT}))
+    plan = plan_rows(data_spec(source, target="y", split={"group": "patient", **SPLIT}))
     patients = np.array([line.split(",")[0] for line in (tmp_path / "t.csv").read_text().splitlines()[1:]])
     homes = [set(patients[rows]) for rows in plan.rows.values()]
     assert len(homes) == 3
@@ -52,7 +52,7 @@ def test_a_row_without_a_group_is_refused_with_its_remedy(tmp_path: Path) -> Non
 def test_groups_that_a_test_file_tears_apart_are_said(tmp_path: Path) -> None:
     source = write_groups(tmp_path / "t.csv")
     spec = data_spec({**source, "test_path": source["path"]}, target="y", split={"group": "patient", **SPLIT})
-    assert "50 groups of 'patient' have rows in the test file and in the other one" in make_plan(spec).raw.notes
+    assert "50 groups of 'patient' have rows in the test file and in the other one" in plan_rows(spec).raw.notes
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -135,13 +135,13 @@ def test_arrays_and_idx_files_are_read_from_urls(tmp_path: Path) -> None:
         ("idx", {"images": "{}/x.idx", "labels": "{}/y.idx"}),
     ):
         found = [
-            make_plan(data_spec({"kind": kind, **{key: text.format(home) for key, text in values.items()}})).raw
+            plan_rows(data_spec({"kind": kind, **{key: text.format(home) for key, text in values.items()}})).raw
             for home in (str(tmp_path), "memory://manta-arrays")
         ]
         assert found[0].digest == found[1].digest
         assert np.array_equal(found[0].arrays, found[1].arrays)  # type: ignore[arg-type]
     memory.pipe("/manta-arrays/x.idx", b"\x00\x00\x08")
     with pytest.raises(DataError, match=r"memory://manta-arrays/x\.idx as IDX"):
-        make_plan(
+        plan_rows(
             data_spec({"kind": "idx", "images": "memory://manta-arrays/x.idx", "labels": str(tmp_path / "y.idx")})
         )

@@ -16,11 +16,12 @@ import pytest
 from cluster.bundle.transforms import Column, Transforms, load_transforms
 from cluster.errors import DataError, SpecError
 from tests.unit.data_tests.making import data_spec, prepare, run_spec
+from trainers.data.executors import THREADS
+from trainers.data.passes import plan_files
 from trainers.data.quality.report import check_table
 from trainers.data.read.infer import infer_column
 from trainers.data.read.raw import RawData
 from trainers.data.read.sources import read_source
-from trainers.data.stream.prepare import in_threads, scan
 
 START = datetime(2024, 7, 13, 21, 0, tzinfo=UTC)
 DAYS = (START - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(days=1)
@@ -50,11 +51,11 @@ def same_both_ways(source: dict[str, Any], **values: Any) -> RawData:
     assert raw.table is not None
     if not spec.split.time:
         hashed = spec.split.model_copy(update={**ONE_TEST_SPLIT, "by_hash": True})
-        scanned = scan(spec.model_copy(update={"split": hashed}), in_threads)
-        assert scanned.layout.columns == raw.table.columns
-        assert scanned.layout.roles == raw.table.roles
-        assert scanned.layout.ignored == raw.table.ignored
-        assert {note for note in scanned.notes if "read" in note} == {note for note in raw.notes if "read" in note}
+        rules = plan_files(spec.model_copy(update={"split": hashed}), THREADS).rules
+        assert rules.columns == raw.table.columns
+        assert rules.roles == raw.table.roles
+        assert rules.ignored == raw.table.ignored
+        assert {note for note in rules.notes if "read" in note} == {note for note in raw.notes if "read" in note}
     return raw
 
 
@@ -420,7 +421,7 @@ def test_a_writing_that_no_date_has_is_refused(value: Any, words: str) -> None:
 
 
 def test_more_words_than_are_kept_are_judged_by_their_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("trainers.data.stream.scan.WORDS_MAX", 120)
+    monkeypatch.setattr("trainers.data.read.scan.WORDS_MAX", 120)
     raw = read(tmp_path, {"ticket": [f"PC {17000 + row * 3 // 4}" for row in range(300)]})
     assert raw.table is not None
     assert raw.table.roles["ticket"] == "text"

@@ -23,3 +23,9 @@ class Finding:
     text: str
     fix: str
     evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """Rule, column and text, as events and errors say it."""
+        where = f" '{self.column}'" if self.column else ""
+        return f"{self.rule}{where}: {self.text}"

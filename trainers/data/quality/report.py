@@ -1,43 +1,41 @@
 """The quality report: what is odd in a table, how bad it is, with evidence and the spec line that mends it.
 
-Invariant: looks only, changes nothing; the same file gives the same report. Engine: in memory on pyarrow and NumPy,
-every figure exact (drift and leakage on at most `ROWS_MAX` rows, drawn by content).
+    batches -> scan (summary.py) -> merge -> report_of: facts and findings
 
-Covered: all findings: those of counts in rules.py, those of a column's values in columns.py, wrong
-labels in label_noise.py; here facts, leakage of one column, overlap and drift between files.
-Not covered: tables past memory (stream.py, which judges its sample with this module).
+Invariant: looks only, changes nothing; the report depends neither on how the rows were divided nor on the executor.
+What adds up is counted in all rows; what needs values together is judged on the summary's sample, which holds all rows
+of a table in memory. A rule that counts decide is never decided by a sample, a finding of one says so, and an estimate
+carries its bound.
+
+Covered: all findings: of counts in rules.py, of a column's values in column_findings.py, leakage in leaks.py, wrong
+labels in label_noise.py, two tables in drift.py. Not covered: reading files (scan.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.bundle.transforms import Column, Texts
-from cluster.bundle.transforms.columns import number_text, plain_float
+from cluster.bundle.transforms import Column, Texts, Values
 from trainers.data.hashing import seeded, table_keys
-from trainers.data.quality import columns as quality_columns
-from trainers.data.quality import label_noise
-from trainers.data.quality import rules as quality_rules
-from trainers.data.quality.facts import step_of
+from trainers.data.quality import column_findings, label_noise, rules
+from trainers.data.quality.column_counts import ColumnCounts, run_edges
+from trainers.data.quality.drift import find_drift
 from trainers.data.quality.findings import SEVERITIES, Finding
 from trainers.data.quality.leaks import find_leaks
-from trainers.data.quality.rules import CLASSES_MAX, OUTLIER_FENCE_IQR, SUSPICIOUS, is_prose
-from trainers.data.read.arrow_types import usable_table
-from trainers.data.read.columns import numbers_there, to_numbers, to_texts
-from trainers.data.read.reading import reading_of
-from trainers.data.read.writing import Writing, writing_of, writing_of_numbers
+from trainers.data.quality.rules import OUTLIER_FENCE_IQR, SUSPICIOUS, word_counts
+from trainers.data.quality.summary import Scan, Summary
+from trainers.data.read.columns import to_numbers, to_texts
+from trainers.data.sample import FILE_ROWS_BITS, QUANTILE_RANK_ERROR
 
-PSI_SHIFTED = 0.2  # usual reading of the population stability index: above it the population has moved
-DRIFT_ROWS_MIN = 100
 HISTOGRAM_BINS = 20
 HISTOGRAM_IQR = 3.0  # values farther from the quartiles go to the outer bins: a few would leave all others in one bar
-MAP_CELLS = 40  # of the missing-value map: each is a run of rows of the table
 
 
 @dataclass(frozen=True)
@@ -52,110 +50,103 @@ class QualityReport:
         return {"rows": self.rows, "columns": self.columns, "findings": [vars(finding) for finding in self.findings]}
 
 
-def check_table(table: pa.Table, target: str | None = None, *, test: pa.Table | None = None) -> QualityReport:
-    """Look at every column, the target and, where given, the test table."""
-    table, gone = usable_table(as_plain(table))
-    test = test if test is None else as_plain(test)
+@dataclass
+class Findings:
+    """What was found: by the counts of all rows, and on the sample."""
+
+    counted: list[Finding | None]
+    judged: list[Finding | None]
+
+    def of_words(self, *, complete: bool) -> list[Finding | None]:
+        """Where a finding goes that depends on a column's different words."""
+        return self.counted if complete else self.judged
+
+
+def check_table(
+    table: pa.Table, target: str | None = None, *, test: pa.Table | None = None, name: str = "the table"
+) -> QualityReport:
+    """The report of a table in memory, and of a second one beside it. Raises DataError."""
+    scan = Scan(target, name, exact=True)
+    return report_of(_in_memory(table, scan), target, test=None if test is None else _in_memory(test, scan))
+
+
+def _in_memory(table: pa.Table, scan: Scan) -> Summary:
+    summary = Summary(exact=True)
+    summary.add(table, 0, scan)
+    return summary
+
+
+def report_of(whole: Summary, target: str | None = None, *, test: Summary | None = None) -> QualityReport:
+    """The report of all rows. Raises DataError."""
+    values = {name: _values(counts, whole.sample.rows.column(name)) for name, counts in whole.columns.items()}
     facts: dict[str, dict[str, Any]] = {}
-    findings: list[Finding | None] = quality_rules.unusable_types(gone)
-    values: dict[str, np.ndarray | Texts] = {}
-    free: list[str] = []
-    for name in table.column_names:
-        raw = table.column(name)
-        values[name], words, writing = _read_column(name, raw)
-        if name != target and reading_of(name, writing).kind == "words" and quality_rules.is_free_text(words, len(raw)):
-            free.append(name)
-        facts[name] = _facts(values[name], len(words))
-        findings += _column_findings(name, values[name], words, facts[name], (raw, writing),
-                                     is_target=name == target)  # fmt: skip
-    spaced = {name: count for name in table.column_names if (count := _outer_spaces(table.column(name)))}
-    keys = table_keys(values, table.num_rows)
-    drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
-    features = {name: column for name, column in values.items() if name != target}
-    findings += [quality_rules.white_space(spaced),
-                 quality_rules.duplicate_rows(len(keys) - len(np.unique(keys)), len(keys))]  # fmt: skip
-    findings += quality_columns.near_duplicates(features, drawn)
-    if target is not None:
-        labels = to_texts(Column(name=target, kind="text", missing=SUSPICIOUS), table.column(target))
-        findings.append(quality_rules.target_finding(target, _counts(labels)))
-        findings += find_leaks(target, labels, values)
-        names = {finding.column for finding in findings if finding and finding.rule == "identifier"}
-        useful = {name: column for name, column in features.items() if name not in names}
-        if not free:  # a forest knows nothing of what a text says, and may be sure without it
-            findings += label_noise.label_noise(target, labels, useful, drawn)
+    found = Findings(rules.unusable_types(whole.gone), [])
+    for name, counts in whole.columns.items():
+        spread = _number_facts(values[name])
+        facts[name] = _facts(counts, values[name], spread, whole)
+        _judge_column(found, counts, values[name], spread, whole, is_target=name == target)
+    keys = table_keys(values, whole.sample.rows.num_rows)
+    found.counted += [_white_space(whole), _repeats(whole, keys)]
+    _judge_together(found, values, keys, whole, target)
     if test is not None:
-        findings += _test_findings(target, test, values)
-    if is_alone(table.column_names, target):
-        findings = quality_rules.of_the_only_feature(findings)
-    return QualityReport(table.num_rows, facts, ordered(quality_rules.grouped(findings)))
+        _judge_beside(found, values, whole, test, target)
+    findings = found.counted + [_of_sample(finding, whole) for finding in rules.grouped(found.judged) if finding]
+    if target is not None and len(whole.columns) == 2:
+        findings = rules.of_the_only_feature(findings)
+    there = (finding for finding in findings if finding is not None)
+    ordered = sorted(there, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
+    return QualityReport(whole.rows, facts, tuple(ordered))
 
 
-def _read_column(name: str, raw: pa.ChunkedArray) -> tuple[np.ndarray | Texts, tuple[Any, ...], Writing]:
-    """A column's values, its different values, and how they are written."""
-    rules = Column(name=name, kind="text", missing=SUSPICIOUS)
-    if pa.types.is_floating(raw.type) or pa.types.is_integer(raw.type):
-        writing = writing_of_numbers(numbers_there(raw), integers=pa.types.is_integer(raw.type))
-        if not writing.long:
-            numbers = pc.fill_null(raw.cast(pa.float64()), np.nan).to_numpy() + 0.0  # no -0.0
-            return numbers, tuple(np.unique(numbers[~np.isnan(numbers)])), writing
-        texts = to_texts(rules, raw)
-        return texts, texts.words, writing
-    texts = to_texts(rules, raw)
-    writing = writing_of(rules, texts.words)
-    read = None if reading_of(name, writing).kind == "code" else _numbers(texts)
-    return (texts if read is None else read), texts.words, writing  # "1" and "1.0" are one number
+def _values(counts: ColumnCounts, raw: pa.ChunkedArray) -> Values:
+    """A column of the sample as the kind that all rows have."""
+    if counts.numeric and (pa.types.is_floating(raw.type) or pa.types.is_integer(raw.type)):
+        return pc.fill_null(raw.cast(pa.float64()), np.nan).to_numpy() + 0.0  # no -0.0
+    texts = to_texts(Column(name=counts.name, kind="text", missing=SUSPICIOUS), raw)
+    return np.array([*map(float, texts.words), np.nan])[texts.codes] if counts.numeric else texts
 
 
-def is_alone(names: Sequence[str], target: str | None) -> bool:
-    """Whether there is a single feature."""
-    return target is not None and len(names) == 2
-
-
-def ordered(findings: list[Finding | None]) -> tuple[Finding, ...]:
-    """Without the empty ones, worst first."""
-    there = [finding for finding in findings if finding is not None]
-    return tuple(sorted(there, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule)))
-
-
-def _numbers(texts: Texts) -> np.ndarray | None:
-    """The column as float64 where every word is a number, else None."""
-    try:
-        words = [plain_float(word) for word in texts.words]
-    except ValueError:
-        return None
-    return np.array([*words, np.nan])[texts.codes]
-
-
-def _counts(texts: Texts) -> dict[str, int]:
-    counts = np.bincount(texts.codes[texts.codes >= 0], minlength=len(texts.words))
-    return {word: int(count) for word, count in zip(texts.words, counts, strict=True) if count}
-
-
-def _facts(values: np.ndarray | Texts, different: int) -> dict[str, Any]:
-    texts = isinstance(values, Texts)
-    holes = values.codes < 0 if isinstance(values, Texts) else np.isnan(values)
-    missing = int(holes.sum())
+def _facts(counts: ColumnCounts, values: Values, spread: dict[str, Any], whole: Summary) -> dict[str, Any]:
+    """Exact counts, and in a sampled table its quantiles, counts scaled to all rows, and the bounds."""
+    missing = counts.missing + whole.rows - counts.rows  # a column that some rows lack is missing there
+    scale = whole.rows / max(whole.sample.rows.num_rows, 1)
+    bounds = {"different": counts.different.relative_error}
     facts: dict[str, Any] = {
-        "kind": "text" if texts else "number",
+        "kind": "number" if counts.numeric else "text",
         "missing": missing,
-        "missing_share": missing / max(len(values), 1),
-        "missing_map": missing_map(holes) if missing else [],
-        "different": different,
+        "missing_share": missing / max(whole.rows, 1),
+        "missing_map": _missing_map(counts) if missing else [],
+        "different": counts.different.count(),
     }
-    if isinstance(values, Texts) or missing == len(values):
-        counts = _counts(values) if isinstance(values, Texts) else {}
-        top = sorted(counts, key=lambda word: (-counts[word], word))[:10]
-        return {**facts, "most_frequent": {word: counts[word] for word in top}}
-    return {**facts, "infinite": int(np.isinf(values).sum()), **number_facts(values[np.isfinite(values)])}
+    if spread and counts.finite:
+        exact = {"min": counts.low.value, "max": counts.high.value, "mean": math.fsum(counts.sums) / counts.finite}
+        facts |= {"infinite": counts.infinite, **spread, **exact, "outliers": round(spread["outliers"] * scale)}
+        bounds["quantile_rank"] = 0.0 if whole.whole else QUANTILE_RANK_ERROR
+    elif spread:
+        facts |= {"infinite": counts.infinite, **spread}
+    else:
+        words = counts.words if not counts.numeric else {}
+        if words is None:
+            assert isinstance(values, Texts)
+            words = {word: round(count * scale) for word, count in word_counts(values).items()}
+        top = sorted(words, key=lambda word: (-words[word], word))[:10]
+        facts["most_frequent"] = {word: words[word] for word in top}
+    return facts if whole.exact else {**facts, "bounds": bounds}
 
 
-def missing_map(holes: np.ndarray) -> list[float]:
-    """The share of missing values in each of `MAP_CELLS` runs of rows, in the table's order."""
-    return [float(np.round(part.mean(), 4)) for part in np.array_split(holes, min(MAP_CELLS, len(holes)))]
+def _missing_map(counts: ColumnCounts) -> list[float]:
+    """The share of missing values in each run of rows; one that ends within a run of a batch takes its share of it."""
+    rows, holes = np.cumsum(np.concatenate([[[0, 0]], *counts.holes]), axis=0).T
+    edges = run_edges(int(rows[-1]))
+    shares = np.diff(np.interp(edges, rows, holes)) / np.diff(edges)
+    return [float(np.round(share, 4)) for share in shares]
 
 
-def number_facts(finite: np.ndarray) -> dict[str, Any]:
-    """Quantiles, mean, values beyond Tukey's fences and histogram of finite numbers."""
+def _number_facts(values: Values) -> dict[str, Any]:
+    """Quantiles, mean, values beyond Tukey's fences and histogram of the finite numbers; empty without a number."""
+    if isinstance(values, Texts) or np.isnan(values).all():
+        return {}
+    finite = values[np.isfinite(values)]
     quantiles = np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]) if len(finite) else np.zeros(5)
     spread = quantiles[3] - quantiles[1]
     low, high = quantiles[1] - OUTLIER_FENCE_IQR * spread, quantiles[3] + OUTLIER_FENCE_IQR * spread
@@ -172,151 +163,158 @@ def number_facts(finite: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _column_findings(
-    name: str, values: np.ndarray | Texts, words: tuple[Any, ...], facts: dict[str, Any],
-    raw: tuple[pa.ChunkedArray, Writing], *, is_target: bool,
-) -> list[Finding | None]:  # fmt: skip
-    """`words`: the different values, as texts or numbers. `raw`: the column, and how it is written."""
-    rows, missing = len(values), facts["missing"]
-    numbers = None if isinstance(values, Texts) else values
-    example = words[0] if words and isinstance(words[0], str) else number_text(float(words[0])) if words else None
-    found = [
-        quality_rules.missing_finding(
-            name, rows, missing, _suspicious_words(raw[0]), is_target=is_target, is_text=numbers is None
-        ),
-        quality_rules.constant_finding(name, example, len(words), missing),
-        quality_rules.infinite_finding(name, facts.get("infinite", 0)),
+def _judge_column(
+    found: Findings, counts: ColumnCounts, values: Values, spread: dict[str, Any], whole: Summary, *, is_target: bool
+) -> None:
+    name, reading = counts.name, counts.reading
+    missing = counts.missing + whole.rows - counts.rows
+    there, different, text = whole.rows - missing, counts.different.count(), not counts.numeric
+    example = next(iter(counts.words)) if counts.words else None
+    found.counted += [
+        rules.missing_finding(name, whole.rows, missing, counts.suspicious, is_target=is_target, is_text=text),
+        rules.constant_finding(name, example, different, missing),
+        rules.infinite_finding(name, counts.infinite if counts.numeric else 0),
     ]
-    reading = reading_of(name, raw[1])
     if not is_target:
-        found.append(quality_columns.reading_finding(name, reading, raw[1]))
-        found += quality_columns.date_like(name, words, numbers) if reading.kind in ("number", "words") else []
+        found.counted.append(column_findings.reading_finding(name, reading, counts.writing))
+        if reading.kind in ("number", "words"):
+            found.judged += column_findings.date_like(name, values)
     if reading.kind in ("date", "unit"):
-        return found  # each row may well have a value of its own
-    found.append(None if is_target else quality_rules.outliers_finding(name, facts))
-    if numbers is None:
-        if not quality_rules.is_free_text(words, rows - missing):
-            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), words[:3]))
-        if not is_prose(words):
-            found.append(quality_rules.mixed_types(name, words))
-            found.append(quality_rules.label_variants(name, words, is_target=is_target))
+        return  # each row may well have a value of its own
+    likely = there if different >= there * (1 - counts.different.relative_error) else different
+    if isinstance(values, Texts):
+        _judge_words(found, counts, values, (there, likely), is_target=is_target)
     elif not is_target:
-        finite = numbers[np.isfinite(numbers)]
-        if len(finite) and np.array_equal(finite, np.floor(finite)):
+        found.judged.append(rules.outliers_finding(name, spread))
+        if counts.finite and counts.whole:
+            finite = values[np.isfinite(values)]
+            ends = (counts.low.value, counts.high.value, float(counts.step))
             examples = [float(value) for value in finite[:3]]
-            ends = (facts["min"], facts["max"], float(step_of(finite)))
-            found.append(quality_rules.identifier_finding(name, rows - missing, len(words), examples, ends=ends))
-        found += quality_columns.hidden_missing(name, numbers, in_text=is_text(raw[0].type))
-    return found
+            found.counted.append(rules.identifier_finding(name, there, likely, examples, ends=ends))
+        if counts.finite:
+            found.counted += column_findings.hidden_missing(name, counts.low, counts.high, in_text=counts.in_text)
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether reading rules apply: the source holds words."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _judge_words(
+    found: Findings, counts: ColumnCounts, values: Texts, there: tuple[int, int], *, is_target: bool
+) -> None:
+    """`there`: rows with a value, and different ones among them."""
+    name, words = counts.name, _words(counts, values)
+    if not rules.is_free_text(words, there[0] if counts.words is not None else int((values.codes >= 0).sum())):
+        found.counted.append(rules.identifier_finding(name, *there, values.words[:3]))
+    if not rules.is_prose(words):
+        found.of_words(complete=counts.words is not None).extend(
+            [rules.mixed_types(name, words), rules.label_variants(name, words, is_target=is_target)]
+        )
 
 
-def as_plain(table: pa.Table) -> pa.Table:
-    """Dates and times as text, the form in which they are judged."""
-    for place, column in enumerate(table.columns):
-        if pa.types.is_temporal(column.type):
-            table = table.set_column(place, table.column_names[place], column.cast(pa.string()))
-    return table
+def _words(counts: ColumnCounts, values: Texts) -> tuple[str, ...]:
+    """All different words where they were counted, else those of the sample."""
+    return values.words if counts.words is None else tuple(counts.words)
 
 
-def _suspicious_words(raw: pa.ChunkedArray) -> dict[str, int]:
-    if not is_text(raw.type):
-        return {}
-    texts = to_texts(Column(name="", kind="text", missing=()), raw)
-    return {word: count for word, count in _counts(texts).items() if word in SUSPICIOUS}
-
-
-def _outer_spaces(raw: pa.ChunkedArray) -> int:
-    if not is_text(raw.type) or pa.types.is_dictionary(raw.type):
-        return 0
-    return int(pc.sum(pc.not_equal(raw, pc.utf8_trim_whitespace(raw))).as_py() or 0)
-
-
-def _test_findings(target: str | None, test: pa.Table, values: dict[str, np.ndarray | Texts]) -> list[Finding | None]:
-    """Rows that both tables have, labels spelt otherwise, and columns whose distribution has moved."""
-    there = read_like(test, values)
+def _judge_together(
+    found: Findings, values: Mapping[str, Values], keys: np.ndarray, whole: Summary, target: str | None
+) -> None:
+    """Columns that repeat each other, and what the others say of the target."""
+    drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
     features = {name: column for name, column in values.items() if name != target}
-    theirs = table_keys({name: there[name] for name in features}, test.num_rows)
-    both = np.isin(theirs, table_keys(features, len(next(iter(values.values())))))
-    respelt = [
-        quality_rules.other_labels(name, column.words, other.words)
-        for name, column in values.items()
-        if isinstance(column, Texts) and isinstance(other := there[name], Texts)
-    ]
-    unseen = None
-    if target is not None and isinstance(labels := values[target], Texts) and isinstance(other := there[target], Texts):
-        unseen = quality_rules.unseen_classes(target, labels.words, other.words)
-    names = {finding.column for finding in respelt if finding}  # other spellings are no drift
-    overlap = quality_rules.overlap_finding(int(both.sum()), test.num_rows)
-    return [
-        overlap,
-        unseen,
-        *respelt,
-        *drift({name: column for name, column in values.items() if name not in names}, there),
-    ]
+    found.judged += column_findings.near_duplicates(features, drawn)
+    if target is None:
+        return
+    labels = to_texts(Column(name=target, kind="text", missing=SUSPICIOUS), whole.sample.rows.column(target))
+    words = whole.columns[target].words
+    found.of_words(complete=words is not None).append(
+        rules.target_finding(target, word_counts(labels) if words is None else words)
+    )
+    found.judged += find_leaks(target, labels, values)
+    if any(_is_free(whole.columns[name], column) for name, column in features.items()):
+        return  # a forest knows nothing of what a text says, and may be sure without it
+    names = {finding.column for finding in found.counted if finding and finding.rule == "identifier"}
+    useful = {name: column for name, column in features.items() if name not in names}
+    found.judged += label_noise.label_noise(target, labels, useful, drawn)
 
 
-def read_like(test: pa.Table, values: Mapping[str, np.ndarray | Texts]) -> dict[str, np.ndarray | Texts]:
+def _is_free(counts: ColumnCounts, values: Values) -> bool:
+    if not isinstance(values, Texts) or counts.reading.kind != "words":
+        return False
+    rows = counts.rows if counts.words is not None else len(values)
+    return rules.is_free_text(_words(counts, values), rows)
+
+
+def _judge_beside(
+    found: Findings, values: Mapping[str, Values], whole: Summary, test: Summary, target: str | None
+) -> None:
+    """Rows that both tables have, labels spelt otherwise, and columns whose distribution has moved."""
+    there = _read_like(test.sample.rows, values)
+    features = {name: column for name, column in values.items() if name != target}
+    found.counted.append(_overlap(features, there, whole, test))
+    respelt = set()
+    for name, column in values.items():
+        other = there[name]
+        if not isinstance(column, Texts) or not isinstance(other, Texts):
+            continue
+        counts, others = whole.columns[name], test.columns[name]
+        words, theirs = _words(counts, column), _words(others, other)
+        complete = counts.words is not None and others.words is not None
+        finding = rules.other_labels(name, words, theirs)
+        found.of_words(complete=complete).append(finding)
+        if finding:
+            respelt.add(name)  # other spellings are no drift
+        if name == target:
+            found.of_words(complete=complete).append(rules.unseen_classes(name, words, theirs))
+    found.judged += find_drift({name: column for name, column in values.items() if name not in respelt}, there)
+
+
+def _read_like(test: pa.Table, values: Mapping[str, Values]) -> dict[str, Values]:
     """The test table's columns, each as the kind that training has it."""
-    there: dict[str, np.ndarray | Texts] = {}
+    there: dict[str, Values] = {}
     for name, column in values.items():
         kind: Literal["number", "text"] = "text" if isinstance(column, Texts) else "number"
-        rules = Column(name=name, kind=kind, missing=SUSPICIOUS, infinite="missing")
-        there[name] = (to_texts if kind == "text" else to_numbers)(rules, test.column(name))
+        rule = Column(name=name, kind=kind, missing=SUSPICIOUS, infinite="missing")
+        there[name] = (to_texts if kind == "text" else to_numbers)(rule, test.column(name))
     return there
 
 
-def drift(values: Mapping[str, np.ndarray | Texts], there: Mapping[str, np.ndarray | Texts]) -> list[Finding | None]:
-    """Number columns by PSI over deciles with the Kolmogorov-Smirnov distance, text columns by PSI over words."""
-    from scipy.stats import ks_2samp
-
-    found: list[Finding | None] = []
-    for name, column in values.items():
-        other = there[name]
-        if isinstance(column, Texts) or isinstance(other, Texts):
-            assert isinstance(column, Texts)
-            assert isinstance(other, Texts)
-            found.append(_words_moved(name, _counts(column), _counts(other)))
-            continue
-        a, b = column[np.isfinite(column)], other[np.isfinite(other)]
-        if min(len(a), len(b)) < DRIFT_ROWS_MIN:
-            continue
-        psi = stability_index(a, b)
-        if psi > PSI_SHIFTED:
-            distance = float(ks_2samp(a, b).statistic)
-            text = f"it differs between training and test: PSI {psi:.2f}, Kolmogorov-Smirnov {distance:.2f}"
-            evidence = {"psi": psi, "ks": distance, "medians": [float(np.median(a)), float(np.median(b))]}
-            found.append(Finding("drift", "warning", name, text, "look at how the files were made", evidence))
-    return found
+def _overlap(
+    features: Mapping[str, Values], there: Mapping[str, Values], whole: Summary, test: Summary
+) -> Finding | None:
+    if whole.whole and test.whole:
+        theirs = table_keys({name: there[name] for name in features}, test.rows)
+        return rules.overlap_finding(int(np.isin(theirs, table_keys(features, whole.rows)).sum()), test.rows)
+    about, shared = "", test.shared
+    if whole.features.relative_error:
+        shared = round(shared / (float(whole.features.smallest[-1]) / 2.0**64))
+        about = f" (estimated from {test.shared} rows)"
+    return rules.overlap_finding(shared, test.rows, about=about)
 
 
-def _words_moved(name: str, here: dict[str, int], there: dict[str, int]) -> Finding | None:
-    """PSI over the words, where they are few; the words that moved most are the evidence."""
-    rows, others = sum(here.values()), sum(there.values())
-    if min(rows, others) < DRIFT_ROWS_MIN or len(here) > CLASSES_MAX:
+def _white_space(whole: Summary) -> Finding | None:
+    return rules.white_space({name: counts.spaced for name, counts in whole.columns.items() if counts.spaced})
+
+
+def _repeats(whole: Summary, keys: np.ndarray) -> Finding | None:
+    if whole.whole:
+        return rules.duplicate_rows(len(keys) - len(np.unique(keys)), len(keys))
+    repeated, error = whole.rows - whole.repeats.count(), whole.repeats.relative_error
+    if repeated <= error * whole.rows:
         return None
-    words = sorted({*here, *there})
-    a = np.maximum([here.get(word, 0) for word in words], 0.5) / rows
-    b = np.maximum([there.get(word, 0) for word in words], 0.5) / others
-    parts = (b - a) * np.log(b / a)
-    psi = float(parts.sum())
-    if psi <= PSI_SHIFTED:
-        return None
-    moved = {words[at]: [float(a[at]), float(b[at])] for at in np.argsort(-parts, kind="stable")[:3]}
-    return Finding("drift", "warning", name, f"its words differ between training and test: PSI {psi:.2f}",
-                   "look at how the files were made", {"psi": psi, "shares": moved})  # fmt: skip
+    about = f" (within {error:.2%} of the rows)" if error else ""
+    return rules.duplicate_rows(repeated, whole.rows, about=about)
 
 
-def stability_index(a: np.ndarray, b: np.ndarray, bins: int = 10) -> float:
-    """Population stability index over the deciles of `a`; empty bins count as half a row."""
-    edges = np.unique(np.quantile(a, np.linspace(0, 1, bins + 1)[1:-1]))
-    shares = []
-    for values in (a, b):
-        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-        shares.append(np.maximum(counts, 0.5) / len(values))
-    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+def _of_sample(finding: Finding, whole: Summary) -> Finding:
+    """The sample's finding, saying that it is one, its examples with the rows of the file."""
+    if whole.whole:
+        return finding
+    evidence, numbers = finding.evidence, whole.sample.numbers
+    if finding.rule == "label_noise":
+        rows = [{**example, **_file_row(int(numbers[example["row"]]))} for example in evidence["examples"]]
+        evidence = {**evidence, "examples": rows}
+    text = f"{finding.text} (in a sample of {whole.sample.rows.num_rows:,} rows)"
+    return replace(finding, text=text, evidence=evidence)
+
+
+def _file_row(number: int) -> dict[str, int]:
+    file, row = number >> FILE_ROWS_BITS, number & ((1 << FILE_ROWS_BITS) - 1)
+    return {"file": file, "row": row} if file else {"row": row}

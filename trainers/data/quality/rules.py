@@ -1,10 +1,10 @@
-"""The findings of the quality report as pure functions of counts and words, so that both engines say the same.
+"""The findings of the quality report as pure functions of counts and words.
 
-Invariant: a finding follows from its arguments alone; None where there is nothing to say. Both the engine in memory
-(report.py) and the streaming one (stream.py) call these with exact counts, or with those of a sample.
+Invariant: a finding follows from its arguments alone; None where there is nothing to find. report.py calls these with
+counts of all rows, or with those of a sample.
 
 Covered: missing values, constants, identifiers, mixed types, label variants, infinity, outliers, white space, repeated
-rows, the target's classes, overlap. Not covered: what needs the values (columns.py, report.py).
+rows, the target's classes, overlap. Not covered: what needs the values (column_findings.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from cluster.bundle.transforms import Texts
 from cluster.bundle.transforms.columns import plain_float
 from cluster.spec.data import CsvSource
 from cluster.spec.remedy import drop_line, kind_line, map_line
@@ -237,6 +240,12 @@ def variants(words: Sequence[str]) -> list[list[str]]:
 def is_prose(words: Sequence[str]) -> bool:
     """Sentences: many different texts of more than three words."""
     return len(words) > 64 and sum(word.count(" ") + 1 for word in words) > 3 * len(words)
+
+
+def word_counts(texts: Texts) -> dict[str, int]:
+    """Rows of each word that has any."""
+    counts = np.bincount(texts.codes[texts.codes >= 0], minlength=len(texts.words))
+    return {word: int(count) for word, count in zip(texts.words, counts, strict=True) if count}
 
 
 def is_number(word: str) -> bool:

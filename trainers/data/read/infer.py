@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from cluster.bundle.transforms import Column
+from cluster.bundle.transforms import Column, Texts
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec, WritingSpec
 from cluster.spec.remedy import written_line
@@ -56,6 +56,10 @@ class Look:
     """Rows with a value."""
     different: int = 0
     """Different texts, also those that `words` has no room for; an estimate beyond some thousands."""
+    not_numbers: int = 0
+    """Rows with a text that is no value where the others are numbers."""
+    infinite: int = 0
+    """Rows with an infinite number."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,31 @@ def look_at(spec: DataSpec, name: str, values: pa.ChunkedArray) -> Look:
         numbers = numbers_there(values.cast(kind))
         writing = writing_of_numbers(numbers, integers=pa.types.is_integer(kind))
         words = to_texts(make_column(spec, name), values).words if writing.long else ()
-        return Look(kind, writing, words, len(numbers) - int(np.isnan(numbers).sum()))
+        there = len(numbers) - int(np.isnan(numbers).sum())
+        return Look(kind, writing, words, there, infinite=int(np.isinf(numbers).sum()))
     if is_text(kind):
         texts = to_texts(make_column(spec, name), values)
         column = make_column(spec, name, "number")
-        return Look(kind, writing_of(column, _said(column, texts.words)), texts.words, int((texts.codes >= 0).sum()))
+        said = _said(column, texts.words)
+        writing = writing_of(column, said)
+        unread, infinite = {*texts.words} - {*said}, set[str]()
+        for word in said if writing.numbers else ():
+            if "n" in word.lower() or "e" in word.lower():  # NAN, inf, 1e999
+                number = column.number_of(word)
+                (unread if np.isnan(number) else infinite if np.isinf(number) else set()).add(word)
+        return Look(
+            kind, writing, texts.words, int((texts.codes >= 0).sum()),
+            not_numbers=_rows_of(texts, unread), infinite=_rows_of(texts, infinite),
+        )  # fmt: skip
     return Look(kind, Writing(), there=len(values) - values.null_count)
+
+
+def _rows_of(texts: Texts, words: set[str]) -> int:
+    """Rows that have one of the words."""
+    if not words:
+        return 0
+    places = [place for place, word in enumerate(texts.words) if word in words]
+    return int(np.isin(texts.codes, places).sum())
 
 
 def _said(column: Column, words: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.bundle.transforms import Column, Values
+from cluster.bundle.transforms import Column, Texts, Values
+from cluster.spec.data import DataSpec
 
 Layout = Literal["image", "table", "array", "text"]
 Role = Literal["number", "category", "text", "date"]
@@ -31,6 +32,26 @@ class Table:
 
 
 @dataclass(frozen=True)
+class TableRules:
+    """How rows are read, and which columns become features: what pass one decided."""
+
+    spec: DataSpec
+    columns: tuple[Column, ...]
+    roles: dict[str, Role]
+    ignored: tuple[str, ...]
+    lists: dict[str, str]
+    """Column that is an item of a list -> the list."""
+    time: Column | None
+    """How the column is read that rows are ordered by."""
+    notes: tuple[str, ...]
+    """What was inferred or left out, as sentences."""
+
+    def table(self, values: dict[str, Values]) -> Table:
+        """Rows that were read by these rules."""
+        return Table(self.columns, values, self.roles, self.ignored, self.lists)
+
+
+@dataclass(frozen=True)
 class RawData:
     """Rows of a source, in its order."""
 
@@ -45,6 +66,10 @@ class RawData:
     """Images: the value that a pixel of 255 of an image file has in `arrays`; None where a file has no meaning."""
     table: Table | None = None
     """Feature columns, for tables."""
+    rules: TableRules | None = None
+    """How a table was read."""
+    words: Texts | None = None
+    """The target of a table as its words."""
     fixed: np.ndarray | None = None
     """(N,) int8 index into SPLITS where the source itself says the split, else FREE; None: all are free."""
     keys: np.ndarray | None = None

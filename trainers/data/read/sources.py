@@ -27,16 +27,16 @@ from trainers.data.hashing import array_keys, text_key
 from trainers.data.read.fetch import local_file
 from trainers.data.read.files import digest_files
 from trainers.data.read.idx import read_idx
-from trainers.data.read.raw import Layout, RawData
+from trainers.data.read.raw import Layout, RawData, TableRules
 
 DIGITS_WHITE = 16.0  # scikit-learn's digits count the inked ones of 4×4 bits a pixel
 
 Inspect = Callable[[Any, np.ndarray | None], Any]
-"""Is shown a table source as it was read (a pyarrow Table) and the splits that files give."""
+"""Takes a table source as it was read (a pyarrow Table) and the splits that files give."""
 
 
-def read_source(spec: DataSpec, inspect: Inspect | None = None) -> RawData:
-    """Read all rows of the source. Raises DataError."""
+def read_source(spec: DataSpec, inspect: Inspect | None = None, rules: TableRules | None = None) -> RawData:
+    """Read all rows of the source. `rules`: of an earlier reading of a table's files. Raises DataError."""
     source = spec.source
     if isinstance(source, SklearnSource):
         return _read_sklearn(spec, source, inspect)
@@ -68,7 +68,7 @@ def read_source(spec: DataSpec, inspect: Inspect | None = None) -> RawData:
             return _arrays(inputs, targets, _digest(inputs, targets))
     from trainers.data.read.tables import read_table
 
-    return read_table(spec, inspect)
+    return read_table(spec, inspect, rules)
 
 
 def _read_sklearn(spec: DataSpec, source: SklearnSource, inspect: Inspect | None) -> RawData:

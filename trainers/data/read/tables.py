@@ -1,14 +1,15 @@
-"""A table of any source -> cleaned, typed columns and targets.
+"""A table of any source -> cleaned, typed columns and targets, in memory or a batch at a time.
 
-Invariant: every feature column is numbers (float64, NaN where missing), dates as days, or texts; what was inferred
-and what was left out is said in `RawData.notes`. Nothing is fitted here: the rules are the spec's alone.
+Invariant: a table in memory is one batch of what larger ones have many of; every feature column is numbers (float64,
+NaN where missing), dates as days, or texts; what was inferred or left out is in the notes. Nothing is fitted here: the
+rules are the spec's alone.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -19,63 +20,135 @@ from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec
 from cluster.spec.remedy import map_line, written_line
 from trainers.data.hashing import column_keys, table_keys
-from trainers.data.read.arrow_types import check_usable, lists_of, parents_of, type_notes, unusable, with_parts
+from trainers.data.read.arrow_types import check_usable, parents_of, type_notes, with_parts
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.dialect import looks_like_row
-from trainers.data.read.infer import IDENTIFIER_WHY, Inferred, infer_column, target_column
-from trainers.data.read.missing_words import keep_line, missing_note, missing_words, said_missing
-from trainers.data.read.raw import FREE, Layout, RawData, Role, Table
+from trainers.data.read.infer import Inferred, target_column
+from trainers.data.read.raw import FREE, RawData, TableRules
+from trainers.data.read.scan import TableScan, feature_columns, kept_rows, scan_batch
 
 
-def read_table(spec: DataSpec, inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None) -> RawData:
-    """Read the spec's table source; `inspect` is shown it as it was read. Raises DataError."""
+@dataclass(frozen=True)
+class TypedRows:
+    """N rows, read by the rules."""
+
+    values: dict[str, Values]
+    """Of the feature columns."""
+    target: Texts
+    keys: np.ndarray
+    """(N,) uint64: rows with equal keys stay in one split."""
+    groups: Texts | None
+    fixed: np.ndarray | None
+    """(N,) int8 index into SPLITS, where a column of the table says it."""
+    times: np.ndarray | None
+    """(N,) float64 to order rows by."""
+
+
+def read_table(
+    spec: DataSpec,
+    inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None,
+    rules: TableRules | None = None,
+) -> RawData:
+    """Read the spec's table source; `inspect` takes it as it was read. Raises DataError."""
     from trainers.data.read.table_files import load_tables
 
     spec, _ = settle_spec(spec)
     table, fixed, digest = load_tables(spec.source)
     if inspect:
         inspect(table, fixed)
-    return table_data(spec, table, digest=digest, origin=str(getattr(spec.source, "path", "the source")), fixed=fixed)
+    origin = str(getattr(spec.source, "path", "the source"))
+    return table_data(spec, table, digest=digest, origin=origin, fixed=fixed, rules=rules)
 
 
 def table_data(
-    spec: DataSpec, table: pa.Table, *, digest: str, origin: str, fixed: np.ndarray | None = None
-) -> RawData:
-    """A raw table -> RawData: target, split columns, cleaned features. Raises DataError."""
+    spec: DataSpec, table: pa.Table, *, digest: str, origin: str, fixed: np.ndarray | None = None,
+    rules: TableRules | None = None,
+) -> RawData:  # fmt: skip
+    """A table in memory, as one batch -> RawData: target, split columns, cleaned features.
+
+    `rules`: of an earlier reading of the same bytes. Raises DataError.
+    """
     spec = with_parts(spec, parents_of(table.schema))
     check_columns(spec, table.column_names, origin)
     check_usable(spec, table.schema)
-    gone = missing_words(make_column(spec, spec.target), table.column(spec.target))
-    rows = table.num_rows
-    table, fixed, notes = _drop_rows(spec, table, fixed, origin, gone)
-    notes += [note] if (note := missing_note(spec.target, gone, rows, is_target=True)) else []
-    notes += type_notes(table.schema)
-    _check_header_rows(table, origin)
-    targets = _targets(spec, table)
-    special = [name for name in (spec.split.group, spec.split.time, spec.split.column) if name]
-    features, dropped, said = _features(spec, table, {spec.target, *spec.drop_columns, *special})
-    notes += said
-    notes += [f"column '{name}' is left out: {why}" for name, why in dropped.items()]
-    if not features.values:
+    kept, lost = kept_rows(spec, table)
+    rows, fixed = (
+        (table, fixed) if kept.all() else (table.filter(pa.array(kept)), None if fixed is None else fixed[kept])
+    )
+    missing: dict[str, int] = {}
+    if rules is None:
+        scan = scan_batch(spec, table, rows, lost)
+        scan.check_rows(spec, origin)
+        _check_header_rows(rows, origin)
+        missing = dict(scan.seen[spec.target].gone)
+        target_column(spec, list(scan.seen[spec.target].words))
+        rules = table_rules(spec, scan, origin, type_notes(table.schema))
+    typed = type_rows(rules, rows)
+    return RawData(
+        "text" if set(rules.roles.values()) == {"text"} else "table",
+        _target_values(spec, typed.target),
+        digest,
+        table=rules.table(typed.values),
+        rules=rules,
+        words=typed.target,
+        fixed=typed.fixed if spec.split.column else fixed,
+        keys=typed.keys,
+        times=typed.times,
+        missing_targets=missing,
+        notes=(*rules.notes, *_torn_groups(spec, typed.groups, fixed)),
+    )
+
+
+def table_rules(spec: DataSpec, scan: TableScan, origin: str, notes: Sequence[str] = ()) -> TableRules:
+    """How rows are read, by what pass one found. `notes`: of the columns' types. Raises DataError."""
+    features, said = feature_columns(spec, scan)
+    said = [*scan.notes(spec), *notes, *said]
+    if not features:
         raise DataError(
             f"Cannot use {origin}", found="no feature column is left", rule="a table needs a feature beside its target",
-            remedy="; ".join(notes) or "Give a file with more columns.",
+            remedy="; ".join(said) or "Give a file with more columns.",
         )  # fmt: skip
-    raw = RawData("table", targets, digest, table=features, fixed=fixed, missing_targets=gone, notes=tuple(notes))
-    keys = table_keys(features.values, len(raw))
-    times = None
-    if spec.split.group:
-        groups = to_texts(make_column(spec, spec.split.group), table.column(spec.split.group))
-        notes += _check_groups(spec.split.group, groups, fixed)
-        raw, keys = replace(raw, notes=tuple(notes)), column_keys(groups)
+    time = None
     if spec.split.time:
-        times, said = _times(spec, spec.split.time, table.column(spec.split.time))
-        raw = replace(raw, notes=(*raw.notes, *said))
-    if spec.split.column:
-        raw = replace(raw, fixed=given_splits(spec, spec.split.column, table))
-    layout: Layout = "text" if set(features.roles.values()) == {"text"} else "table"
-    return replace(raw, keys=keys, times=times, layout=layout)
+        inferred = _time_column(spec, spec.split.time, scan)
+        time, said = inferred.column, [*said, inferred.note] if inferred.note else said
+    return TableRules(
+        spec,
+        tuple(inferred.column for inferred in features.values()),
+        {name: inferred.role for name, inferred in features.items()},
+        tuple(name for name in scan.seen if name not in features),
+        {name: parent for name, parent in scan.lists.items() if name in features},
+        time,
+        tuple(said),
+    )
+
+
+def type_rows(rules: TableRules, rows: pa.Table) -> TypedRows:
+    """Rows that are kept, read by the rules. Raises DataError."""
+    split = rules.spec.split
+    values = {column.name: read_values(column, _column(rows, column.name)) for column in rules.columns}
+    groups = None
+    if split.group:
+        groups = to_texts(make_column(rules.spec, split.group), rows.column(split.group))
+        if gone := int((groups.codes < 0).sum()):
+            raise DataError(
+                "Cannot split the data by group", found=f"{gone} rows have no '{split.group}'",
+                rule="each row needs a group", remedy=f"Add '{split.group}' to data.clean.drop_missing_rows.",
+            )  # fmt: skip
+    return TypedRows(
+        values,
+        to_texts(make_column(rules.spec, rules.spec.target), rows.column(rules.spec.target)),
+        table_keys(values, len(rows)) if groups is None else column_keys(groups),
+        groups,
+        given_splits(rules.spec, split.column, rows) if split.column else None,
+        _times(rules.time, rows) if rules.time else None,
+    )
+
+
+def _column(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of the batch; JSON lines may lack it."""
+    return rows.column(name) if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), pa.string())])
 
 
 def check_columns(spec: DataSpec, names: list[str], origin: str) -> None:
@@ -117,116 +190,46 @@ def _without_header(spec: DataSpec, names: list[str]) -> str:
     return "The first line may be a row: set data.source.header: false, and data.source.names."
 
 
-def _drop_rows(
-    spec: DataSpec, table: pa.Table, fixed: np.ndarray | None, origin: str, gone: dict[str, int]
-) -> tuple[pa.Table, np.ndarray | None, list[str]]:
-    """Rows without a target, or without a value that `clean.drop_missing_rows` asks for, are left out. `gone`: texts of
-    the target that are read as missing."""
-    keep = np.ones(table.num_rows, dtype=bool)
-    notes: list[str] = []
-    for name in (spec.target, *spec.clean.drop_missing_rows):
-        there = to_texts(make_column(spec, name), table.column(name)).codes >= 0
-        if lost := int((keep & ~there).sum()):
-            notes.append(f"{lost} of {table.num_rows} rows are left out: '{name}' is missing")
-        keep &= there
-    if not keep.any():
-        raise DataError(
-            f"Cannot use {origin}",
-            found=f"zero rows are left of {table.num_rows}"
-            + "".join(f"; {note}" for note in notes)
-            + (f"; {said_missing(gone)}" if gone else ""),
-            rule="training needs rows with a target",
-            remedy="Look at data.target, data.source.missing and data.clean.drop_missing_rows."
-            + (f" {keep_line(spec.target, gone)} keeps them." if gone else ""),
-        )
-    if keep.all():
-        return table, fixed, notes
-    return table.filter(pa.array(keep)), None if fixed is None else fixed[keep], notes
-
-
-def _targets(spec: DataSpec, table: pa.Table) -> np.ndarray:
+def _target_values(spec: DataSpec, texts: Texts) -> np.ndarray:
     """(N,) object labels, or float64 where every value is a number."""
-    texts = to_texts(make_column(spec, spec.target), table.column(spec.target))
     column = target_column(spec, texts.words)
     numbers = None if column is None else column.numbers_of(texts.words)
     return (np.array(texts.words, dtype=object) if numbers is None else numbers)[texts.codes]
 
 
-def _features(spec: DataSpec, table: pa.Table, excluded: Iterable[str]) -> tuple[Table, dict[str, str], list[str]]:
-    """Typed feature columns, why others were left out, and what was inferred of those that are kept."""
-    dropped: dict[str, str] = {}
-    said: list[str] = []
-    columns: list[Column] = []
-    values: dict[str, Values] = {}
-    roles: dict[str, Role] = {}
-    excluded = set(excluded)
-    for name in table.column_names:
-        if name in excluded or spec.columns.get(name) == "drop":
-            continue
-        if why := unusable(table.column(name).type):
-            dropped[name] = why
-            continue
-        inferred = infer_column(spec, name, table.column(name))
-        read = read_values(inferred.column, table.column(name))
-        why = _why_useless(spec, read, inferred)
-        if why and name not in spec.columns:
-            dropped[name] = why
-            continue
-        columns.append(inferred.column)
-        said += [inferred.note] if inferred.note else []
-        if inferred.role in ("category", "text"):
-            words = missing_words(inferred.column, table.column(name))
-            said += [note] if (note := missing_note(name, words, table.num_rows, is_target=False)) else []
-        values[name], roles[name] = read, inferred.role
-    ignored = tuple(name for name in table.column_names if name not in values)
-    lists = {name: parent for name, parent in lists_of(table.schema).items() if name in values}
-    return Table(tuple(columns), values, roles, ignored, lists), dropped, said
-
-
-def _why_useless(spec: DataSpec, values: Values, inferred: Inferred) -> str:
-    missing = values.codes < 0 if isinstance(values, Texts) else np.isnan(values)
-    share = float(missing.mean())
-    if share == 1.0:
-        return "every value is missing"
-    if share > spec.max_missing:
-        return f"{share:.0%} of its values are missing, data.max_missing is {spec.max_missing:.0%}"
-    num_different = len(values.words) if isinstance(values, Texts) else len(np.unique(values[~missing]))
-    if num_different == 1 and share == 0.0:
-        return "all values are equal"
-    return IDENTIFIER_WHY if inferred.identifier else ""
-
-
-def _check_groups(name: str, groups: Texts, fixed: np.ndarray | None) -> list[str]:
-    """Raise DataError for rows without a group; say which groups a given test file tears apart."""
-    if gone := int((groups.codes < 0).sum()):
-        raise DataError(
-            "Cannot split the data by group", found=f"{gone} rows have no '{name}'", rule="each row needs a group",
-            remedy=f"Add '{name}' to data.clean.drop_missing_rows.",
-        )  # fmt: skip
-    if fixed is None:
+def _torn_groups(spec: DataSpec, groups: Texts | None, fixed: np.ndarray | None) -> list[str]:
+    """Which groups a given test file tears apart, as a sentence."""
+    if groups is None or fixed is None:
         return []
     torn = np.intersect1d(groups.codes[fixed == FREE], groups.codes[fixed != FREE])
-    return [f"{len(torn)} groups of '{name}' have rows in the test file and in the other one"] if len(torn) else []
+    where = f"groups of '{spec.split.group}' have rows in the test file and in the other one"
+    return [f"{len(torn)} {where}"] if len(torn) else []
 
 
-def _times(spec: DataSpec, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """(N,) float64 to order rows by, and what was inferred of the column. Raises DataError."""
-    inferred = infer_column(spec, name, values)
+def _time_column(spec: DataSpec, name: str, scan: TableScan) -> Inferred:
+    """How the column is read that rows are ordered by. Raises DataError."""
+    seen = scan.seen[name]
+    inferred = seen.infer(spec, name, scan.rows)
     if inferred.column.kind == "text":
-        words = to_texts(inferred.column, values).words
+        words = list(seen.words)
         raise DataError(
             "Cannot split the data by time",
             found=f"'{name}' holds texts such as {', '.join(repr(word) for word in words[:3]) or 'no value'}",
             rule="rows are ordered by dates in one writing, or by numbers",
             remedy="Say how its dates are written: " + written_line(name, '{date: "%d/%m/%Y %H:%M"}') + ".",
         )
-    times = to_numbers(inferred.column, values)
+    return inferred
+
+
+def _times(column: Column, rows: pa.Table) -> np.ndarray:
+    """(N,) float64 to order rows by. Raises DataError."""
+    times = to_numbers(column, rows.column(column.name))
     if np.isnan(times).any():
         raise DataError(
-            "Cannot split the data by time", found=f"{int(np.isnan(times).sum())} rows have no '{name}'",
-            rule="each row needs a time", remedy=f"Add '{name}' to data.clean.drop_missing_rows.",
+            "Cannot split the data by time", found=f"{int(np.isnan(times).sum())} rows have no '{column.name}'",
+            rule="each row needs a time", remedy=f"Add '{column.name}' to data.clean.drop_missing_rows.",
         )  # fmt: skip
-    return times, [inferred.note] if inferred.note else []
+    return times
 
 
 def given_splits(spec: DataSpec, name: str, table: pa.Table) -> np.ndarray:

@@ -47,22 +47,16 @@ class End:
     beside: float
 
 
-def hidden_missing(name: str, numbers: np.ndarray, *, in_text: bool) -> list[Finding]:
-    """Sentinel numbers that repeat and lie far from every other value. `in_text`: the source holds words."""
-    values, counts = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
-    if len(values) < 3:
-        return []
-    low = End(float(values[0]), int(counts[0]), float(values[1]))
-    return hidden_ends(name, low, End(float(values[-1]), int(counts[-1]), float(values[-2])), in_text=in_text)
+def hidden_missing(name: str, low: End, high: End, *, in_text: bool) -> list[Finding]:
+    """Sentinel numbers that repeat and lie far from every other value, from the ends of the column's values.
 
-
-def hidden_ends(name: str, low: End, high: End, *, in_text: bool) -> list[Finding]:
-    """`hidden_missing` from the two ends of a column's values."""
+    `in_text`: the source holds words.
+    """
     found: list[Finding] = []
-    if not low.beside < high.value:  # fewer than three different values
-        return found
     for end, first, last in ((low, low.beside, high.value), (high, low.value, high.beside)):
         gap, spread = abs(end.value - end.beside), last - first
+        if spread <= 0:  # fewer than three different values
+            continue
         if end.value in SENTINELS and end.count >= SENTINEL_ROWS_MIN and gap >= SENTINEL_GAP * spread:
             word = f"{end.value:g}" if abs(end.value) < 1e5 else str(int(end.value))
             text = f"{end.count} values are {word}, far from all others ({first:g} to {last:g})"
@@ -93,14 +87,15 @@ def reading_finding(name: str, reading: Reading, writing: Writing) -> Finding | 
     return Finding("date_like", severity, name, text, fix, evidence)
 
 
-def date_like(name: str, words: tuple[str, ...], numbers: np.ndarray | None) -> list[Finding]:
+def date_like(name: str, values: Values) -> list[Finding]:
     """A column of dates that are not written in one way, and would be read as categories, text or numbers."""
-    if numbers is not None:
-        values = np.unique(numbers[np.isfinite(numbers)])
-        if len(values) < 3 or np.mean([_is_whole_date(value) for value in values[:1000]]) < DATE_SHARE:
+    if not isinstance(values, Texts):
+        numbers = np.unique(values[np.isfinite(values)])
+        if len(numbers) < 3 or np.mean([_is_whole_date(value) for value in numbers[:1000]]) < DATE_SHARE:
             return []
-        examples = [str(int(value)) for value in values[:3]]
+        examples = [str(int(value)) for value in numbers[:3]]
     else:
+        words = values.words
         dates = [word for word in words if any(form.match(word) for form in DATES)]
         iso = [word for word in words if DATES[0].match(word)]
         if not words or len(dates) < DATE_SHARE * len(words) or len(iso) == len(words):

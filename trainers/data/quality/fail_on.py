@@ -19,13 +19,14 @@ from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, FileSource, JsonlSource, ParquetSource
 from trainers.data.quality.findings import SEVERITIES, Finding
 from trainers.data.quality.report import QualityReport, check_table
-from trainers.data.quality.stream import check_stream
+from trainers.data.quality.scan import check_batches
 from trainers.data.read.arrow_types import check_usable, parents_of, with_parts
 from trainers.data.read.batches import read_batches
 from trainers.data.read.columns import make_column, to_texts
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.fetch import find_files
 from trainers.data.read.tables import check_columns
+from trainers.data.sample import decoded
 
 SHOWN_MAX = 5
 
@@ -50,19 +51,12 @@ def check_quality_files(spec: DataSpec) -> QualityReport:
     source = spec.source
     assert isinstance(source, CsvSource | JsonlSource | ParquetSource)
     tests = _batches(spec, source, source.test_path) if source.test_path else None
-    return _passed(spec, check_stream(_batches(spec, source, source.path), spec.target, test=tests))
+    return _passed(spec, check_batches(_batches(spec, source, source.path), spec.target, test=tests))
 
 
 def _batches(spec: DataSpec, source: FileSource, path: str) -> Iterator[pa.Table]:
     for batch in read_batches(find_files(path), source):
-        yield _as_read(spec, _decoded(batch))
-
-
-def _decoded(batch: pa.Table) -> pa.Table:
-    for at, column in enumerate(batch.columns):
-        if pa.types.is_dictionary(column.type):
-            batch = batch.set_column(at, batch.column_names[at], column.cast(column.type.value_type))
-    return batch
+        yield _as_read(spec, decoded(batch))
 
 
 def _passed(spec: DataSpec, report: QualityReport) -> QualityReport:
@@ -70,7 +64,7 @@ def _passed(spec: DataSpec, report: QualityReport) -> QualityReport:
     if stopping:
         raise DataError(
             f"Cannot use {getattr(spec.source, 'path', 'the source')}",
-            found="; ".join(_sentence(finding) for finding in stopping[:SHOWN_MAX])
+            found="; ".join(finding.sentence for finding in stopping[:SHOWN_MAX])
             + (f" (and {len(stopping) - SHOWN_MAX} more)" if len(stopping) > SHOWN_MAX else ""),
             rule=f"data.quality.fail_on is {_words(spec.quality.fail_on)}",
             remedy="; ".join(dict.fromkeys(finding.fix for finding in stopping[:SHOWN_MAX])),
@@ -132,11 +126,6 @@ def _followed(spec: DataSpec, finding: Finding) -> bool:
         "units": declared,
         "white_space": True,
     }.get(finding.rule, False)
-
-
-def _sentence(finding: Finding) -> str:
-    where = f" '{finding.column}'" if finding.column else ""
-    return f"{finding.rule}{where}: {finding.text}"
 
 
 def _words(asked: str | tuple[str, ...]) -> str:

@@ -1,15 +1,14 @@
-"""The seam to Ray Data: the same passes over a source's pieces, on every node of a cluster.
+"""Ray Data as the executor of passes over a table, on every node of a cluster.
 
-Invariant: what a piece gives does not depend on where it was read, and parts are merged in the pieces' order, so that
-the result is the one that threads of a single process give. Pieces are read by path: nodes need the same files.
+Invariant: as of every executor (executors.py). Pieces are read by path: nodes need the same files.
 
-Covered: the quality report's pass, writing shards. Not covered: reading a user's Ray Dataset (read/table_files.py).
+Covered: the quality report's scan, preparing. Not covered: reading a user's Ray Dataset (read/table_files.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -17,9 +16,7 @@ import ray
 import ray.data
 
 from cluster.errors import MantaError
-from trainers.data.quality.part import Ask, Part
-from trainers.data.quality.stream import summarize
-from trainers.data.read.batches import Piece
+from trainers.data.executors import Executor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,27 +34,13 @@ def standing_ray() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def ray_for_report() -> Iterator[Callable[[list[Piece], Ask], Part]]:
-    """Yield what makes a part of pieces on Ray."""
-    with standing_ray():
-        yield run_on_ray
-
-
-def run_on_ray(pieces: list[Piece], ask: Ask) -> Part:
-    """The part of all pieces, each read by a worker. Raises DataError as the reader raised it."""
-    whole = Part()
-    for part in map_in_order(summarize, pieces, ask):
-        whole.merge(part)
-    return whole
-
-
-def map_in_order(function: Callable[..., Result], items: Sequence[Item], *arguments: Any) -> Iterator[Result]:
+def map_in_order(function: Callable[..., Result], items: Iterable[Item], *arguments: Any) -> Iterator[Result]:
     """`function(item, *arguments)` of every item, on Ray Data's workers, yielded in the items' order.
 
     Raises the error of ours that the function raised there.
     """
-    shared = ray.put((tuple(items), arguments))
+    items = tuple(items)
+    shared = ray.put((items, arguments))
 
     def apply(row: dict[str, Any]) -> dict[str, Any]:
         given, more = ray.get(shared)
@@ -87,3 +70,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+RAY_DATA = Executor("Ray Data", map_in_order, local=False)

@@ -14,14 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from trainers.data import check
+from trainers.data import check, sample, sketch
 from trainers.data.quality import label_noise
-from trainers.data.quality import part as quality_part
-from trainers.data.quality.facts import DistinctSketch
-from trainers.data.quality.part import QUANTILE_RANK_ERROR, SAMPLE_ROWS
 from trainers.data.quality.report import check_table
-from trainers.data.quality.stream import check_stream
+from trainers.data.quality.scan import check_batches
 from trainers.data.read import batches
+from trainers.data.sample import QUANTILE_RANK_ERROR, SAMPLE_ROWS
+from trainers.data.sketch import DistinctSketch
 
 ROWS = 90_000
 
@@ -56,7 +55,7 @@ def big() -> pa.Table:
 
 def test_both_engines_agree_on_the_same_table_within_the_stated_bounds() -> None:
     table = big()
-    exact, streamed = check_table(table, "y"), check_stream(_batches(table), "y")
+    exact, streamed = check_table(table, "y"), check_batches(_batches(table), "y")
     assert streamed.rows == exact.rows == ROWS + 1000 > 2 * SAMPLE_ROWS
     assert {(f.rule, f.column, f.severity) for f in streamed.findings} == {
         (f.rule, f.column, f.severity) for f in exact.findings
@@ -86,14 +85,14 @@ def _batches(table: pa.Table, rows: int = 20_000) -> list[pa.Table]:
 
 def test_a_table_within_the_sample_has_the_report_of_memory() -> None:
     table = big().slice(0, 20_000)
-    exact, streamed = check_table(table, "y"), check_stream(_batches(table, 3_000), "y")
+    exact, streamed = check_table(table, "y"), check_batches(_batches(table, 3_000), "y")
     key = [(f.rule, f.column, f.text) for f in exact.findings]
     assert sorted(key) == sorted((f.rule, f.column, f.text) for f in streamed.findings)
 
 
 def test_a_word_late_in_the_file_makes_a_text_column() -> None:
     values = pa.array([str(index) for index in range(5_000)] + ["seven"])
-    assert check_stream(_batches(pa.table({"v": values}), 1_000)).columns["v"]["kind"] == "text"
+    assert check_batches(_batches(pa.table({"v": values}), 1_000)).columns["v"]["kind"] == "text"
 
 
 def test_the_sketch_is_exact_below_its_size_and_within_its_error_above() -> None:
@@ -154,8 +153,8 @@ def test_the_stream_refuses_ragged_lines_and_cut_parquet_in_one_sentence(tmp_pat
 
 
 def test_memory_stays_bounded_while_the_table_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality_part, "SAMPLE_ROWS", 1_000)
-    monkeypatch.setattr(quality_part, "ROW_HASHES", 1_000)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS", 1_000)
+    monkeypatch.setattr(sketch, "ROW_HASHES", 1_000)
 
     def peak(num_batches: int) -> int:
         made = (pa.table({"a": np.random.default_rng(i).normal(size=20_000)}) for i in range(num_batches))
@@ -168,7 +167,7 @@ def test_memory_stays_bounded_while_the_table_grows(monkeypatch: pytest.MonkeyPa
                 largest[0] = max(largest[0], pa.default_memory_pool().bytes_allocated() - before)
                 yield batch
 
-        check_stream(watched())
+        check_batches(watched())
         python = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return python + largest[0]

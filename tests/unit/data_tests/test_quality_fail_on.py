@@ -17,7 +17,7 @@ from cluster.spec.load import override_spec
 from cluster.spec.remedy import advice
 from tests.unit.data_tests.making import check, context, run_spec
 from trainers.data.quality import label_noise
-from trainers.data.quality.gate import check_quality, check_quality_files
+from trainers.data.quality.fail_on import check_quality, check_quality_files
 from trainers.data.read.sources import read_source
 from trainers.data.stages import check_data
 

@@ -1,0 +1,117 @@
+"""What a check of files leaves for the prepare stage of the same run, and for the check of the run's next start.
+
+    <run>/plan/  plan.json  splits.npy
+
+Invariant: taken only where it was made of the same bytes under the same `data` section; anything else, also a damaged
+file, counts as none, and the rows are read and divided again. It is a shortcut and no stage's output: digests do not
+know it.
+
+Covered: tables of files, in memory and past it. Not covered: other sources, which have no bytes to compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from cluster.atomic import digest_json, new_folder, sha256_file
+from cluster.spec.data import DataSpec, FileSource
+from cluster.spec.resolve import DataFacts
+from trainers.data.plan import Target
+from trainers.data.read.fetch import find_files
+from trainers.data.read.files import digest_files
+from trainers.data.read.raw import TableRules
+
+FOLDER, PLAN, ASSIGNED = "plan", "plan.json", "splits.npy"
+FORMAT = 1  # raise it when what is read, inferred or divided changes: older plans are then not taken
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check stage finds of a source."""
+
+    data: DataFacts
+    splits: dict[str, int]
+    """Rows of each split that has any."""
+    class_rows: dict[str, int]
+    headline: str
+    notes: tuple[str, ...]
+    """Findings, and what was inferred or left out, as sentences."""
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """A check's result, and what the prepare stage reads and divides the rows by."""
+
+    checked: Checked
+    num_rows_train: int
+    """After cleaning and balancing."""
+    rules: TableRules
+    target: Target
+    assigned: np.ndarray | None
+    """(N,) int8 index into SPLITS of all rows that are kept; None where each row's follows from itself."""
+    piece_rows: tuple[int, ...] = ()
+    """Past memory: how many of them each piece has."""
+
+    def rules_of(self, spec: DataSpec) -> TableRules:
+        """The rules under the section without `auto`."""
+        parts = {"drop_columns": self.rules.spec.drop_columns, "columns": self.rules.spec.columns}
+        return replace(self.rules, spec=spec.model_copy(update=parts))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """`plan.json`."""
+
+    keys: tuple[str, ...]
+    checked: Checked
+    num_rows_train: int
+    rules: TableRules
+    target: Target
+    assigned: str
+    """sha256 of the file beside it; empty where there is none."""
+    piece_rows: tuple[int, ...]
+
+
+def save_handoff(run: Path, asked: DataSpec, resolved: DataSpec, way: str, handoff: Handoff) -> None:
+    """Leave it in the run's folder. `asked`: the section as the check stage had it; `resolved`: without `auto`; `way`:
+    in memory or past it."""
+    digest = handoff.checked.data.source_digest
+    with new_folder(run / FOLDER) as folder:
+        assigned = ""
+        if handoff.assigned is not None:
+            np.save(folder / ASSIGNED, handoff.assigned)
+            assigned = sha256_file(folder / ASSIGNED)
+        keys = tuple(_key(spec, digest, way) for spec in (asked, resolved))
+        plan = _Plan(
+            keys, handoff.checked, handoff.num_rows_train, handoff.rules, handoff.target, assigned, handoff.piece_rows
+        )
+        (folder / PLAN).write_bytes(TypeAdapter(_Plan).dump_json(plan))
+
+
+def load_handoff(run: Path, spec: DataSpec, way: str) -> Handoff | None:
+    """What a check left for the same bytes and section, as it was asked or resolved; None where there is none."""
+    folder = run / FOLDER
+    if not isinstance(spec.source, FileSource) or not (folder / PLAN).exists():
+        return None
+    source = spec.source
+    digest = digest_files([path for each in (source.path, source.test_path) if each for path in find_files(each)])
+    try:
+        plan = TypeAdapter(_Plan).validate_json((folder / PLAN).read_bytes())
+        if _key(spec, digest, way) not in plan.keys:
+            return None
+        assigned = None
+        if plan.assigned:
+            if sha256_file(folder / ASSIGNED) != plan.assigned:
+                return None
+            assigned = np.load(folder / ASSIGNED, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return Handoff(plan.checked, plan.num_rows_train, plan.rules, plan.target, assigned, plan.piece_rows)
+
+
+def _key(spec: DataSpec, digest: str, way: str) -> str:
+    return digest_json([FORMAT, spec.model_dump(mode="json"), digest, way])

@@ -1,1 +1,1 @@
-"""Room two: a bundle becomes answers. Read `serve/handler.py` first."""
+"""Room two: a bundle becomes answers. Read `serve/handlers/dataplane.py` first."""

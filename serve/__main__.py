@@ -13,7 +13,7 @@ from cluster.bundle import read_manifest
 from cluster.command import run_main
 from cluster.spec.serve import BatchingSpec, QueueSpec
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
-from serve.process import listen, run_endpoint
+from serve.server import listen, run_endpoint
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens for inference, and others for the administrative API.
+"""Access to an endpoint: bearer tokens for inference, and others for the administrative API.
 
 Invariant: load and unload are never open: without an administrative token they are refused to everyone. Tokens are
 compared in constant time, as digests, all of them each time; they are never logged and never part of an answer.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import RequestError
-from serve.problems import bad_request
+from serve.protocol.errors import bad_request
 
 TOKEN_VARIABLE = "MANTA_TOKEN"
 TOKEN_CHARACTERS_MIN = 16  # shorter ones can be guessed over the network
@@ -26,7 +26,7 @@ class Access:
     """Digests of the tokens of one endpoint."""
 
     infer: tuple[bytes, ...] = ()
-    """Empty: anyone may ask."""
+    """Empty: open to anyone."""
     admin: tuple[bytes, ...] = ()
     """Empty: nobody may load or unload."""
 

@@ -48,12 +48,12 @@ class EndpointClient:
         return decode_answer(response.content, int(found) if found is not None else None)
 
     def predict(self, rows: list[Any], *, version: str = "") -> dict[str, Any]:
-        """Send raw rows to the human side."""
+        """Send raw rows to /predict."""
         found: dict[str, Any] = self._send("POST", "/predict", json={"rows": rows, "version": version}).json()
         return found
 
     def predict_image(self, data: bytes, *, version: str = "") -> dict[str, Any]:
-        """Send an image file to the human side."""
+        """Send an image file to /predict."""
         headers = {"Content-Type": "application/octet-stream"}  # the endpoint looks at the bytes
         options = {"content": data, "params": {"version": version}, "headers": headers}
         found: dict[str, Any] = self._send("POST", "/predict/image", **options).json()

@@ -23,8 +23,8 @@ from cluster.errors import RequestError
 from cluster.probe.gpus import GpuSource, NvmlSource
 from serve.engines.process import ProcessEngine
 from serve.engines.protocol import EngineRequest
-from serve.loading import warm_up
-from serve.memory import CONTEXT_BYTES, GIB, find_gpu
+from serve.models.gpu_room import CONTEXT_BYTES, GIB, find_gpu
+from serve.models.loading import warm_up
 
 
 def main(arguments: list[str] | None = None) -> int:

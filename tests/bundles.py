@@ -170,10 +170,10 @@ def make_echo_bundle(folder: Path, *, name: str = "echo", datatypes: tuple[str, 
     return folder
 
 
-def make_rehearsal_bundle(
+def make_simulated_bundle(
     folder: Path, *, name: str = "played", item_shape: tuple[int, ...] = (4,), seed: int = 0, **plan: Any
 ) -> Path:
-    """A bundle whose engine plays a model (serve/engines/rehearsal.py): `logits` is the sum of a row of `x`."""
+    """A bundle whose engine is simulated (serve/testing.py): `logits` is the sum of a row of `x`."""
     signature = TensorSignature(
         inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, *item_shape)),),
         outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, 1)),),
@@ -182,9 +182,9 @@ def make_rehearsal_bundle(
     total = x.reshape(SAMPLE_ROWS, -1).sum(axis=1, dtype=np.float64).astype(np.float32).reshape(-1, 1)
     footprint = plan.get("footprint_bytes")
     with write_bundle(folder) as partial:
-        (partial / "model.rehearsal").write_text(json.dumps(plan), encoding="utf-8")
+        (partial / "model.simulated").write_text(json.dumps(plan), encoding="utf-8")
         np.savez(partial / "sample.npz", **{"inputs/x": x, "outputs/fp32/logits": total})
-        variant = Variant(name="fp32", file="model.rehearsal", precision="fp32", footprint_bytes=footprint)
+        variant = Variant(name="fp32", file="model.simulated", precision="fp32", footprint_bytes=footprint)
         finish_bundle(
             partial,
             BundleManifest(
@@ -194,7 +194,7 @@ def make_rehearsal_bundle(
                 signature=signature,
                 variants=(variant,),
                 default_variant="fp32",
-                model={"family": "rehearsal"},
+                model={"family": "simulated"},
                 files={},
             ),
         )

@@ -13,7 +13,7 @@ Invariants:
 * `_lock` guards the queues and their counts; timers and futures belong to the event loop.
 
 Covered: rows and bytes a batch, wait, preferred sizes, shapes, priorities, deadlines, cancellation, drain.
-Not covered: choosing `max_rows` and `max_wait_s` (serve/batching/tuning.py), who may ask (serve/access.py).
+Not covered: choosing `max_rows` and `max_wait_s` (serve/batching/tuning.py), tokens (serve/access.py).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ import numpy as np
 
 from cluster.bundle.signature import TensorSignature
 from cluster.errors import InferenceError, MantaError
-from serve.limits import Limits
-from serve.problems import overloaded
+from serve.protocol.errors import overloaded
+from serve.protocol.limits import Limits
+from serve.protocol.statistics import ModelStatistics
 from serve.protocol.tensors import is_finite
-from serve.statistics import ModelStatistics
 
 Arrays = dict[str, np.ndarray]
 PRIORITY_DEFAULT = 4  # of the levels 1 (most urgent) to 8; Triton has no fixed number of levels

@@ -26,7 +26,7 @@ from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.deployments.directory import EndpointRecord, drop, forget, recorded_here, records, remember
 from serve.deployments.keeping import Keeper
-from serve.doors.rows import IMAGES, read_image, read_rows
+from serve.row_files import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0
 WRONG_REQUEST = (400, 404, 413, 415, 422)  # answers that blame the rows or the version, and not the endpoint

@@ -35,7 +35,7 @@ from serve.deployments.placement import actor_options
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
 from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
 from serve.deployments.unloaded import remember_unloaded
-from serve.repository import LOADING, NOT_KEPT, UNLOADED
+from serve.models.repository import LOADING, NOT_KEPT, UNLOADED
 
 LOG = logging.getLogger(__name__)
 # Ray Serve's own limit is only a backstop: the batcher's bounded queue refuses first, with a protocol answer

@@ -12,7 +12,7 @@ import ray
 from ray import serve as ray_serve
 
 from cluster.runtime.ray_private import ReplicaTarget, replica_targets, serve_logs_folder
-from serve.peers import Peer, Peers
+from serve.handlers.peers import Peer, Peers
 
 FILE_BYTES, FILES = 100 << 20, 5  # Ray's own rotation
 

@@ -23,15 +23,15 @@ from serve.deployments.neighbors import access_file, endpoint_peers
 from serve.deployments.scaling import BUSY, LATENCY_S, LOOK_BACK_S, OLDEST_WAIT_S, QUEUED_ROWS
 from serve.deployments.shortcut import open_shortcut
 from serve.deployments.unloaded import is_unloaded, remember_unloaded
-from serve.doors.access_log import AccessLog, open_access_log
 from serve.doors.asgi import AsgiDoor
-from serve.doors.human import build_human_side
+from serve.doors.predict import predict_app
 from serve.doors.rpc import HEALTH_METHODS, INFERENCE_METHODS, STREAM_METHODS, Rpc, refusal
-from serve.handler import Handler
-from serve.limits import Limits
-from serve.process import access_records
+from serve.handlers.access_log import open_access_log
+from serve.handlers.controlplane import ControlPlane
+from serve.handlers.dataplane import DataPlane
+from serve.models.repository import ModelRepository
 from serve.proto.inference_pb2 import ServerLiveResponse
-from serve.repository import Repository
+from serve.protocol.limits import Limits
 
 LOG = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
@@ -45,18 +45,17 @@ class EndpointReplica:
     def __init__(self, name: str) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         limits = Limits()
-        self.repository = Repository(name, limits)
-        self.repository.peers = endpoint_peers(name)
-        self.repository.remember = self._remember
+        peers = endpoint_peers(name)
+        self.repository = ModelRepository(name, limits)
+        self.dataplane = DataPlane(self.repository, limits, peers.replica)
+        self.controlplane = ControlPlane(self.dataplane, peers, self._mark_unloaded)
+        self.rpc = Rpc(self.dataplane, self.controlplane)
         self._following: asyncio.Task[None] | None = None
-        self.handler = Handler(self.repository, limits)
-        self._records = access_records(self.repository, self.repository.peers.replica)
-        self.rpc = Rpc(self.handler, self._records)
         self._told_at_ns = time.perf_counter_ns()
         self._told_engine_ns = 0
 
-    def __serve_build_asgi_app__(self) -> AccessLog:
-        door = AccessLog(AsgiDoor(self.handler, build_human_side(self.handler)), self._records)
+    def __serve_build_asgi_app__(self) -> AsgiDoor:
+        door = AsgiDoor(self.dataplane, self.controlplane, predict_app(self.dataplane, self.controlplane))
         open_access_log(access_file(self.repository.name))
         open_shortcut(door, self.repository.name)
         return door
@@ -68,19 +67,19 @@ class EndpointReplica:
         """
         config = EndpointConfig.from_json(user_config)
         if await asyncio.to_thread(is_unloaded, config.name):
-            await self.repository.rest(config)
+            await self.controlplane.apply_unloaded(config)
         else:
             await self._apply(config)
         if self._following is not None:
             self._following.cancel()
         self._following = asyncio.get_running_loop().create_task(self._follow(config))
 
-    async def _remember(self, unloaded: bool) -> None:
+    async def _mark_unloaded(self, unloaded: bool) -> None:
         await asyncio.to_thread(remember_unloaded, self.repository.name, unloaded)
 
     async def _apply(self, config: EndpointConfig) -> None:
         try:
-            await self.repository.apply(config)
+            await self.controlplane.apply(config)
         except MantaError as error:
             if not self.repository.ready:
                 raise
@@ -92,10 +91,10 @@ class EndpointReplica:
             await asyncio.sleep(delay_s)
             unloaded = await asyncio.to_thread(is_unloaded, config.name)
             if unloaded and self.repository.ready:
-                await self.repository.unload_here()
+                await self.repository.unload()
             elif not unloaded and not self.repository.ready:
                 try:
-                    await self.repository.apply(config)
+                    await self.controlplane.apply(config)
                 except MantaError as error:  # the index says why
                     LOG.error("could not load again: %s", error)
 

@@ -20,8 +20,8 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from serve.doors.asgi import App, Message, Receive, Scope, Send, respond
-from serve.handler import Answer, text_error
-from serve.problems import INTERNAL_ERROR
+from serve.doors.rest import Answer, text_error
+from serve.protocol.errors import INTERNAL_ERROR
 
 RAYS_OWN = "/-/"  # health and routes, which HAProxy asks for
 ERROR_BYTES_MAX = 4096

@@ -1,1 +1,1 @@
-"""What clients talk to: REST (asgi.py), gRPC (rpc.py), pages and raw rows (human.py); the access log."""
+"""What clients talk to: REST (asgi.py), gRPC (rpc.py), raw rows, images and pages (predict.py)."""

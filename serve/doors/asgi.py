@@ -1,7 +1,7 @@
 """The HTTP door: plain ASGI, no framework on the way of an infer request.
 
-Order of work for an infer request: path -> may it come in at all (before its body is read) -> body within limits
--> handler -> one response. Everything below /v2 is answered here; every other path goes to the human side.
+Order of work for an infer request: path -> `DataPlane.authorize` and `admit` -> body within limits -> `Rest.infer` ->
+one response. Everything below /v2 is answered here; every other path goes to `pages` (serve/doors/predict.py).
 
 Invariants: every answer below /v2 is JSON or tensors, errors included; a body never takes more memory than
 `Limits.body_bytes`; a client that leaves frees its place in the queue.
@@ -17,10 +17,13 @@ from typing import Any, cast
 
 from cluster.errors import MantaError
 from serve.batching.timers import SharedTimer
-from serve.handler import Answer, Handler, InferCall, error_answer, text_error, wrong_verb
-from serve.limits import Limits
-from serve.peers import CALLER, SELF, SELF_HEADER, Caller
-from serve.problems import INTERNAL_ERROR, bad_request, too_large
+from serve.doors.rest import Answer, InferCall, Rest, error_answer, text_error, wrong_verb
+from serve.handlers.access_log import Seen
+from serve.handlers.controlplane import ControlPlane
+from serve.handlers.dataplane import DataPlane
+from serve.handlers.peers import CALLER, SELF, SELF_HEADER, Caller
+from serve.protocol.errors import INTERNAL_ERROR, bad_request, too_large
+from serve.protocol.limits import Limits
 
 LOG = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
@@ -31,6 +34,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02  # most requests are answered by then; for the others a task waits for the client to leave
 OPEN_PATHS = ("/", "/docs", "/openapi.json")  # descriptions of the API, the same for every endpoint
+GONE = 499  # in the access log, as nginx counts a client that left before its answer
 CHUNKS_MAX = 65536  # of one body: a flood of one-byte chunks costs more than its bytes
 
 
@@ -39,30 +43,51 @@ class ClientGone(Exception):
 
 
 class AsgiDoor:
-    """An ASGI application over a handler. `human` answers what is not below /v2."""
+    """An ASGI application over the planes of an endpoint. `pages` answers what is not below /v2."""
 
-    def __init__(self, handler: Handler, human: App | None = None) -> None:
-        self.handler = handler
-        self.human = human
-        self.body_bytes = handler.limits.body_bytes
+    def __init__(self, dataplane: DataPlane, controlplane: ControlPlane, pages: App | None = None) -> None:
+        self.dataplane = dataplane
+        self.controlplane = controlplane
+        self.rest = Rest(dataplane, controlplane)
+        self._pages = pages
+        self._limits = dataplane.limits
         self._late_bodies: set[asyncio.Task[Any]] = set()
-        self._bodies = SharedTimer(handler.limits.body_timeout_s, self._body_is_late)
+        self._bodies = SharedTimer(self._limits.body_timeout_s, self._body_is_late)
         self._watches = SharedTimer(WATCH_AFTER_S, _Watch.start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
-            await self._http(scope, receive, send)
+            answer = self._logged if self.dataplane.access_log.sampled() else self._http
+            await answer(scope, receive, send)
         elif kind == "lifespan":
             await _lifespan(receive, send)
         elif kind == "websocket":
             await send({"type": "websocket.close", "code": 1003})
 
+    async def _logged(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seen = Seen(GONE)
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            seen.request_bytes += len(message.get("body", b""))
+            return message
+
+        async def counted_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.status = message["status"]
+            seen.response_bytes += len(message.get("body", b""))
+            await send(message)
+
+        client = scope.get("client") or ("", 0)
+        with self.dataplane.access_log.line(client[0], scope["method"], scope["path"], seen):
+            await self._http(scope, counted_receive, counted_send)
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _local_path(scope)
         segments = path.split("/")
         if segments[1:2] != ["v2"]:
-            await self._human(scope, path, receive, send)
+            await self._page(scope, path, receive, send)
             return
         try:
             answer = await self._answer(scope, segments[2:], receive)
@@ -75,21 +100,21 @@ class AsgiDoor:
             answer = text_error(500, INTERNAL_ERROR)
         await respond(send, answer)
 
-    async def _human(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
-        if self.human is None:
+    async def _page(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        if self._pages is None:
             await respond(send, text_error(404, f"there is no path {path[:200]}"))
             return
         try:
             if path not in OPEN_PATHS:
-                self.handler.repository.access.check(_text(scope["headers"], b"authorization"))
+                self.dataplane.authorize(_text(scope["headers"], b"authorization"))
         except MantaError as error:
             await respond(send, error_answer(error))
             return
-        body = HumanBody(receive, self.handler.limits, _header(scope["headers"], b"content-length"))
+        body = LimitedBody(receive, self._limits, _header(scope["headers"], b"content-length"))
         if body.refused is not None:
             await respond(send, error_answer(body.refused))
         else:
-            await self.human(scope, body.receive, body.guarded(send))
+            await self._pages(scope, body.receive, body.guarded(send))
 
     async def _answer(self, scope: Scope, segments: list[str], receive: Receive) -> Answer:
         match segments:
@@ -101,27 +126,23 @@ class AsgiDoor:
         if segments[:1] != ["health"]:  # load balancers have no token
             is_admin = segments[-1:] in (["load"], ["unload"])
             authorization = _text(scope["headers"], b"authorization")
-            self.handler.repository.access.check(authorization, admin=is_admin)
+            self.dataplane.authorize(authorization, admin=is_admin)
             CALLER.set(Caller(authorization, _text(scope["headers"], SELF_HEADER.encode()) == SELF))
         body = b"" if method in ("GET", "HEAD") else await self._body(scope["headers"], receive)
-        return await self.handler.other(method, segments, body)
+        return await self.rest.other(method, segments, body)
 
     async def _infer(self, scope: Scope, name: str, version: str, receive: Receive) -> Answer:
         if scope["method"] != "POST":
             return wrong_verb(scope["method"], "POST")
-        access = self.handler.repository.access
-        if access.infer:
-            access.check(_text(scope["headers"], b"authorization"))
-        refusal = self.handler.refusal(name, version)
-        if refusal is not None:
-            return refusal
         headers = scope["headers"]
+        self.dataplane.authorize(_text(headers, b"authorization"))
+        self.dataplane.admit(name, version)
         body = await self._body(headers, receive)
         call = _call(headers)
         gone = _Watch(receive)
         self._watches.add(gone)
         try:
-            return await self.handler.infer(name, version, body, call)
+            return await self.rest.infer(name, version, body, call)
         except asyncio.CancelledError:
             if gone.left:
                 raise ClientGone from None
@@ -132,7 +153,7 @@ class AsgiDoor:
 
     async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         """The request's body, within its limits. Raises ProtocolError 400, 408, 413."""
-        limit = self.body_bytes
+        limit = self._limits.body_bytes
         declared = _header(headers, b"content-length")
         if declared is not None and (not declared.isdigit() or int(declared) > limit):
             raise too_large(f"the body has {declared[:20].decode('latin-1')} bytes", f"at most {limit}")
@@ -178,8 +199,8 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-class HumanBody:
-    """A body on its way to the human side, within the same limits as one below /v2.
+class LimitedBody:
+    """A body on its way to `pages`, within the same limits as one below /v2.
 
     FastAPI answers 400 to whatever goes wrong while it reads, so that the answer is put right on its way back.
     """

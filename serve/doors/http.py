@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve.limits import Limits
+from serve.protocol.limits import Limits
 
 HEAD_BYTES_MAX = 64 << 10  # Ray Serve's HAProxy takes 16 KiB; uvicorn's other parser (h11) 64 KiB
 LINGER_S = (

@@ -13,13 +13,15 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cluster.bundle.transforms import ArrayTransforms, Pixels
 from cluster.errors import MissingDependencyError, ProtocolError
-from serve.problems import bad_request
+from serve.protocol.codec import InferRequest
+from serve.protocol.errors import bad_request
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # no other decoder is offered to strangers
 PIXELS_MAX = 16 << 20  # 4096 × 4096: 48 MiB as RGB, whatever the file's own size
@@ -38,8 +40,16 @@ def image_pixels(transforms: Any) -> Pixels:
     raise bad_request("the bundle has no transforms of images", rule="send standardized tensors to /v2")
 
 
-def image_rows(files: list[bytes], transforms: ArrayTransforms) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The model's inputs of some image files, and what was done to them that the sender may not expect.
+@dataclass(frozen=True)
+class ImagesRequest(InferRequest):
+    """Tensors of image files."""
+
+    notes: list[str] = field(default_factory=list)
+    """What was done to the images that their sender may not expect."""
+
+
+def read_images(files: list[bytes], transforms: Any) -> ImagesRequest:
+    """The model's inputs of some image files.
 
     Raises ProtocolError 400, 413, 415.
     """
@@ -52,7 +62,7 @@ def image_rows(files: list[bytes], transforms: ArrayTransforms) -> tuple[dict[st
         image, note = decode(data, pixels, where=f"image {number}: " if len(files) > 1 else "")
         rows.append(pixels.raw(image))
         notes += [note] if note else []
-    return transforms.apply(np.stack(rows)), notes
+    return ImagesRequest(transforms.apply(np.stack(rows)), notes=notes)
 
 
 def decode(data: bytes, pixels: Pixels, *, where: str = "") -> tuple[np.ndarray, str]:

@@ -14,44 +14,44 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle.transforms import Transforms
-from serve.model import ServedModel
-from serve.problems import bad_request
+from serve.models.model import ServedModel
+from serve.protocol.codec import InferRequest
+from serve.protocol.errors import bad_request
 from serve.protocol.tensors import array_of_json, nested_shape
 
 SHOWN_VALUES = 20  # of a column in one answer
 SHOWN_CHARACTERS = 200
-TOLD_COLUMNS = 5  # in the words of a refusal
+NAMED_COLUMNS = 5  # in the sentence of a refusal
 
 
 @dataclass(frozen=True)
-class ReadRows:
+class RowsRequest(InferRequest):
     """Tensors of raw rows, and what is strange about the rows."""
 
-    inputs: dict[str, np.ndarray]
     unseen: dict[str, list[Any]] = field(default_factory=dict)
     """Column -> different values, as they were sent."""
     columns: dict[int, list[str]] = field(default_factory=dict)
     """Row -> its columns with such a value."""
 
 
-def rows_to_inputs(model: ServedModel, rows: list[Any]) -> ReadRows:
+def read_rows(model: ServedModel, rows: list[Any]) -> RowsRequest:
     """Raises ProtocolError, DataError. Counts what training did not have."""
     transforms = model.transforms
     if isinstance(transforms, Transforms):
         return _table(model, transforms, rows)
     if transforms is not None:
         with np.errstate(over="ignore"):
-            return ReadRows(transforms.apply_rows(rows))
+            return RowsRequest(transforms.apply_rows(rows))
     if len(model.signature.inputs) != 1:
         raise bad_request("the model has several inputs and no transforms", rule="send tensors to /v2 instead")
     tensor = model.signature.inputs[0]
     datatype = "FP32" if tensor.datatype == "FP16" else tensor.datatype  # which has no form of its own in JSON
     array = array_of_json(rows, datatype, nested_shape(rows), tensor.name)
     with np.errstate(over="ignore"):
-        return ReadRows({tensor.name: array.astype(tensor.dtype, copy=False)})
+        return RowsRequest({tensor.name: array.astype(tensor.dtype, copy=False)})
 
 
-def _table(model: ServedModel, transforms: Transforms, rows: list[Any]) -> ReadRows:
+def _table(model: ServedModel, transforms: Transforms, rows: list[Any]) -> RowsRequest:
     if not all(isinstance(row, dict) for row in rows):
         raise bad_request("a row is not an object", rule="rows are objects: column name -> value")
     values = transforms.read_rows(rows)
@@ -60,7 +60,7 @@ def _table(model: ServedModel, transforms: Transforms, rows: list[Any]) -> ReadR
         model.statistics.met_unseen({name: len(places) for name, places in strange.items()})
         if model.refuse_unseen:
             raise bad_request(
-                _told(transforms, strange, rows),
+                _sentence(transforms, strange, rows),
                 rule="serve.unseen is refuse: a category is one of training's, a number not far outside its range",
                 remedy="Mend these values, or serve with unseen: answer.",
             )
@@ -72,12 +72,13 @@ def _table(model: ServedModel, transforms: Transforms, rows: list[Any]) -> ReadR
     for name, places in strange.items():
         for row in places:
             columns.setdefault(row, []).append(name)
-    return ReadRows(inputs, {name: _shown(rows, name, places) for name, places in strange.items()}, columns)
+    unseen = {name: _shown(rows, name, places) for name, places in strange.items()}
+    return RowsRequest(inputs, unseen=unseen, columns=columns)
 
 
-def _told(transforms: Transforms, strange: dict[str, list[int]], rows: list[Any]) -> str:
+def _sentence(transforms: Transforms, strange: dict[str, list[int]], rows: list[Any]) -> str:
     parts = []
-    for name, places in list(strange.items())[:TOLD_COLUMNS]:
+    for name, places in list(strange.items())[:NAMED_COLUMNS]:
         span, value = transforms.seen_range(name), _cut(rows[places[0]][name])
         what = f"far outside training's {span}" if span else "which training did not have"
         parts.append(f"column '{name}' has {value!r} in row {places[0]}, {what}")

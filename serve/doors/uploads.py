@@ -13,8 +13,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from serve.doors.images import FILES_MAX
-from serve.limits import Limits
-from serve.problems import bad_request
+from serve.protocol.errors import bad_request
+from serve.protocol.limits import Limits
 
 
 async def uploaded_files(request: Request, limits: Limits) -> list[bytes]:

@@ -9,9 +9,9 @@ from serve.engines.protocol import Engine, EngineRequest
 
 ENGINES: dict[str, str] = {
     ".onnx": "serve.engines.onnxruntime:OnnxRuntimeEngine",
-    ".rehearsal": "serve.engines.rehearsal:RehearsalEngine",
     ".plan": "serve.engines.tensorrt:TensorRtEngine",
     ".safetensors": "serve.engines.torch:TorchEngine",
+    ".simulated": "serve.testing:SimulatedEngine",
 }
 """Suffix of a variant's file -> class. Imported when used: a CPU host has no TensorRT."""
 

@@ -73,7 +73,7 @@ class ProcessEngine:
         return outputs
 
     def footprint_bytes(self) -> int | None:
-        """What the child holds: host memory on a CPU; on a GPU what its own engine says."""
+        """What the child holds: host memory on a CPU; on a GPU what its own engine reports."""
         if self._request.device != "cpu":
             return self._told_footprint
         try:

@@ -2,7 +2,7 @@
 
 An engine is made for one file of a bundle, is used from one thread at a time (from as many as its `streams`, where
 it has that attribute), and frees everything in `close`.
-`run` takes arrays that fit the signature (the handler has checked them) and any number of rows from 1 to `max_rows`;
+`run` takes arrays that fit the signature (the data plane has checked them) and any number of rows from 1 to `max_rows`;
 it raises for what it cannot do, and never changes its inputs. Conformance: tests/contract/engine_conformance.py.
 """
 
@@ -54,7 +54,7 @@ class Engine(Protocol):
         ...
 
     def footprint_bytes(self) -> int | None:
-        """Memory that this engine holds on its device; None when it cannot be told."""
+        """Memory that this engine holds on its device; None when it is unknown."""
         ...
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""What an endpoint tells of all its replicas together: one look (monitor.py), one scrape (metrics.py)."""
+"""An endpoint over all its replicas: the recent window (monitor.py), Prometheus metrics (metrics.py)."""

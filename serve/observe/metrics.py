@@ -1,4 +1,4 @@
-"""Prometheus metrics of one process, made from its statistics when they are asked for: counting costs nothing extra.
+"""Prometheus metrics of one process, made from its statistics at each scrape: counting costs nothing extra.
 
 Names start with `manta_serve_`; labels are `model`, `version` and `replica`. One scrape of any replica has the lines of
 all (`merge`): Prometheus sums over `replica`. A GPU that several replicas share comes once.
@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.probe.gpus import GpuSource, NvmlSource
-from serve.model import ServedModel
-from serve.repository import Repository
+from serve.models.model import ServedModel
+from serve.models.repository import ModelRepository
 
 LABELS = ("model", "version", "replica")
 GPU_GAUGES = {
@@ -31,8 +31,9 @@ GPU_GAUGES = {
 class EndpointMetrics:
     """A Prometheus collector over a repository."""
 
-    def __init__(self, repository: Repository, gpus: GpuSource | None = None) -> None:
+    def __init__(self, repository: ModelRepository, replica: str, gpus: GpuSource | None = None) -> None:
         self._repository = repository
+        self._replica = replica
         self._gpus = gpus or NvmlSource()
 
     def collect(self) -> Iterator[Any]:
@@ -46,7 +47,7 @@ class EndpointMetrics:
         )
         queued = GaugeMetricFamily("manta_serve_queued_rows", "rows that wait for the engine", labels=LABELS)
         oldest = GaugeMetricFamily("manta_serve_oldest_wait_seconds", "wait of the oldest request", labels=LABELS)
-        replica = self._repository.peers.replica
+        replica = self._replica
         for model in models:
             labels, statistics = (model.name, model.version, replica), model.statistics
             for outcome, count in sorted(statistics.outcomes.items()):
@@ -77,7 +78,7 @@ class EndpointMetrics:
         family = CounterMetricFamily("manta_serve_unseen_values", what, labels=(*LABELS, "column"))
         for model in models:
             for column, count in sorted(model.statistics.unseen.items()):
-                family.add_metric((model.name, model.version, self._repository.peers.replica, column), count)
+                family.add_metric((model.name, model.version, self._replica, column), count)
         return family
 
     def _gpu_families(self) -> Iterator[Any]:
@@ -91,14 +92,14 @@ class EndpointMetrics:
             yield family
 
 
-def render(repository: Repository) -> bytes:
+def render(repository: ModelRepository, replica: str) -> bytes:
     """The text that /metrics answers. Blocks for some milliseconds: call it off the event loop."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(EndpointMetrics(repository))
+    registry.register(EndpointMetrics(repository, replica))
     return generate_latest(registry)
 
 
-def merge(own: bytes, others: Mapping[str, bytes | None], repository: Repository) -> bytes:
+def merge(own: bytes, others: Mapping[str, bytes | None], endpoint: str) -> bytes:
     """One text over all replicas: `own` and what the others answered; None marks one that did not. Blocks."""
     families: dict[str, Metric] = {}
     seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
@@ -111,7 +112,7 @@ def merge(own: bytes, others: Mapping[str, bytes | None], repository: Repository
                     seen.add(key)
                     kept.samples.append(sample)
     for replica in (name for name, text in others.items() if text is None):
-        labels = {"model": repository.name, "replica": replica}
+        labels = {"model": endpoint, "replica": replica}
         families["manta_serve_replica_up"].add_sample("manta_serve_replica_up", labels, 0)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Fixed(list(families.values())))

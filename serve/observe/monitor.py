@@ -18,39 +18,40 @@ import psutil
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from serve.peers import SELF
-from serve.repository import Repository
-from serve.statistics import ModelStatistics, window_of
+from serve.handlers.controlplane import ControlPlane
+from serve.handlers.peers import SELF
+from serve.protocol.statistics import ModelStatistics, window_of
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4"
 
 
-def add_monitor(app: FastAPI, repository: Repository) -> None:
-    """Add both paths to the human side."""
+def add_monitor(app: FastAPI, controlplane: ControlPlane) -> None:
+    """Add both paths to the endpoint's application."""
+    repository = controlplane.repository
 
     @app.get("/stats", summary="Latency, throughput, CPU and memory of the most recent requests, over all replicas")
     async def stats(request: Request, replica: str = "") -> list[dict[str, Any]]:
         mine = [entry(model.statistics) for model in repository.models.values()]
         if replica == SELF:
             return mine
-        answers = await repository.peers.ask("/stats", request.headers.get("authorization", ""))
+        answers = await controlplane.peers.ask("/stats", request.headers.get("authorization", ""))
         told = {name: orjson.loads(answer) for name, answer in answers.items() if answer is not None}
         missing = sorted(name for name, answer in answers.items() if answer is None)
-        return joined({repository.peers.replica: mine, **told}, missing)
+        return joined({controlplane.peers.replica: mine, **told}, missing)
 
     @app.get("/metrics", summary="Prometheus metrics of all replicas")
     async def metrics(request: Request, replica: str = "") -> Response:
         from serve.observe.metrics import merge, render
 
-        mine = await asyncio.to_thread(render, repository)
+        mine = await asyncio.to_thread(render, repository, controlplane.peers.replica)
         if replica != SELF:
-            answers = await repository.peers.ask("/metrics", request.headers.get("authorization", ""))
-            mine = await asyncio.to_thread(merge, mine, answers, repository)
+            answers = await controlplane.peers.ask("/metrics", request.headers.get("authorization", ""))
+            mine = await asyncio.to_thread(merge, mine, answers, repository.name)
         return Response(mine, media_type=PROMETHEUS_TEXT)
 
 
 def entry(statistics: ModelStatistics) -> dict[str, Any]:
-    """What one replica tells the others of one version."""
+    """One version's part of one replica, as its peers join it."""
     return {
         "name": statistics.name,
         "version": statistics.version,

@@ -8,7 +8,7 @@ exception that leaves is ProtocolError; memory taken is bounded by the size of t
 
 Covered: BOOL, INT*, UINT*, FP16, FP32, FP64, BYTES; BF16 on the wire, as float32 in numpy; requested outputs with
 `binary_data` and `classification`; id, priority, timeout. Not covered: compression (compression.py), shared
-memory (refused), sequences (refused by the handler).
+memory (refused), sequences (refused by the data plane).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import orjson
 
 from cluster.bundle.signature import DATATYPE_OF, TensorSignature, TensorSpec
-from serve.limits import Limits
-from serve.problems import bad_request
+from serve.protocol.errors import bad_request
+from serve.protocol.limits import Limits
 from serve.protocol.tensors import array_of_bytes, array_of_json, bytes_of_array, check_shape
 
 MEMORY_PARAMETERS = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
@@ -31,7 +31,7 @@ INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """One entry of `outputs`: None for `binary` means "as the request says for all"."""
+    """One entry of `outputs`: None for `binary` means "as in `InferRequest.binary_outputs`"."""
 
     name: str
     binary: bool | None = None

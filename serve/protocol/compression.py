@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import zlib
 
-from serve.problems import bad_request, too_large
+from serve.protocol.errors import bad_request, too_large
 
 WINDOW_OF = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 LEVEL = 1  # tensors compress little; the fastest level costs the least of what it gains

@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster.bundle.signature import NUMPY_OF
 from cluster.bundle.transforms.arrays import holds_flags
-from serve.problems import bad_request, too_large
+from serve.protocol.errors import bad_request, too_large
 
 DIMENSIONS_MAX = 32  # numpy 2 allows 64; no model has as many
 KINDS_OF = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}  # numpy kinds of JSON data that a datatype's kind takes

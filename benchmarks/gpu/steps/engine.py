@@ -13,8 +13,8 @@ from benchmarks.gpu.steps.served import CLOSE, ROWS, SIGNATURE, off, torch_bundl
 from cluster.bundle import open_bundle
 from serve.batching.batcher import Batcher, BatchPolicy
 from serve.engines import EngineRequest, make_engine
-from serve.limits import Limits
-from serve.statistics import ModelStatistics
+from serve.protocol.limits import Limits
+from serve.protocol.statistics import ModelStatistics
 
 SIZES = (1, 2, 7, 64)
 CLIENTS, LOAD_S = 256, 5.0

@@ -2,7 +2,7 @@
 # HAProxy as Ray Serve 2.60 starts it, with a few lines of the generated configuration mended before it is read:
 # its own errors and unknown paths become the protocol's JSON (503 with Retry-After, so that clients may retry),
 # requests are buffered, because only a buffered one can be sent again when its replica dies,
-# a head has 10 s to come and a body 30 s, as behind it (serve/limits.py), and the connections past seven eighths of
+# a head has 10 s to come and a body 30 s, as behind it (serve/protocol/limits.py), and the connections past 7/8 of
 # HAProxy's maxconn are answered 503 instead of waiting (not covered: gRPC connections),
 # its metrics and statistics are bound to this host alone, and its admin socket is this user's alone.
 # Ray Serve has no other place for such changes. Usage: RAY_SERVE_HAPROXY_BINARY_PATH=<this file>.

@@ -17,9 +17,9 @@ from serve.batching.batcher import Batcher
 from serve.config import EndpointConfig
 from serve.engines import tensorrt as engine_module
 from serve.engines.tensorrt import TensorRtEngine
-from serve.limits import Limits
-from serve.loading import load_engine
-from serve.statistics import ModelStatistics
+from serve.models.loading import load_engine
+from serve.protocol.limits import Limits
+from serve.protocol.statistics import ModelStatistics
 from tests.bundles import make_bundle
 from tests.contract.tensorrt_tests.bindings import VERSIONS, snapshot
 from tests.contract.tensorrt_tests.fake import Fake

@@ -1,7 +1,7 @@
 """GPU models on a real Ray of two nodes: placed by measured memory, refused with numbers, never an old one harmed.
 
 The nodes' GPUs are those of a fake libnvidia-ml.so.1 that Ray and the probe load as they load the real one; the model
-is played (serve/engines/rehearsal.py). Not covered: a real GPU.
+is simulated (serve/testing.py). Not covered: a real GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from cluster.runtime.private.haproxy import place_environment
-from tests.bundles import make_rehearsal_bundle
+from tests.bundles import make_simulated_bundle
 from tests.e2e.cluster_tests.head import Head, clean_environment, end_process, start_head, wait_for
 from tests.nvml.library import build, environment, write_gpus
 
@@ -118,8 +118,8 @@ def places(name: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_replicas_go_where_their_memory_is_and_one_too_many_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    ten = make_rehearsal_bundle(tmp_path / "ten", name="ten", footprint_bytes=10 * GIB)
-    thirty = make_rehearsal_bundle(tmp_path / "thirty", name="thirty", footprint_bytes=28 * GIB)
+    ten = make_simulated_bundle(tmp_path / "ten", name="ten", footprint_bytes=10 * GIB)
+    thirty = make_simulated_bundle(tmp_path / "thirty", name="thirty", footprint_bytes=28 * GIB)
     words = ("--device", "cuda", "--port", "0", "--host", "0.0.0.0")  # both nodes are on this machine, at two addresses
     found = cluster.manta("deploy", str(thirty), "--name", "thirty", *words)
     assert found["version"] == "1"

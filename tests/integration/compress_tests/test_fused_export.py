@@ -17,7 +17,7 @@ from cluster.bundle.transforms import ArrayTransforms, Standardize, load_transfo
 from cluster.errors import BundleError
 from serve.config import EndpointConfig, VersionConfig
 from serve.deployments.stages import read_test_rows
-from serve.loading import load_engine
+from serve.models.loading import load_engine
 from tests.integration.compress_tests.test_stages import run_until_export
 from trainers.compress.command import open_source
 from trainers.data.shards import open_prepared

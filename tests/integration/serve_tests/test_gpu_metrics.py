@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.bundles import make_rehearsal_bundle
+from tests.bundles import make_simulated_bundle
 from tests.contract.protocol_tests.conftest import ready_line
 from tests.integration.serve_tests.witness import witnessed
 from tests.nvml.library import build, environment, write_gpus
@@ -37,7 +37,7 @@ def command(bundle: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def url(place: Path) -> Iterator[str]:
-    bundle = make_rehearsal_bundle(place / "bundle", footprint_bytes=10 * GIB)
+    bundle = make_simulated_bundle(place / "bundle", footprint_bytes=10 * GIB)
     variables = {**os.environ, **environment(place, place / "gpus")}
     process = subprocess.Popen(command(bundle), env=variables, stderr=subprocess.PIPE, text=True)
     try:
@@ -94,7 +94,7 @@ def test_a_driver_that_fails_later_takes_the_gauges_away_and_nothing_else(url: s
 )
 def test_a_load_is_refused_by_a_credible_library_only(place: Path, tmp_path: Path, gpus: str, code: int) -> None:
     (tmp_path / "gpus").write_text(gpus)
-    bundle = make_rehearsal_bundle(tmp_path / "bundle", footprint_bytes=10 * GIB)
+    bundle = make_simulated_bundle(tmp_path / "bundle", footprint_bytes=10 * GIB)
     variables = {**os.environ, **environment(place, tmp_path / "gpus")}
     process = subprocess.Popen(command(bundle), env=variables, stderr=subprocess.PIPE, text=True)
     if code:

@@ -1,6 +1,6 @@
 """Hostile and careless clients over real sockets: each is refused or forgotten, and nobody else notices.
 
-The model is played (serve/engines/rehearsal.py): 2 ms a call, marked rows raise, a batch of more than 16 rows is out
+The model is simulated (serve/testing.py): 2 ms a call, marked rows raise, a batch of more than 16 rows is out
 of memory. Not covered: gRPC.
 """
 
@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from cluster.runtime.ports import claim_port
-from tests.bundles import make_rehearsal_bundle
+from tests.bundles import make_simulated_bundle
 from tests.contract.protocol_tests.conftest import ready_line
 from tests.integration.serve_tests.witness import witnessed
 
@@ -69,7 +69,7 @@ def body(*rows: float, shape: list[int] | None = None, name: str = "x") -> bytes
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("hostile")
-    bundle = make_rehearsal_bundle(folder / "bundle", call_s=0.002, memory_rows=16, raise_at=MARK)
+    bundle = make_simulated_bundle(folder / "bundle", call_s=0.002, memory_rows=16, raise_at=MARK)
     (folder / "admin").write_text(ADMIN)
     command = [sys.executable, "-m", "serve", str(bundle), "--port", "0", "--max-rows", "8"]
     process = subprocess.Popen(
@@ -207,7 +207,7 @@ def test_a_storm_of_reloads_changes_nothing(server: Server) -> None:
 
 
 def test_a_port_in_use_is_told_and_its_holder_serves_on(server: Server, tmp_path: Path) -> None:
-    bundle = make_rehearsal_bundle(tmp_path / "bundle")
+    bundle = make_simulated_bundle(tmp_path / "bundle")
     command = [sys.executable, "-m", "serve", str(bundle), "--port", str(server.place[1])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "Traceback" in done.stderr) == (3, False)
@@ -223,7 +223,7 @@ def can_mount() -> bool:
 @pytest.mark.skipif(not can_mount(), reason="needs a mount namespace: root on Linux")
 def test_a_disk_that_fills_up_under_load_is_not_noticed_by_clients(tmp_path: Path) -> None:
     """Log and temporary files lie on a file system of 64 KiB, which the access log fills."""
-    bundle = make_rehearsal_bundle(tmp_path / "bundle")
+    bundle = make_simulated_bundle(tmp_path / "bundle")
     full = tmp_path / "full"
     full.mkdir()
     port = claim_port("127.0.0.1", 0)

@@ -2,7 +2,7 @@
 
 Invariant: what comes back is a success, `{"error": …}` or the end of the connection; never a traceback. The one
 exception is what HAProxy's parser refuses as no HTTP at all: it has a fixed page for that (`NO_HTTP`).
-Not covered: hostile bodies (test_hostile.py), gRPC (tests/unit/serve_tests/test_rpc_errors.py).
+Not covered: hostile bodies (test_hostile.py), gRPC (tests/unit/serve_tests/test_rpc.py).
 """
 
 from __future__ import annotations

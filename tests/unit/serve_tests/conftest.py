@@ -1,4 +1,4 @@
-"""A repository over a fake engine: the whole request path without Ray, sockets or files of a model."""
+"""The planes over a fake engine: the whole request path without Ray, sockets or files of a model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from cluster.bundle import open_bundle
 from cluster.spec.serve import BatchingSpec
 from serve.config import EndpointConfig, VersionConfig
 from serve.doors.asgi import AsgiDoor
-from serve.doors.human import build_human_side
-from serve.engines.fake import FakeEngine
-from serve.handler import Handler
-from serve.limits import Limits
-from serve.loading import Loaded, batch_policy
-from serve.model import ServedModel
-from serve.repository import Repository
+from serve.doors.predict import predict_app
+from serve.handlers.controlplane import ControlPlane
+from serve.handlers.dataplane import DataPlane
+from serve.models.loading import Loaded, batch_policy
+from serve.models.model import ServedModel
+from serve.models.repository import ModelRepository
+from serve.protocol.limits import Limits
 from tests.bundles import make_bundle
+from tests.engines import FakeEngine
 
 T = TypeVar("T")
 
@@ -32,9 +33,9 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Place:
-    """A door, its repository, and the fake engine behind it. Make it inside a running loop."""
+    """A door, its planes, and the fake engine behind it. Make it inside a running loop."""
 
-    def __init__(self, bundle: Path, *, limits: Limits, batching: BatchingSpec, human: bool = False) -> None:
+    def __init__(self, bundle: Path, *, limits: Limits, batching: BatchingSpec, pages: bool = False) -> None:
         opened = open_bundle(bundle)
         self.engine = FakeEngine(opened.manifest.signature)
         version = VersionConfig(version="1", bundle=str(bundle))
@@ -42,10 +43,13 @@ class Place:
         policy = batch_policy(self.engine, opened.manifest.signature, batching)
         self.engine.calls.clear()
         self.model = ServedModel(config, version, Loaded(opened, opened.variant(), self.engine, policy), limits)
-        self.repository = Repository("m", limits)
-        self.repository.adopt(config, self.model)
-        self.handler = Handler(self.repository, limits)
-        self.door = AsgiDoor(self.handler, build_human_side(self.handler) if human else None)
+        self.repository = ModelRepository("m", limits)
+        self.repository.config, self.repository.models = config, {"1": self.model}
+        self.repository.default = self.model
+        self.dataplane = DataPlane(self.repository, limits)
+        self.controlplane = ControlPlane(self.dataplane)
+        app = predict_app(self.dataplane, self.controlplane) if pages else None
+        self.door = AsgiDoor(self.dataplane, self.controlplane, app)
 
     async def close(self) -> None:
         self.engine.gate.set()
@@ -61,14 +65,14 @@ def in_place(small_bundle: Path) -> Callable[..., Any]:
         *,
         limits: Limits | None = None,
         batching: BatchingSpec | None = None,
-        human: bool = False,
+        pages: bool = False,
     ) -> T:
         async def whole() -> T:
             place = Place(
                 small_bundle,
                 limits=limits or Limits(),
                 batching=batching or BatchingSpec(max_rows=8, max_wait_ms=0.0),
-                human=human,
+                pages=pages,
             )
             try:
                 return await asyncio.wait_for(test(place), 20)

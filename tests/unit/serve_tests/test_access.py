@@ -10,9 +10,9 @@ import pytest
 
 from cluster.errors import ProtocolError, RequestError
 from serve.access import Access, absolute, client_token, load_access
-from serve.problems import status_of
+from serve.protocol.errors import status_of
 from tests.unit.serve_tests.conftest import Place
-from tests.unit.serve_tests.test_door import GOOD, INFER, client
+from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
 
 USER, ADMIN = "user-token-0123456789", "admin-token-0123456789"
 
@@ -102,7 +102,7 @@ def test_no_verb_takes_a_token_as_an_argument() -> None:
 
 def test_the_door_enforces_tokens_on_every_path_but_health(in_place: Callable[..., Any], access: Access) -> None:
     async def test(place: Place) -> None:
-        place.repository.access = access
+        place.dataplane.access = access
         async with client(place) as http:
             for method, path in (
                 ("POST", INFER), ("GET", "/v2"), ("GET", "/v2/models/m"), ("POST", "/v2/repository/index"),
@@ -120,4 +120,4 @@ def test_the_door_enforces_tokens_on_every_path_but_health(in_place: Callable[..
             assert (await http.post("/v2/repository/models/m/unload", headers=admin)).status_code == 200
             assert (await http.post(INFER, content=GOOD, headers=user)).status_code == 503
 
-    in_place(test, human=True)
+    in_place(test, pages=True)

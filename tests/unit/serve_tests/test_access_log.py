@@ -15,24 +15,24 @@ import grpc
 import pytest
 
 from serve.access import Access
-from serve.doors.access_log import AccessLog, AccessRecords, open_access_log
 from serve.doors.rpc import Rpc, add_to_server
+from serve.handlers.access_log import AccessLog, open_access_log
 from serve.proto import inference_pb2, inference_pb2_grpc
 from tests.unit.serve_tests.conftest import Place
-from tests.unit.serve_tests.test_door import GOOD, INFER, client
+from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
 
 
 def logged(in_place: Callable[..., Any], share: float, requests: int, body: bytes = GOOD) -> list[dict[str, Any]]:
     stream = io.StringIO()
 
     async def test(place: Place) -> None:
-        place.door = AccessLog(place.door, AccessRecords(lambda: share, "m", "r1"))  # type: ignore[assignment]
+        place.dataplane.access_log = AccessLog("m", "r1", share)
         open_access_log(stream)
         async with client(place) as http:
             for _ in range(requests):
                 await http.post(f"{INFER}?secret=query", content=body, headers={"authorization": "Bearer secret-token"})
 
-    in_place(test, human=True)
+    in_place(test, pages=True)
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
@@ -70,7 +70,7 @@ def test_a_log_that_cannot_be_written_costs_no_request(
     in_place: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def test(place: Place) -> None:
-        place.door = AccessLog(place.door, AccessRecords(lambda: 1.0, "m"))  # type: ignore[assignment]
+        place.dataplane.access_log = AccessLog("m", share=1.0)
         with Path("/dev/full").open("wb", buffering=0) as full:
             open_access_log(io.TextIOWrapper(_Unclosed(full), write_through=True))
             async with client(place) as http:
@@ -86,7 +86,7 @@ def test_a_client_that_leaves_is_logged_as_gone(in_place: Callable[..., Any]) ->
     stream = io.StringIO()
 
     async def test(place: Place) -> None:
-        app = AccessLog(place.door, AccessRecords(lambda: 1.0, "m"))
+        place.dataplane.access_log = AccessLog("m", share=1.0)
         open_access_log(stream)
 
         async def receive() -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_a_client_that_leaves_is_logged_as_gone(in_place: Callable[..., Any]) ->
             raise AssertionError
 
         scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "root_path": ""}
-        await asyncio.wait_for(app(scope, receive, send), 5)
+        await asyncio.wait_for(place.door(scope, receive, send), 5)
 
     in_place(test)
     assert json.loads(stream.getvalue())["status"] == 499
@@ -107,10 +107,11 @@ def rpc_lines(in_place: Callable[..., Any], talk: Callable[[Any], Any]) -> list[
     stream = io.StringIO()
 
     async def test(place: Place) -> None:
-        place.repository.access = Access(infer=(hashlib.sha256(b"secret-token").digest(),))
+        place.dataplane.access = Access(infer=(hashlib.sha256(b"secret-token").digest(),))
         open_access_log(stream)
         server = grpc.aio.server()
-        add_to_server(Rpc(place.handler, AccessRecords(lambda: 1.0, "m", "r1")), server)
+        place.dataplane.access_log = AccessLog("m", "r1", share=1.0)
+        add_to_server(Rpc(place.dataplane, place.controlplane), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:

@@ -16,9 +16,9 @@ import pytest
 from cluster.bundle import TensorSignature, TensorSpec
 from cluster.errors import InferenceError, OverloadedError
 from serve.batching.batcher import Batcher, BatchPolicy, _stack
-from serve.engines.fake import FakeEngine, Fault
-from serve.limits import Limits
-from serve.statistics import ModelStatistics
+from serve.protocol.limits import Limits
+from serve.protocol.statistics import ModelStatistics
+from tests.engines import FakeEngine, Fault
 
 SIGNATURE = TensorSignature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, -1)),),

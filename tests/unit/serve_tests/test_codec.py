@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from cluster.bundle.signature import NUMPY_OF, TensorSignature, TensorSpec
 from cluster.errors import ProtocolError
-from serve.limits import Limits
-from serve.problems import status_of
 from serve.protocol.codec import InferAnswer, InferRequest, decode, decode_answer, encode, encode_request
+from serve.protocol.errors import status_of
+from serve.protocol.limits import Limits
 
 LIMITS = Limits()
 SIGNATURE = TensorSignature(

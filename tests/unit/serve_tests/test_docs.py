@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from cluster.spec.serve import ServeSpec
 from serve.observe.metrics import GPU_GAUGES
 from tests.unit.serve_tests.conftest import Place
-from tests.unit.serve_tests.test_door import GOOD, INFER, client
+from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -59,7 +59,7 @@ def test_every_metric_is_listed_and_has_the_labels_that_are_told(in_place: Calla
                 per_version = family.name not in ("manta_serve_replica_up",)
                 assert labels == ({"model", "version", "replica"} if per_version else {"model", "replica"}), family.name
 
-    in_place(test, human=True)
+    in_place(test, pages=True)
 
 
 def listed_metrics() -> Iterator[str]:

@@ -17,10 +17,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from cluster.bundle import Variant, finish_bundle, read_manifest, write_bundle
 from cluster.spec.serve import BatchingSpec
 from serve.config import EndpointConfig, VersionConfig
-from serve.limits import Limits
-from serve.loading import Loaded, load_engine
-from serve.model import ServedModel
+from serve.models.loading import Loaded, load_engine
+from serve.models.model import ServedModel
 from serve.protocol.codec import InferRequest
+from serve.protocol.limits import Limits
 from tests.bundles import make_bundle, mlp_graph
 
 WIDTH = 20
@@ -82,7 +82,7 @@ def test_a_variant_whose_rows_influence_one_another_is_served_one_request_at_a_t
     tmp_path: Path, whole_batch_graph: onnx.ModelProto, caplog: Any, variant: dict[str, Any], words: str
 ) -> None:
     folder = bundle_of(tmp_path / "bundle", whole_batch_graph, **variant)
-    with caplog.at_level(logging.WARNING, logger="serve.loading"):
+    with caplog.at_level(logging.WARNING, logger="serve.models.loading"):
         config, loaded = load(folder)
     assert words in caplog.text
     assert (loaded.policy.join, loaded.policy.max_wait_s) == (False, 0.0)

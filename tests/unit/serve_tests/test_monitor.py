@@ -14,13 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve.access import Access
 from serve.deployments.commands import _table
+from serve.handlers.peers import SELF_HEADER, Peer, Peers
 from serve.observe.metrics import EndpointMetrics, merge, render
 from serve.observe.monitor import joined
-from serve.peers import SELF_HEADER, Peer, Peers
-from serve.statistics import window_of
+from serve.protocol.statistics import window_of
 from tests.unit.serve_tests.conftest import Place
-from tests.unit.serve_tests.test_door import GOOD, INFER, client
-from tests.unit.serve_tests.test_operations import OneGpu
+from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
+from tests.unit.serve_tests.test_gpu_room import OneGpu
 
 
 def entry(version: str, latencies_ms: list[float]) -> dict[str, Any]:
@@ -67,10 +67,9 @@ def test_one_scrape_has_every_replica_once_and_names_those_that_are_missing(in_p
     async def test(place: Place) -> None:
         async with client(place) as http:
             await http.post(INFER, content=GOOD)
-        place.repository.peers = Peers("a")
-        own = render(place.repository)
+        own = render(place.repository, "a")
         other = own.replace(b'replica="a"', b'replica="b"')
-        found = samples_of(merge(own, {"b": other, "c": None}, place.repository))
+        found = samples_of(merge(own, {"b": other, "c": None}, "m"))
         for replica in ("a", "b"):
             labels = (("model", "m"), ("replica", replica), ("version", "1"))
             assert found["manta_serve_requests_total", labels[0], ("outcome", "success"), *labels[1:]] == 1
@@ -84,13 +83,13 @@ def test_one_scrape_has_every_replica_once_and_names_those_that_are_missing(in_p
 def test_a_gpu_that_two_replicas_share_is_counted_once(in_place: Callable[..., Any]) -> None:
     async def test(place: Place) -> None:
         values = {"power_watts": 70.0, "temperature_celsius": 41, "ecc_uncorrected": 2}
-        gauges = EndpointMetrics(place.repository, OneGpu(**values))
+        gauges = EndpointMetrics(place.repository, "0", OneGpu(**values))
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry(auto_describe=False)
         registry.register(gauges)
         text = generate_latest(registry)
-        found = samples_of(merge(text, {"b": text}, place.repository))
+        found = samples_of(merge(text, {"b": text}, "m"))
         for name, value in values.items():
             assert found[f"manta_serve_gpu_{name}", ("gpu", "GPU-1")] == value
 
@@ -110,7 +109,7 @@ def test_a_look_at_one_replica_asks_the_others_with_the_clients_token(in_place: 
         async def others() -> list[Peer]:
             return [Peer("b", ("http://gone/m", "http://there/m")), Peer("c", ("http://gone/m",))]
 
-        place.repository.peers = Peers("a", others)
+        place.controlplane.peers = Peers("a", others)
         async with client(place) as http:
             (found,) = (await http.get("/stats", headers={"authorization": "Bearer t"})).json()
             alone = (await http.get("/stats?replica=self")).json()
@@ -125,8 +124,8 @@ def test_a_look_at_one_replica_asks_the_others_with_the_clients_token(in_place: 
         return real(**options) if "transport" in options else real(transport=transport, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve.peers.httpx.AsyncClient", patched)
-        in_place(test, human=True)
+        patch.setattr("serve.handlers.peers.httpx.AsyncClient", patched)
+        in_place(test, pages=True)
 
 
 @pytest.mark.parametrize(("from_peer", "passed_on"), [(False, 2), (True, 0)])
@@ -144,8 +143,8 @@ def test_a_load_is_passed_on_once_and_a_replica_that_did_not_follow_is_named(
         async def others() -> list[Peer]:
             return [Peer("b", ("http://there/m",)), Peer("c", ("http://broken/m",))]
 
-        place.repository.peers = Peers("a", others)
-        place.repository.access = Access(admin=(hashlib.sha256(b"admin").digest(),))
+        place.controlplane.peers = Peers("a", others)
+        place.dataplane.access = Access(admin=(hashlib.sha256(b"admin").digest(),))
         headers = {"authorization": "Bearer admin"} | ({SELF_HEADER: "self"} if from_peer else {})
         async with client(place) as http:
             found = await http.post("/v2/repository/models/m/unload", headers=headers)
@@ -161,7 +160,7 @@ def test_a_load_is_passed_on_once_and_a_replica_that_did_not_follow_is_named(
         return real(**options) if "transport" in options else real(transport=transport, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve.peers.httpx.AsyncClient", patched)
+        patch.setattr("serve.handlers.peers.httpx.AsyncClient", patched)
         in_place(test)
 
 

@@ -25,8 +25,8 @@ from serve.deployments.placement import (
     replicas_that_fit,
 )
 from serve.footprint import main, measure_bundle
-from serve.memory import CONTEXT_BYTES, GIB, GpuRoom, check_room, find_gpu, read_rooms, visible_gpus
-from tests.bundles import make_rehearsal_bundle
+from serve.models.gpu_room import CONTEXT_BYTES, GIB, GpuRoom, check_room, find_gpu, read_rooms, visible_gpus
+from tests.bundles import make_simulated_bundle
 from tests.nvml.library import build, environment, write_gpus
 
 MIB = 1 << 20
@@ -87,7 +87,7 @@ def test_a_node_without_the_resource_is_judged_by_the_gpus_share_alone() -> None
 
 
 def test_a_replica_reserves_for_every_version_that_it_loads(tmp_path: Path) -> None:
-    paths = [make_rehearsal_bundle(tmp_path / str(n), footprint_bytes=n * GIB) for n in (1, 2)]
+    paths = [make_simulated_bundle(tmp_path / str(n), footprint_bytes=n * GIB) for n in (1, 2)]
     versions = tuple(VersionConfig(version=str(n), bundle=str(path)) for n, path in enumerate(paths, 1))
     config = EndpointConfig(name="m", versions=versions, default_version="2")
     assert footprint_bytes(config) == 2 * GIB
@@ -161,7 +161,9 @@ def test_the_real_binding_reads_a_library_and_names_who_holds_the_memory(tmp_pat
 
     library = build(tmp_path)
     state = write_gpus(tmp_path / "gpus", ("GPU-a", 16384, 12000, [os.getpid()]), ("GPU-b", 40960, 40000, []))
-    script = "import json; from serve.memory import read_rooms; print(json.dumps([vars(r) for r in read_rooms()]))"
+    script = (
+        "import json; from serve.models.gpu_room import read_rooms; print(json.dumps([vars(r) for r in read_rooms()]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **environment(library, state)},
@@ -197,7 +199,7 @@ class Falling:
 def test_a_measured_footprint_is_written_and_nothing_else(
     tmp_path: Path, free: tuple[int | None, int | None], told: int, found: int
 ) -> None:
-    bundle = make_rehearsal_bundle(tmp_path / "bundle", footprint_bytes=told)
+    bundle = make_simulated_bundle(tmp_path / "bundle", footprint_bytes=told)
     before = open_bundle(bundle).manifest
     assert measure_bundle(bundle, "cuda:0", 8, Falling(*free)) == {"fp32": found}
     after = open_bundle(bundle).manifest
@@ -207,7 +209,7 @@ def test_a_measured_footprint_is_written_and_nothing_else(
 
 
 def test_a_footprint_that_nobody_can_tell_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
-    bundle = make_rehearsal_bundle(tmp_path / "bundle")
+    bundle = make_simulated_bundle(tmp_path / "bundle")
     before = (bundle / "manifest.json").read_bytes()
     assert main([str(bundle), "--device", "cpu"]) == 2
     with pytest.raises(RequestError, match="neither NVML nor the engine"):
@@ -219,7 +221,7 @@ def test_what_an_endpoint_has_reserved_stays_when_its_footprint_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve.deployments.placement.SETTLE_S", 0.0)
-    bundle = make_rehearsal_bundle(tmp_path / "bundle", footprint_bytes=19 * GIB + CONTEXT_BYTES)
+    bundle = make_simulated_bundle(tmp_path / "bundle", footprint_bytes=19 * GIB + CONTEXT_BYTES)
     version = VersionConfig(version="1", bundle=str(bundle))
     config = EndpointConfig(name="m", versions=(version,), default_version="1", device="cuda")
     nodes = [node(room("a", 80, 79))]
@@ -232,7 +234,7 @@ def test_what_an_endpoint_has_reserved_stays_when_its_footprint_does(
     more = again.model_copy(update={"replicas": ReplicaSpec(min=2, max=2)})
     with pytest.raises(MemoryShortError, match="0 of 1 replicas"):
         actor_options(more, config, first)
-    larger = make_rehearsal_bundle(tmp_path / "larger", footprint_bytes=30 * GIB)
+    larger = make_simulated_bundle(tmp_path / "larger", footprint_bytes=30 * GIB)
     with pytest.raises(MemoryShortError, match="0 of 1 replicas"):
         actor_options(config.with_version(str(larger)), config, first)
 

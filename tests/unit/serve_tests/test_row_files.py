@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import RequestError
-from serve.doors.rows import read_rows
+from serve.row_files import read_rows
 
 ROWS = [{"age": "3", "city": "Rome, Italy"}, {"age": "", "city": 'the "city"'}]
 

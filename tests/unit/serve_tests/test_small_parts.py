@@ -29,9 +29,9 @@ from serve.deployments.commands import _wanted
 from serve.deployments.keeping import FAREWELL_S, Keeper
 from serve.deployments.replica import EndpointReplica
 from serve.deployments.stages import compare
-from serve.doors.rows import read_image, read_rows
-from serve.model import version_policy
-from serve.process import listen, open_door, serve_endpoint
+from serve.models.model import version_policy
+from serve.row_files import read_image, read_rows
+from serve.server import listen, open_door, serve_endpoint
 from tests.bundles import make_bundle
 
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")
@@ -178,8 +178,8 @@ def test_the_queues_bounds_reach_the_batcher(tmp_path: Path) -> None:
             }
         )
         door = await open_door(config)
-        limits = door.handler.repository.models["1"].batcher._limits
-        await door.handler.repository.close()
+        limits = door.dataplane.repository.models["1"].batcher._limits
+        await door.dataplane.repository.close()
         return limits.queue_rows, limits.queue_bytes, limits.queue_wait_s
 
     assert asyncio.run(test()) == (5, 2 << 20, 0.05)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from serve.doors.streaming import AHEAD, stream_infer
-from serve.problems import bad_request
 from serve.proto import inference_pb2
+from serve.protocol.errors import bad_request
 
 
 async def requests(count: int, seen: list[int] | None = None) -> AsyncIterator[Any]:

@@ -12,9 +12,9 @@ import pytest
 from cluster.spec.serve import BatchingSpec, ServeSpec, TensorRtSpec
 from serve import loading
 from serve.config import EndpointConfig
-from serve.engines.fake import FakeEngine
 from serve.engines.protocol import EngineRequest
 from tests.bundles import make_bundle
+from tests.engines import FakeEngine
 
 
 class Bounded(FakeEngine):

@@ -11,8 +11,8 @@ import pytest
 from cluster.spec.serve import BatchingSpec
 from serve.batching.tuning import Point, choose, measure
 from serve.config import EndpointConfig, VersionConfig
-from serve.limits import Limits
-from serve.repository import Repository
+from serve.models.repository import ModelRepository
+from serve.protocol.limits import Limits
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_auto_is_decided_when_a_version_is_loaded(small_bundle: Path) -> None:
     )
 
     async def load() -> tuple[int, float]:
-        repository = Repository("m", Limits())
+        repository = ModelRepository("m", Limits())
         await repository.apply(config)
         policy = repository.find("m").batcher.policy
         await repository.close()

@@ -29,7 +29,7 @@ from cluster.runtime.private.haproxy import (
     haproxy_environment,
     private_haproxy,
 )
-from serve.limits import Limits
+from serve.protocol.limits import Limits
 
 DEADLINE_S = 30.0
 MAXCONN = 16  # the limit is seven eighths: 14

@@ -18,27 +18,28 @@ import uvicorn
 from cluster.errors import EndpointError, PortInUseError
 from serve.batching.batcher import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
-from serve.doors.access_log import AccessLog, AccessRecords, open_access_log
 from serve.doors.asgi import AsgiDoor
 from serve.doors.http import http_protocol
-from serve.doors.human import build_human_side
-from serve.handler import Handler
-from serve.limits import Limits
-from serve.repository import Repository
+from serve.doors.predict import predict_app
+from serve.handlers.access_log import open_access_log
+from serve.handlers.controlplane import ControlPlane
+from serve.handlers.dataplane import DataPlane
+from serve.models.repository import ModelRepository
+from serve.protocol.limits import Limits
 
 BACKLOG = 2048  # uvicorn's default
 GRPC_IDLE_S = 90.0  # without a call; clients connect anew by themselves. Ray Serve's HAProxy waits as long
 DESCRIPTORS_OWN = 256  # of files and sockets beside the connections: libraries, gRPC, engine processes
-GRACE_S = 30.0  # for what was accepted when the process is told to end
+GRACE_S = 30.0  # for accepted requests, from SIGTERM on
 
 
 async def open_door(config: EndpointConfig, limits: Limits | None = None) -> AsgiDoor:
     """Load every version of `config` and return the door over it. Raises what loading raised."""
     limits = limits or Limits()
-    repository = Repository(config.name, limits)
-    await repository.apply(config)
-    handler = Handler(repository, limits)
-    return AsgiDoor(handler, build_human_side(handler))
+    dataplane = DataPlane(ModelRepository(config.name, limits), limits)
+    controlplane = ControlPlane(dataplane)
+    await controlplane.apply(config)
+    return AsgiDoor(dataplane, controlplane, predict_app(dataplane, controlplane))
 
 
 async def serve_endpoint(
@@ -51,7 +52,7 @@ async def serve_endpoint(
     door = await open_door(config, limits)
     rpc_server = await open_rpc(door, listener.getsockname()[0], grpc_port) if grpc_port is not None else None
     settings = uvicorn.Config(
-        AccessLog(door, access_records(door.handler.repository)),
+        door,
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -66,7 +67,7 @@ async def serve_endpoint(
         await server.serve([listener])
     if rpc_server is not None:
         await rpc_server.stop(GRACE_S)
-    await door.handler.repository.close()
+    await door.dataplane.repository.close()
     if not server.started:
         raise EndpointError(f"Cannot start endpoint '{config.name}'", found="the HTTP server did not start")
 
@@ -83,13 +84,8 @@ def with_descriptors(limits: Limits) -> Limits:
     return replace(limits, connections=max(1, soft - DESCRIPTORS_OWN))
 
 
-def access_records(repository: Repository, replica: str = "0") -> AccessRecords:
-    """The endpoint's access log; the sampled share is the configuration's."""
-    return AccessRecords(lambda: repository.access_log, repository.name, replica)
-
-
 async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:
-    """A started grpc.aio server over the same handler. Raises PortInUseError."""
+    """A started grpc.aio server over the same planes. Raises PortInUseError."""
     import grpc
 
     from serve.doors.rpc import MESSAGE_BYTES_MAX, Rpc, add_to_server
@@ -97,12 +93,12 @@ async def open_rpc(door: AsgiDoor, host: str, port: int) -> Any:
     options = [
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", -1),
-        ("grpc.server_handshake_timeout_ms", int(door.handler.limits.head_timeout_s * 1e3)),
+        ("grpc.server_handshake_timeout_ms", int(door.dataplane.limits.head_timeout_s * 1e3)),
         ("grpc.max_connection_idle_ms", int(GRPC_IDLE_S * 1e3)),
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options)
-    add_to_server(Rpc(door.handler, access_records(door.handler.repository)), server)
+    add_to_server(Rpc(door.dataplane, door.controlplane), server)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:

@@ -1,10 +1,11 @@
-"""The replicas of one endpoint, as one of them asks the others: an answer for the whole endpoint from any of them.
+"""The other replicas of one endpoint: an answer for the whole endpoint from any of them.
 
-A scrape, a look at /stats, a load or an unload reaches one replica, whichever the proxy chooses. That one asks the
-others on their own ports (`?replica=self` and a header make each answer for itself alone) and joins what they say.
+A request for /metrics or /stats, a load or an unload reaches one replica, whichever the proxy chooses. That one sends
+it to the others on their own ports (`?replica=self` and a header make each answer for itself alone) and joins the
+answers.
 
 Invariant: a replica that does not answer within `TIMEOUT_S` is named as missing and holds nobody up longer.
-Covered: any number of replicas on any node. Not covered: who they are (serve/deployments/neighbors.py knows Ray).
+Covered: any number of replicas on any node. Not covered: who they are (serve/deployments/neighbors.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ SELF_HEADER = "x-manta-replica"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks for an administrative change."""
+    """The client of an administrative change."""
 
     authorization: str = ""
     is_peer: bool = False
-    """Another replica passes on what a client has asked it: it is done here alone."""
+    """Another replica passes a client's request on: it is done here alone."""
 
 
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)

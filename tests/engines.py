@@ -1,4 +1,4 @@
-"""An engine for tests: answers at once, or slowly, or wrongly, as it is told. Lives beside the real ones.
+"""An engine for tests in one process: answers at once, or slowly, or wrongly. Not a fixture: give it to a model.
 
 Output row i is the sum of the first input's row i, so that an answer can be traced to its request.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from cluster.bundle.signature import TensorSignature
+from serve.testing import row_sums
 
 Fault = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray] | None]
 
@@ -31,13 +32,11 @@ class FakeEngine:
         self.gate.set()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        first = inputs[self.signature.inputs[0].name]
-        self.calls.append(len(first))
+        self.calls.append(len(inputs[self.signature.inputs[0].name]))
         self.gate.wait()
         if self.fault is not None and (answer := self.fault(inputs)) is not None:
             return answer
-        total = first.reshape(len(first), -1).sum(axis=1, dtype=np.float64)
-        return {tensor.name: _spread(total, tensor.dtype, tensor.item_shape) for tensor in self.signature.outputs}
+        return row_sums(self.signature, inputs)
 
     def footprint_bytes(self) -> int | None:
         return 0
@@ -45,10 +44,3 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
         self.gate.set()
-
-
-def _spread(total: np.ndarray, dtype: np.dtype, item_shape: tuple[int, ...]) -> np.ndarray:
-    """Row sums repeated over the output's row shape; axes of free length become 1."""
-    item = tuple(1 if size == -1 else size for size in item_shape)
-    column = total.reshape(len(total), *(1 for _ in item)).astype(dtype)
-    return np.broadcast_to(column, (len(total), *item)).copy()

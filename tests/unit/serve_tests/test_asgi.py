@@ -16,9 +16,9 @@ import pytest
 from cluster.errors import ProtocolError
 from cluster.spec.serve import BatchingSpec
 from serve.doors.rpc import Rpc
-from serve.limits import Limits
-from serve.problems import grpc_code_of
 from serve.proto import inference_pb2
+from serve.protocol.errors import grpc_code_of
+from serve.protocol.limits import Limits
 from tests.unit.serve_tests.conftest import Place
 
 INFER = "/v2/models/m/infer"
@@ -64,11 +64,11 @@ def ask(in_place: InPlace, method: str, path: str, body: bytes = b"", **options:
         ("GET", "/v2x", 404),
     ],
 )
-@pytest.mark.parametrize("human", [True, False])
+@pytest.mark.parametrize("pages", [True, False])
 def test_every_wrong_path_and_verb_is_a_json_error(
-    in_place: InPlace, method: str, path: str, status: int, human: bool
+    in_place: InPlace, method: str, path: str, status: int, pages: bool
 ) -> None:
-    response = ask(in_place, method, path, human=human)
+    response = ask(in_place, method, path, pages=pages)
     assert response.status_code == status
     assert list(response.json()) == ["error"]
 
@@ -240,7 +240,7 @@ def test_a_fault_of_ours_is_one_clients_500_without_a_traceback(
     async def test(place: Place) -> None:
         async with client(place) as http:
             with monkeypatch.context() as patch:
-                patch.setattr("serve.handler.decode", broken)
+                patch.setattr("serve.doors.rest.decode", broken)
                 response = await http.post(INFER, content=GOOD)
             assert (response.status_code, "secret" in response.text) == (500, False)
             assert (await http.post(INFER, content=GOOD)).status_code == 200
@@ -258,7 +258,7 @@ def test_classification_gives_the_best_labels(in_place: InPlace) -> None:
 def test_raw_rows_that_do_not_fit_are_told(in_place: InPlace) -> None:
     for rows, words in (([], "rows"), ([["a", 1, 2]], "FP32"), ([[1, 2]], "shape"), ([[True, 2, 3]], "true or false"),
                         ([[1e39, 2, 3]], "NaN or infinity"), ([[None, 2, 3]], "other values")):  # fmt: skip
-        response = ask(in_place, "POST", "/predict", json.dumps({"rows": rows}).encode(), human=True)
+        response = ask(in_place, "POST", "/predict", json.dumps({"rows": rows}).encode(), pages=True)
         assert (response.status_code, words in response.json()["error"]) == (400, True), response.text
 
 
@@ -269,19 +269,19 @@ def test_raw_rows_that_do_not_fit_are_told(in_place: InPlace) -> None:
      b'{"rows": [[1, 2, 1e999]]}', b"\xff\xfe", b'{"rows": [[1, 2, 3]]} x'],
 )  # fmt: skip
 def test_a_wrong_body_of_raw_rows_is_a_400_in_json(in_place: InPlace, body: bytes) -> None:
-    response = ask(in_place, "POST", "/predict", body, human=True)
+    response = ask(in_place, "POST", "/predict", body, pages=True)
     assert (response.status_code, list(response.json())) == (400, ["error"]), response.text
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain"])
 def test_raw_rows_are_json_whatever_their_content_type_says(in_place: InPlace, kind: str) -> None:
     """`curl -d` says that it sends a form."""
-    response = ask(in_place, "POST", "/predict", b'{"rows": [[1, 2, 3]]}', headers={"content-type": kind}, human=True)
+    response = ask(in_place, "POST", "/predict", b'{"rows": [[1, 2, 3]]}', headers={"content-type": kind}, pages=True)
     assert response.status_code == 200, response.text
 
 
 def test_the_api_page_describes_the_body_and_no_422(in_place: InPlace) -> None:
-    found = ask(in_place, "GET", "/openapi.json", human=True).json()["paths"]["/predict"]["post"]
+    found = ask(in_place, "GET", "/openapi.json", pages=True).json()["paths"]["/predict"]["post"]
     assert "rows" in found["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert sorted(found["responses"]) == ["200", "4XX"]
 
@@ -345,7 +345,7 @@ def test_a_non_finite_input_over_grpc_is_invalid(in_place: InPlace, form: str) -
         else:
             tensor.contents.fp32_contents.extend([1, np.inf, 3])
         with pytest.raises(ProtocolError, match="NaN or infinity") as caught:
-            await Rpc(place.handler).ModelInfer(request)
+            await Rpc(place.dataplane, place.controlplane).ModelInfer(request)
         assert (grpc_code_of(caught.value), place.engine.calls) == ("INVALID_ARGUMENT", [])
 
     in_place(test)

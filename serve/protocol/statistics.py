@@ -82,7 +82,7 @@ class ModelStatistics:
         self.unseen: Counter[str] = Counter()
         """Column -> values of raw rows that training did not have."""
         self.memory_bytes: dict[str, int | None] = {}
-        """device -> what the engine says that it holds there."""
+        """device -> memory that the engine reports there."""
         self.histograms = {phase: Histogram() for phase in ("queue", "compute", "total")}
         self._window: deque[tuple[float, int, int]] = deque(maxlen=WINDOW_REQUESTS)
         self._lock = threading.Lock()

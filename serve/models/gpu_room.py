@@ -1,4 +1,4 @@
-"""Is there room on a GPU for a model: asked of NVML before anything is loaded, answered with numbers.
+"""Room on a GPU for a model: read from NVML before anything is loaded, answered with numbers.
 
 Invariant: a load is refused before it takes memory, never after it has evicted something; a GPU whose memory cannot
 be read is not judged (the load itself will tell).
@@ -65,7 +65,7 @@ def check_room(device: str, footprint_bytes: int | None, source: GpuSource) -> N
 
 
 def find_gpu(device: str, source: GpuSource) -> GpuReading | None:
-    """The reading of `cuda:N` as this process counts GPUs, or None where it cannot be told."""
+    """The reading of `cuda:N` as this process counts GPUs, or None where it cannot be read."""
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return None

@@ -1,16 +1,14 @@
-"""The transport-free core: a decoded path and bytes in, an answer out. Read this first.
+"""The protocol over REST, without sockets: a path and a body become calls of the planes, their results an `Answer`.
 
-The doors (doors/asgi.py for HTTP, doors/rpc.py for gRPC) know sockets and headers; this file knows the protocol;
-model.py knows the model. Invariant: whatever comes in, what goes out is an `Answer`; only cancellation passes.
+Invariant: an answer's body is JSON or tensors; what the planes refuse leaves as the MantaError that they raised, and
+`error_answer` is its form.
 
-Covered: every REST path of the Open Inference Protocol v2 and of the extensions that `EXTENSIONS` lists.
-Not covered: shared memory, trace and log settings, sequences: 501 with a JSON body, and not listed.
+Covered: every REST path of the Open Inference Protocol v2 and of the extensions that the data plane lists.
+Not covered: shared memory, trace and log settings: 501 with a JSON body, and not listed.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,24 +17,14 @@ from typing import Any
 import orjson
 
 from cluster.errors import MantaError, OverloadedError
-from serve.limits import Limits
-from serve.model import ServedModel
-from serve.problems import bad_request, not_found, status_of, too_large
+from serve.handlers.controlplane import ControlPlane
+from serve.handlers.dataplane import DataPlane
+from serve.models.model import ServedModel
 from serve.protocol.codec import InferRequest, check_depth, decode, encode
 from serve.protocol.compression import accepted_encoding, compress, decompress
-from serve.repository import Repository, check_version
+from serve.protocol.errors import bad_request, not_found, status_of, too_large
+from serve.protocol.limits import Limits
 
-LOG = logging.getLogger(__name__)
-SERVER = "manta"
-EXTENSIONS = (
-    "binary_tensor_data",
-    "classification",
-    "model_configuration",
-    "model_repository",
-    "parameters",
-    "schedule_policy",
-    "statistics",
-)
 JSON_TYPE = (b"content-type", b"application/json")
 BINARY_TYPE = (b"content-type", b"application/octet-stream")
 NOT_SERVED = re.compile(r"systemsharedmemory|cudasharedmemory|trace|logging")
@@ -65,49 +53,28 @@ EMPTY = Answer(200, b"")
 PLAIN_CALL = InferCall()
 
 
-class Handler:
-    """Answers requests to one endpoint."""
+class Rest:
+    """Answers every path below v2. Raises MantaError."""
 
-    def __init__(self, repository: Repository, limits: Limits) -> None:
-        self.repository = repository
-        self.limits = limits
+    def __init__(self, dataplane: DataPlane, controlplane: ControlPlane) -> None:
+        self._dataplane = dataplane
+        self._controlplane = controlplane
 
     async def infer(self, name: str, version: str, body: bytes, call: InferCall = PLAIN_CALL) -> Answer:
         """POST v2/models/M[/versions/V]/infer."""
-        try:
-            model = self.repository.find(name, check_version(version) if version else "")
-            request = self._decoded(model, body, call)
-            answer = await model.infer(request)
-            return _infer_answer(*encode(answer, request), accept_encoding=call.accept_encoding)
-        except MantaError as error:
-            return error_answer(error)
+        limits = self._dataplane.limits
 
-    def _decoded(self, model: ServedModel, body: bytes, call: InferCall) -> InferRequest:
-        """The body as a request that fits the model; what does not is counted."""
-        try:
-            if call.content_encoding:
-                body = decompress(body, call.content_encoding, self.limits.decompressed_bytes)
-            request = decode(body, call.header_length, model.signature, self.limits)
-            check_scheduling(request)
-        except MantaError:
-            model.statistics.refused("bad_request")
-            raise
-        return request
+        def decode_body(model: ServedModel) -> InferRequest:
+            packed = call.content_encoding
+            content = decompress(body, packed, limits.decompressed_bytes) if packed else body
+            return decode(content, call.header_length, model.signature, limits)
 
-    def refusal(self, name: str, version: str) -> Answer | None:
-        """An answer that needs no body: decided before the body is read, so that overload stays cheap."""
-        try:
-            self.repository.find(name, check_version(version) if version else "").batcher.check_room(1, 0)
-        except MantaError as error:
-            return error_answer(error)
-        return None
+        _, request, answer = await self._dataplane.infer(name, version, decode_body)
+        return _infer_answer(*encode(answer, request), accept_encoding=call.accept_encoding)
 
     async def other(self, method: str, segments: list[str], body: bytes) -> Answer:
         """Every path below v2 but infer. `segments` are those after `v2`."""
-        try:
-            return await self._route(method, segments)(method, segments, body)
-        except MantaError as error:
-            return error_answer(error)
+        return await self._route(method, segments)(method, segments, body)
 
     def _route(self, method: str, segments: list[str]) -> Callable[[str, list[str], bytes], Awaitable[Answer]]:
         match segments:
@@ -130,43 +97,41 @@ class Handler:
         raise not_found(f"there is no path /v2/{'/'.join(segments)[:200]}")
 
     async def _server(self, method: str, segments: list[str], body: bytes) -> Answer:
-        version = importlib.metadata.version("manta-ml")
-        return json_answer({"name": SERVER, "version": version, "extensions": list(EXTENSIONS)})
+        return json_answer(self._dataplane.server_metadata())
 
     async def _health(self, method: str, segments: list[str], body: bytes) -> Answer:
         if segments[1] == "live":
             return json_answer({"live": True})
-        ready = self.repository.ready
+        ready = self._dataplane.ready
         return json_answer({"ready": ready}, status=200 if ready else 503)
 
     async def _model(self, method: str, segments: list[str], body: bytes) -> Answer:
-        version, what = _model_path(segments[2:])
-        model = self.repository.find(segments[1], check_version(version) if version else "")
+        name, (version, what) = segments[1], _model_path(segments[2:])
         if what == "ready":
-            return json_answer({"name": model.name, "ready": True})
+            return json_answer({"name": self._dataplane.find(name, version).name, "ready": True})
         if what == "config":
-            return json_answer(model.configuration())
-        return json_answer(model.metadata(sorted(self.repository.models, key=int)))
+            return json_answer(self._dataplane.model_configuration(name, version))
+        return json_answer(self._dataplane.model_metadata(name, version))
 
     async def _statistics(self, method: str, segments: list[str], body: bytes) -> Answer:
         if segments == ["models", "stats"]:
-            return json_answer(self.repository.statistics())
+            return json_answer(self._dataplane.statistics())
         version, _ = _model_path(segments[2:])
-        return json_answer(self.repository.statistics(segments[1], check_version(version) if version else ""))
+        return json_answer(self._dataplane.statistics(segments[1], version))
 
     async def _index(self, method: str, segments: list[str], body: bytes) -> Answer:
         raw = self._object(body)
         ready = raw.get("ready", False)
         if not isinstance(ready, bool):
             raise bad_request(f"'ready' is {str(ready)[:40]!r}", rule="it must be true or false")
-        return json_answer(self.repository.index(ready_only=ready))
+        return json_answer(self._controlplane.repository.index(ready_only=ready))
 
     async def _load_or_unload(self, method: str, segments: list[str], body: bytes) -> Answer:
         parameters = self._object(body).get("parameters") or {}
         if not isinstance(parameters, dict):
             raise bad_request("'parameters' is not an object")
         if segments[3] == "unload":
-            await self.repository.unload(segments[2])
+            await self._controlplane.unload(segments[2])
             return EMPTY
         if parameters:
             raise bad_request(
@@ -174,14 +139,14 @@ class Handler:
                 rule="a model's files and configuration come from its bundle",
                 status=501,
             )
-        await self.repository.load(segments[2])
+        await self._controlplane.load(segments[2])
         return EMPTY
 
     def _object(self, body: bytes) -> dict[str, Any]:
         """A small JSON object of an administrative request; empty for an empty body."""
         if not body:
             return {}
-        raw = read_json(body, self.limits)
+        raw = read_json(body, self._dataplane.limits)
         if not isinstance(raw, dict):
             raise bad_request("the body is not a JSON object")
         return raw
@@ -197,13 +162,6 @@ def read_json(body: bytes, limits: Limits) -> Any:
         raise bad_request(f"the body is not JSON: {str(error)[:200]}") from None
     check_depth(raw, limits.json_depth)
     return raw
-
-
-def check_scheduling(request: InferRequest) -> None:
-    """Refuse what this server does not schedule: stateful sequences. Raises ProtocolError 501."""
-    sequence = request.parameters.get("sequence_id", 0)
-    if sequence not in (0, ""):
-        raise bad_request("the request belongs to a sequence", rule="models here have no state", status=501)
 
 
 def json_answer(value: Any, *, status: int = 200) -> Answer:

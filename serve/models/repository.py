@@ -1,40 +1,35 @@
 """The versions of one endpoint in one process: load, switch, retire.
 
-Invariant: a version is asked only after it is loaded, warmed up and checked; the switch is one assignment; a load
+Invariant: a version gets requests only after it is loaded, warmed up and checked; the switch is one assignment; a load
 that fails leaves what was there as it was, and is remembered as UNAVAILABLE with its reason.
 
-Covered: several versions side by side, load, unload, one new configuration as a whole. Not covered: who may call
-(serve/access.py).
+Covered: several versions side by side, unload, one new configuration as a whole. Not covered: who may change them, and
+other replicas (serve/handlers/controlplane.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 from cluster.errors import MantaError
 from cluster.spec.serve import QueueSpec
-from serve.access import Access, load_access
 from serve.config import EndpointConfig, VersionConfig
-from serve.limits import Limits
-from serve.loading import load_engine
-from serve.model import ServedModel
-from serve.peers import CALLER, Peers
-from serve.problems import bad_request, not_found, overloaded
+from serve.models.loading import load_engine
+from serve.models.model import ServedModel
+from serve.protocol.errors import bad_request, not_found, overloaded
+from serve.protocol.limits import Limits
 
 # a change of these loads a version anew
 ENGINE_FIELDS = ("batching", "queue", "device", "tensorrt", "num_threads", "engine_process", "call_timeout_s")
-LOAD_TIMEOUT_S = 300.0  # for another replica to load or to answer what it has accepted
 LOADING = "loading"
 UNLOADED = "unloaded"
 NOT_KEPT = "not among the versions that are kept loaded"
 LOG = logging.getLogger(__name__)
 
 
-class Repository:
+class ModelRepository:
     """Loaded versions of one endpoint. Belongs to one event loop."""
 
     def __init__(self, name: str, limits: Limits) -> None:
@@ -42,26 +37,20 @@ class Repository:
         self.config: EndpointConfig | None = None
         """What is served; None before the first `apply`."""
         self.limits = limits
-        self.access = Access()
-        self.access_log = 0.0
-        """Share of the requests that are logged."""
-        self.peers = Peers()
-        """The other replicas of this endpoint."""
-        self.remember: Callable[[bool], Awaitable[object]] | None = None
-        """Told before a client unloads the endpoint (True) or loads it again, for replicas that start later."""
         self.models: dict[str, ServedModel] = {}
         self.reasons: dict[str, str] = {}
         """version -> why it is not ready."""
-        self._default: ServedModel | None = None
+        self.default: ServedModel | None = None
+        """The version that unnamed requests go to; None while it loads."""
         self._attempted: EndpointConfig | None = None
-        """A configuration that is being loaded, or whose load failed: the index tells why."""
+        """A configuration that is being loaded, or whose load failed; the index lists its versions."""
         self._lock = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
-        """The version that unnamed requests go to can be asked."""
-        return self._default is not None
+        """The version that unnamed requests go to answers."""
+        return self.default is not None
 
     @property
     def failed(self) -> str:
@@ -74,9 +63,9 @@ class Repository:
         if name != self.name:
             raise not_found(f"unknown model: {name[:80]!r} is not served here", remedy=f"Ask for {self.name!r}.")
         if not version:
-            if self._default is None:
+            if self.default is None:
                 raise overloaded(f"model {name!r} is not ready", reason="not_ready", retry_after_s=1)
-            return self._default
+            return self.default
         model = self.models.get(version)
         if model is None:
             if version in self.reasons:
@@ -95,7 +84,6 @@ class Repository:
         """
         async with self._lock:
             self._attempted = config
-            access = load_access(config.token_file, config.admin_token_file)
             for version in config.loaded:
                 if self._is_loaded(version, config):
                     continue
@@ -105,70 +93,31 @@ class Repository:
                     if version.version == config.default_version:
                         raise
             self.config, self._attempted = config, None
-            self.access, self.access_log = access, config.access_log
             for model in self.models.values():
                 model.follow(config)
-            self._switch(config.default_version)
+            self.default = self.models[config.default_version]
             keep = {version.version for version in config.loaded}
             for name in [name for name in self.models if name not in keep]:
                 self._retire(self.models.pop(name))
             self.reasons = {name: why for name, why in self.reasons.items() if name in keep}
 
-    def adopt(self, config: EndpointConfig, model: ServedModel) -> None:
-        """Serve a model that the caller made: one version, ready at once."""
-        self.config = config
-        self.models = {model.version: model}
-        self._default = model
-
-    async def load(self, name: str) -> None:
-        """Load what is configured and not loaded, on every replica: the protocol's `load`."""
-        if name != self.name:
-            raise not_found(f"failed to load {name[:80]!r}: no such model")
-        await self._remember(unloaded=False)
-        if self.config is not None:
-            await self.apply(self.config)
-        await self._pass_on("load")
-
-    async def unload(self, name: str) -> None:
-        """Retire every version on every replica; the endpoint answers 503 until `load`."""
-        if name != self.name:
-            raise not_found(f"failed to unload {name[:80]!r}: no such model")
-        await self._remember(unloaded=True)
-        await self.unload_here()
-        await self._pass_on("unload")
-
-    async def rest(self, config: EndpointConfig) -> None:
-        """Take `config` over without loading anything: a replica that starts after an `unload`."""
-        access = load_access(config.token_file, config.admin_token_file)
-        await self.unload_here()
+    async def apply_unloaded(self, config: EndpointConfig) -> None:
+        """Take `config` over without loading anything."""
+        await self.unload()
         self.config, self._attempted = config, None
-        self.access, self.access_log = access, config.access_log
         self.reasons = {version.version: UNLOADED for version in config.loaded}
 
-    async def _remember(self, *, unloaded: bool) -> None:
-        caller = CALLER.get()
-        if self.remember is not None and not (caller is not None and caller.is_peer):
-            await self.remember(unloaded)
-
-    async def _pass_on(self, verb: str) -> None:
-        """Raises OverloadedError naming the replicas that did not follow; this one has."""
-        missing = await self.peers.pass_on(f"/v2/repository/models/{self.name}/{verb}", LOAD_TIMEOUT_S)
-        if missing:
-            raise overloaded(
-                f"replicas {', '.join(missing)} did not {verb}; the others have", reason="not_ready", retry_after_s=1
-            )
-
-    async def unload_here(self) -> None:
-        """Retire every version in this process alone."""
+    async def unload(self) -> None:
+        """Retire every version; what was accepted is answered."""
         async with self._lock:
-            self._default = None
+            self.default = None
             models, self.models = list(self.models.values()), {}
             self.reasons |= {model.version: UNLOADED for model in models}
             await asyncio.gather(*(model.retire() for model in models))
 
     async def close(self) -> None:
         """Answer what was accepted and free the engines."""
-        await self.unload_here()
+        await self.unload()
         await asyncio.gather(*self._retiring)
 
     def index(self, *, ready_only: bool = False) -> list[dict[str, str]]:
@@ -182,17 +131,6 @@ class Repository:
             if ready or not ready_only:
                 entries.append({"name": self.name, "version": version.version, "state": state, "reason": reason})
         return entries
-
-    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
-        """GET v2/models/stats and v2/models/M[/versions/V]/stats."""
-        if not name:
-            chosen = list(self.models.values())
-        elif version:
-            chosen = [self.find(name, version)]
-        else:
-            self.find(name)
-            chosen = list(self.models.values())
-        return {"model_stats": [model.statistics.to_json() for model in chosen]}
 
     def _why_absent(self, version: VersionConfig) -> str:
         config = self._attempted or self.config
@@ -219,12 +157,9 @@ class Repository:
         self.models[name] = ServedModel(config, version, loaded, _with_queue(self.limits, config.queue))
         self.reasons.pop(name, None)
         if old is not None:
-            if self._default is old:
-                self._default = self.models[name]
+            if self.default is old:
+                self.default = self.models[name]
             self._retire(old)
-
-    def _switch(self, version: str) -> None:
-        self._default = self.models[version]
 
     def _retire(self, model: ServedModel) -> None:
         task = asyncio.get_running_loop().create_task(model.retire())

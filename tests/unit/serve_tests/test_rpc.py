@@ -13,8 +13,8 @@ import pytest
 from cluster.errors import EndpointError
 from serve.deployments.replica import EndpointReplica
 from serve.doors.rpc import add_to_server
-from serve.problems import INTERNAL_ERROR, bad_request
 from serve.proto import inference_pb2, inference_pb2_grpc
+from serve.protocol.errors import INTERNAL_ERROR, bad_request
 
 
 class Broken:

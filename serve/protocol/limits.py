@@ -26,7 +26,7 @@ class Limits:
     """How long a client may take to send a request's head, from its connection or from the head's first byte on."""
     connections: int = 3584
     """Open HTTP connections; past it a new one is answered 503. Seven eighths of what Ray Serve's HAProxy opens (4096),
-    so that there is room for those that are told so, for gRPC and for scrapes."""
+    so that there is room for the refusals, for gRPC and for scrapes."""
     body_timeout_s: float = 30.0
     """How long a client may take to send its body."""
     queue_rows: int = 4096
@@ -36,4 +36,4 @@ class Limits:
     queue_wait_s: float | None = 1.0
     """Expected time in the queue, from what a row takes now; past it requests are refused. None: no such bound."""
     retry_after_s: int = 1
-    """What a refused client is told."""
+    """Of the `Retry-After` header of a refusal."""

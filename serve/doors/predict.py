@@ -1,8 +1,8 @@
-"""The human side: /docs, /predict with raw rows or image files, /stats, on FastAPI. Slower and friendlier than /v2.
+"""What is not below /v2, on FastAPI: /predict with raw rows or image files, /docs, /stats, /metrics.
 
 Rows and images go through the bundle's transforms and come back as labels with probabilities, or values. Invariant:
 every error is `{"error": …}` like those of the protocol, and a wrong body is 400 there as here. A body is read as JSON
-(RFC 8259: no NaN) whatever its content type says, so that `curl -d` works.
+(RFC 8259: no NaN) whatever its content type, so that `curl -d` works.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from cluster.errors import MantaError
-from serve.doors.images import FORMATS, image_pixels, image_rows
-from serve.doors.raw_rows import rows_to_inputs
+from serve.doors.images import FORMATS, ImagesRequest, image_pixels, read_images
+from serve.doors.raw_rows import RowsRequest, read_rows
+from serve.doors.rest import Answer, error_answer, read_json
 from serve.doors.uploads import uploaded_files
-from serve.handler import Answer, Handler, error_answer, read_json
-from serve.limits import Limits
-from serve.model import ServedModel
+from serve.handlers.controlplane import ControlPlane
+from serve.handlers.dataplane import CountBadRequests, DataPlane
+from serve.models.model import ServedModel
 from serve.observe.monitor import add_monitor
-from serve.problems import bad_request
-from serve.protocol.codec import InferRequest
+from serve.protocol.codec import InferAnswer
+from serve.protocol.errors import bad_request
+from serve.protocol.limits import Limits
 
 SMALL_BYTES = 64 << 10  # of JSON that the event loop may read itself: about a millisecond
 DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/doors/images.py)
@@ -85,9 +87,9 @@ class ImageResponse(PredictResponse):
     notes: list[str] = Field(description="what was done to the images that their sender may not expect")
 
 
-def build_human_side(handler: Handler) -> FastAPI:
+def predict_app(dataplane: DataPlane, controlplane: ControlPlane) -> FastAPI:
     """The FastAPI application of one endpoint."""
-    name = handler.repository.name
+    name = dataplane.repository.name
     app = FastAPI(
         title=f"Manta endpoint '{name}'",
         summary="Open Inference Protocol v2 at /v2",
@@ -100,14 +102,16 @@ def build_human_side(handler: Handler) -> FastAPI:
         base = f"/v2/models/{name}"
         return {"endpoint": name, "infer": f"{base}/infer", "metadata": base, "predict": "/predict", "docs": "/docs"}
 
-    _add_rows(app, handler)
-    _add_images(app, handler)
-    add_monitor(app, handler.repository)
+    _add_rows(app, dataplane)
+    _add_images(app, dataplane)
+    add_monitor(app, controlplane)
     _shape_errors(app)
     return app
 
 
-def _add_rows(app: FastAPI, handler: Handler) -> None:
+def _add_rows(app: FastAPI, dataplane: DataPlane) -> None:
+    name = dataplane.repository.name
+
     @app.post(
         "/predict",
         summary="Raw rows in, labels or values out",
@@ -117,35 +121,39 @@ def _add_rows(app: FastAPI, handler: Handler) -> None:
     )
     async def predict(request: Request) -> RowsResponse:
         body = await request.body()
-        small = len(body) <= SMALL_BYTES
-        asked = (
-            read_request(body, handler.limits) if small else await asyncio.to_thread(read_request, body, handler.limits)
-        )
-        model = handler.repository.find(handler.repository.name, asked.version)
-        try:
-            read = await asyncio.to_thread(rows_to_inputs, model, asked.rows)
-        except MantaError:
-            model.statistics.refused("bad_request")
-            raise
-        answer = await predicted(model, read.inputs)
+        with CountBadRequests(dataplane.repository.default):  # the version is in the body
+            small, limits = len(body) <= SMALL_BYTES, dataplane.limits
+            asked = read_request(body, limits) if small else await asyncio.to_thread(read_request, body, limits)
+        dataplane.admit(name, asked.version)
+
+        async def decode(model: ServedModel) -> RowsRequest:
+            return await asyncio.to_thread(read_rows, model, asked.rows)
+
+        model, read, answer = await dataplane.infer(name, asked.version, decode)
+        found = in_words(model, answer)
         for row, columns in read.columns.items():
-            answer["predictions"][row]["unseen"] = columns
-        return RowsResponse(**answer, unseen=read.unseen) if read.unseen else RowsResponse(**answer)
+            found["predictions"][row]["unseen"] = columns
+        return RowsResponse(**found, unseen=read.unseen) if read.unseen else RowsResponse(**found)
 
 
-def _add_images(app: FastAPI, handler: Handler) -> None:
-    decoders = asyncio.Semaphore(DECODERS)
+def _add_images(app: FastAPI, dataplane: DataPlane) -> None:
+    name, decoders = dataplane.repository.name, asyncio.Semaphore(DECODERS)
 
     @app.post(
         "/predict/image", summary="Image files in, labels or values out", openapi_extra=IMAGE_BODY, responses=WRONG
     )
     async def predict_image(request: Request, version: str = "") -> ImageResponse:
-        model = handler.repository.find(handler.repository.name, version)
-        image_pixels(model.transforms)  # a model that takes no images is told before the body is read
-        files = await uploaded_files(request, handler.limits)
-        async with decoders:
-            inputs, notes = await asyncio.to_thread(image_rows, files, model.transforms)
-        return ImageResponse(**await predicted(model, inputs), notes=notes)
+        model = dataplane.admit(name, version)
+        with CountBadRequests(model):  # refused before the body is read: a model that takes no images
+            image_pixels(model.transforms)
+        files = await uploaded_files(request, dataplane.limits)
+
+        async def decode(model: ServedModel) -> ImagesRequest:
+            async with decoders:
+                return await asyncio.to_thread(read_images, files, model.transforms)
+
+        model, read, answer = await dataplane.infer(name, version, decode)
+        return ImageResponse(**in_words(model, answer), notes=read.notes)
 
 
 def read_request(body: bytes, limits: Limits) -> PredictRequest:
@@ -159,9 +167,8 @@ def read_request(body: bytes, limits: Limits) -> PredictRequest:
         raise bad_request(f"{where}: {first['msg']}", rule='the body is {"rows": [one entry a row]}') from None
 
 
-async def predicted(model: ServedModel, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Ask the model, and say its first output in words."""
-    answer = await model.infer(InferRequest(inputs))
+def in_words(model: ServedModel, answer: InferAnswer) -> dict[str, Any]:
+    """The first output as labels or values."""
     output = next(iter(answer.outputs.values()))
     found = readable(output, model.manifest.task, model.manifest.classes)
     return {"model": model.name, "version": model.version, "predictions": found}

@@ -14,10 +14,10 @@ import uvicorn
 
 from serve.doors.asgi import AsgiDoor
 from serve.doors.http import http_protocol
-from serve.limits import Limits
-from serve.process import listen, open_rpc, with_descriptors
+from serve.protocol.limits import Limits
+from serve.server import listen, open_rpc, with_descriptors
 from tests.unit.serve_tests.conftest import Place
-from tests.unit.serve_tests.test_door import GOOD, INFER
+from tests.unit.serve_tests.test_asgi import GOOD, INFER
 
 HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(GOOD)}\r\n".encode()
 WHOLE = HEAD + b"\r\n" + GOOD

@@ -1,4 +1,4 @@
-"""One served version: engine, batcher, statistics, and what the protocol says about them.
+"""One served version: engine, batcher, statistics, and their form in the protocol.
 
 Invariant: `infer` gives each request its own rows or one error; after `retire` has returned, the engine is closed
 and every request that was accepted has its outcome.
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from cluster.bundle import Bundle, TensorSpec
-from cluster.errors import DataError, ProtocolError
+from cluster.errors import DataError
 from serve.batching.batcher import Batcher
 from serve.config import EndpointConfig, VersionConfig
-from serve.limits import Limits
-from serve.loading import Loaded
-from serve.problems import bad_request
+from serve.models.loading import Loaded
 from serve.protocol.codec import InferAnswer, InferRequest, RequestedOutput
+from serve.protocol.errors import bad_request
+from serve.protocol.limits import Limits
+from serve.protocol.statistics import ModelStatistics
 from serve.protocol.tensors import is_finite
-from serve.statistics import ModelStatistics
 
 
 class ServedModel:
@@ -57,12 +57,7 @@ class ServedModel:
         return str(getattr(self.engine, "failure", ""))
 
     async def infer(self, request: InferRequest) -> InferAnswer:
-        """Check the inputs, wait for the batch, choose the outputs."""
-        try:
-            self.check(request)
-        except ProtocolError:
-            self.statistics.refused("bad_request")
-            raise
+        """Wait for the batch of a request that `check` takes, and choose its outputs."""
         outputs = await self.batcher.submit(request.inputs, priority=request.priority, timeout_us=request.timeout_us)
         return InferAnswer(self.name, self.version, self._choose(outputs, request.outputs), request.id)
 

@@ -3,7 +3,8 @@
 Invariant: no body, no query, no header and no token is ever logged; a request that is not in the sample costs one
 random number. A line that cannot be written (a full disk) is dropped, and the request is answered all the same.
 
-Covered: every HTTP request (`AccessLog`) and gRPC call (serve/doors/rpc.py) of an endpoint; a stream is one line.
+Covered: every HTTP request (serve/doors/asgi.py) and gRPC call (serve/doors/rpc.py) of an endpoint; a stream is one
+line.
 """
 
 from __future__ import annotations
@@ -11,18 +12,15 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 import orjson
 
-from serve.doors.asgi import App, Message, Receive, Scope, Send
-
 LOG = logging.getLogger("serve.access")
 PATH_CHARACTERS_MAX = 200
-GONE = 499  # as nginx counts a client that left before its answer
 
 
 @dataclass
@@ -34,17 +32,17 @@ class Seen:
     response_bytes: int = 0
 
 
-class AccessRecords:
-    """The lines of one endpoint. `share` gives the sampled part now, so that a change takes effect."""
+class AccessLog:
+    """The lines of one replica of an endpoint."""
 
-    def __init__(self, share: Callable[[], float], endpoint: str, replica: str = "0") -> None:
-        self._share = share
+    def __init__(self, endpoint: str, replica: str = "0", share: float = 0.0) -> None:
         self._names = {"endpoint": endpoint, "replica": replica}
+        self.share = share
+        """Part of the requests that is logged, 0 to 1."""
 
     def sampled(self) -> bool:
         """Whether this request is to be logged."""
-        share = self._share()
-        return share > 0 and random.random() < share
+        return self.share > 0 and random.random() < self.share
 
     @contextmanager
     def line(self, client: str, method: str, path: str, seen: Seen) -> Iterator[None]:
@@ -63,37 +61,6 @@ class AccessRecords:
                 "duration_ms": round((time.perf_counter_ns() - started_ns) / 1e6, 3),
             }
             LOG.info("%s", orjson.dumps(line).decode())
-
-
-class AccessLog:
-    """ASGI middleware around an endpoint's door."""
-
-    def __init__(self, app: App, records: AccessRecords) -> None:
-        self._app, self._records = app, records
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._records.sampled():
-            await self._logged(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _logged(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seen = Seen(GONE)
-
-        async def counted_receive() -> Message:
-            message = await receive()
-            seen.request_bytes += len(message.get("body", b""))
-            return message
-
-        async def counted_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                seen.status = message["status"]
-            seen.response_bytes += len(message.get("body", b""))
-            await send(message)
-
-        client = scope.get("client") or ("", 0)
-        with self._records.line(client[0], scope["method"], scope["path"], seen):
-            await self._app(scope, counted_receive, counted_send)
 
 
 def open_access_log(target: logging.Handler | TextIO) -> None:

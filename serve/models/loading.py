@@ -1,4 +1,4 @@
-"""From a bundle's folder to a model that may be asked: verify, load, warm up, self-check.
+"""From a bundle's folder to a model that may answer: verify, load, warm up, self-check.
 
 Invariant: what is returned has answered the bundle's own sample rows correctly on this machine; on an error
 everything that was taken is given back.
@@ -28,13 +28,13 @@ from serve.batching.tuning import ROWS_MAX, choose, measure
 from serve.config import EndpointConfig, VersionConfig
 from serve.engines import Engine, EngineRequest, make_engine
 from serve.engines.process import ProcessEngine
-from serve.memory import check_room
+from serve.models.gpu_room import check_room
 
 LOG = logging.getLogger(__name__)
 # Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own
 # tolerance; the others round differently on each kind of CPU or GPU, and a wrong file is off by far more.
 TOLERANCE = {"fp32": (1e-4, 1e-3), "fp16": (1e-3, 2e-2), "bf16": (1e-2, 5e-2), "int8": (1e-2, 5e-2)}
-COMPANY_SIZES = (2, 9)  # rows of the batches in which an older bundle's rows are asked
+COMPANY_SIZES = (2, 9)  # rows of the batches in which an older bundle's rows are tried
 # Of the sample's largest answer, that company may move another row's: on a CPU what the gate allows; a GPU's kernels
 # for one row and for many differ by more, and a range taken from the batch by far more still.
 COMPANY_MOVES = {"cpu": 1e-5, "gpu": 1e-2}
@@ -169,10 +169,10 @@ def _sample_inputs(bundle: Bundle, sample: Mapping[str, np.ndarray]) -> dict[str
 
 
 def rows_independent(engine: Engine, bundle: Bundle, variant: Variant, device: str, max_rows: int) -> bool:
-    """Whether requests of strangers may be joined: what the manifest says, else what the engine shows here.
+    """Whether requests of strangers may be joined: by the manifest, else by a trial of the engine here.
 
-    A bundle of an older version says nothing. Its `int8_dynamic` takes ranges from the whole batch, which is known;
-    of any other variant the sample's rows are asked alone and in company.
+    A bundle of an older version has no such entry. Its `int8_dynamic` takes ranges from the whole batch, a known fact;
+    of any other variant the sample's rows are run alone and in company.
     """
     if variant.rows_independent is not None:
         why = "" if variant.rows_independent else "its manifest says so"

@@ -1,0 +1,132 @@
+"""The requests of one endpoint, whichever door they came through. Read this first.
+
+The way of a request is `authorize` -> `admit` (before its body is read, so that overload stays cheap) -> `infer`: find
+the version, decode, check, queue, engine, answer. A door (serve/doors) turns a wire into these calls, and their results
+or the MantaError that they raise back into its wire; serve/protocol/errors.py has the statuses and codes.
+
+Invariant: a request that arrived whole and does not fit its model is refused before the queue, and counted once as a
+`bad_request` of that version; every other request to a version has one outcome, which the batcher counts.
+
+Covered: access, lookup, refusal, scheduling, inference, counts, the access log, metadata and statistics of the models.
+Not covered: what changes an endpoint (serve/handlers/controlplane.py); sequences (501).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from cluster.errors import DataError, ProtocolError
+from serve.access import Access
+from serve.handlers.access_log import AccessLog
+from serve.models.model import ServedModel
+from serve.models.repository import ModelRepository, check_version
+from serve.protocol.codec import InferAnswer, InferRequest
+from serve.protocol.errors import bad_request
+from serve.protocol.limits import Limits
+
+SERVER = "manta"
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
+Request = TypeVar("Request", bound=InferRequest)
+Decode = Callable[[ServedModel], Request | Awaitable[Request]]
+"""A door's half of a request: its body as arrays for this model, at once or (what takes long) awaited."""
+
+
+class DataPlane:
+    """Answers requests to one endpoint. Belongs to one event loop."""
+
+    def __init__(self, repository: ModelRepository, limits: Limits, replica: str = "0") -> None:
+        self.repository = repository
+        self.limits = limits
+        self.access = Access()
+        self.access_log = AccessLog(repository.name, replica)
+
+    def authorize(self, authorization: str, *, admin: bool = False) -> None:
+        """Raise ProtocolError 401 or 403 unless this token may do it."""
+        self.access.check(authorization, admin=admin)
+
+    def find(self, name: str, version: str = "") -> ServedModel:
+        """The version that a request names. Raises ProtocolError 400, 404, OverloadedError while it loads."""
+        return self.repository.find(name, check_version(version) if version else "")
+
+    def admit(self, name: str, version: str = "") -> ServedModel:
+        """The version that will answer unless another one takes its place. Raises as `find`, and under overload."""
+        model = self.find(name, version)
+        model.batcher.check_room(1, 0)
+        return model
+
+    async def infer(self, name: str, version: str, decode: Decode[Request]) -> tuple[ServedModel, Request, InferAnswer]:
+        """The version that answered, what `decode` made, and the answer.
+
+        Raises ProtocolError, DataError, OverloadedError, InferenceError.
+        """
+        model = self.find(name, version)
+        with CountBadRequests(model):
+            found = decode(model)
+            request = found if isinstance(found, InferRequest) else await found
+            check_scheduling(request)
+            model.check(request)
+        return model, request, await model.infer(request)
+
+    def server_metadata(self) -> dict[str, Any]:
+        """GET v2."""
+        version = importlib.metadata.version("manta-ml")
+        return {"name": SERVER, "version": version, "extensions": list(EXTENSIONS)}
+
+    @property
+    def ready(self) -> bool:
+        """The version that unnamed requests go to answers."""
+        return self.repository.ready
+
+    def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
+        """GET v2/models/M[/versions/V]."""
+        return self.find(name, version).metadata(sorted(self.repository.models, key=int))
+
+    def model_configuration(self, name: str, version: str = "") -> dict[str, Any]:
+        """GET v2/models/M[/versions/V]/config: Triton's ModelConfig."""
+        return self.find(name, version).configuration()
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """GET v2/models/stats and v2/models/M[/versions/V]/stats."""
+        if version:
+            chosen = [self.find(name, version)]
+        else:
+            if name:
+                self.find(name)
+            chosen = list(self.repository.models.values())
+        return {"model_stats": [model.statistics.to_json() for model in chosen]}
+
+
+class CountBadRequests:
+    """A context: what is raised inside because of the request is a `bad_request` of the model, where there is one."""
+
+    __slots__ = ("_model",)
+
+    def __init__(self, model: ServedModel | None) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ProtocolError | DataError) and self._model is not None:
+            self._model.statistics.refused("bad_request")
+
+
+def check_scheduling(request: InferRequest) -> None:
+    """Refuse what this server does not schedule: stateful sequences. Raises ProtocolError 501."""
+    sequence = request.parameters.get("sequence_id", 0)
+    if sequence not in (0, ""):
+        raise bad_request("the request belongs to a sequence", rule="models here have no state", status=501)

@@ -22,7 +22,7 @@ import orjson
 from cluster.bundle.signature import DATATYPE_OF, TensorSignature, TensorSpec
 from serve.protocol.errors import bad_request
 from serve.protocol.limits import Limits
-from serve.protocol.tensors import array_of_bytes, array_of_json, bytes_of_array, check_shape
+from serve.protocol.tensors import array_of_bytes, array_of_json, bytes_of_array, check_count, check_shape
 
 MEMORY_PARAMETERS = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY
@@ -199,8 +199,8 @@ def _decode_json(raw: dict[str, Any], rest: memoryview, limits: Limits, flags: b
         outputs=_decode_outputs(raw.get("outputs")),
         id=_name(raw["id"], "the request's id", limits, empty=True) if raw.get("id") is not None else None,
         binary_outputs=_flag(parameters.get("binary_data_output", False), "binary_data_output"),
-        priority=_count(parameters.get("priority", 0), "priority"),
-        timeout_us=_count(parameters.get("timeout", 0), "timeout"),
+        priority=check_count(parameters.get("priority", 0), "priority"),
+        timeout_us=check_count(parameters.get("timeout", 0), "timeout"),
         parameters=parameters,
     )
 
@@ -223,7 +223,7 @@ def _decode_input(entry: Any, rest: memoryview, limits: Limits, flags: bool) -> 
         return name, array_of_json(entry.get("data"), datatype, shape, name, flags=flags), rest
     if "data" in entry:
         raise bad_request(f"input {name!r} has both 'data' and 'binary_data_size'")
-    size = _count(parameters["binary_data_size"], "binary_data_size")
+    size = check_count(parameters["binary_data_size"], "binary_data_size")
     if size > len(rest):
         raise bad_request(f"input {name!r} has {len(rest)} bytes left: expecting {size - len(rest)} additional bytes")
     return name, array_of_bytes(rest[:size], datatype, shape, name), rest[size:]
@@ -248,7 +248,7 @@ def _decode_outputs(raw: Any) -> tuple[RequestedOutput, ...]:
         found[name] = RequestedOutput(
             name,
             None if binary is None else _flag(binary, "binary_data"),
-            _count(parameters.get("classification", 0), "classification"),
+            check_count(parameters.get("classification", 0), "classification"),
         )
     return tuple(found.values())
 
@@ -353,12 +353,6 @@ def _name(value: Any, what: str, limits: Limits, *, empty: bool = False) -> str:
 def _flag(value: Any, what: str) -> bool:
     if not isinstance(value, bool):
         raise bad_request(f"{what} is {str(value)[:40]!r}", rule="it must be true or false")
-    return value
-
-
-def _count(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise bad_request(f"{what} is {str(value)[:40]!r}", rule="it must be a whole number, 0 or more")
     return value
 
 

@@ -15,7 +15,7 @@ from cluster.bundle.signature import DATATYPE_OF
 from serve.proto import inference_pb2
 from serve.protocol.codec import InferRequest, RequestedOutput
 from serve.protocol.errors import bad_request
-from serve.protocol.tensors import array_of_bytes, array_of_json, bytes_of_array, check_shape
+from serve.protocol.tensors import array_of_bytes, array_of_json, bytes_of_array, check_count, check_shape
 
 CONTENTS_OF = {
     "BOOL": "bool_contents",
@@ -59,8 +59,8 @@ def decode_message(request: Any, elements_max: int) -> InferRequest:
         inputs=inputs,
         outputs=_outputs(request.outputs),
         id=request.id or None,
-        priority=_count(parameters.get("priority", 0), "priority"),
-        timeout_us=_count(parameters.get("timeout", 0), "timeout"),
+        priority=check_count(parameters.get("priority", 0), "priority"),
+        timeout_us=check_count(parameters.get("timeout", 0), "timeout"),
         parameters=parameters,
     )
 
@@ -106,7 +106,9 @@ def _outputs(entries: Iterable[Any]) -> tuple[RequestedOutput, ...]:
         parameters = _parameters(entry.parameters)
         if "shared_memory_region" in parameters:
             raise bad_request(f"output {entry.name[:80]!r} is asked for in shared memory", status=501)
-        found[entry.name] = RequestedOutput(entry.name, classes=_count(parameters.get("classification", 0), "top-k"))
+        found[entry.name] = RequestedOutput(
+            entry.name, classes=check_count(parameters.get("classification", 0), "top-k")
+        )
     return tuple(found.values())
 
 
@@ -117,9 +119,3 @@ def _parameters(entries: Mapping[str, Any]) -> dict[str, Any]:
         if choice is not None:
             found[key] = getattr(value, choice)
     return found
-
-
-def _count(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise bad_request(f"{what} is {str(value)[:40]!r}", rule="it must be a whole number, 0 or more")
-    return value

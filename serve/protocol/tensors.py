@@ -34,6 +34,13 @@ def check_shape(raw: Any, name: str, elements_max: int) -> tuple[int, ...]:
     return tuple(raw)
 
 
+def check_count(value: Any, what: str) -> int:
+    """A whole number from the wire, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise bad_request(f"{what} is {str(value)[:40]!r}", rule="it must be a whole number, 0 or more")
+    return value
+
+
 def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str, *, flags: bool = True) -> np.ndarray:
     """A JSON list, nested like the shape or flat in row-major order, as an array.
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cluster.spec.serve import BatchingSpec, ServeSpec, TensorRtSpec
-from serve import loading
 from serve.config import EndpointConfig
 from serve.engines.protocol import EngineRequest
+from serve.models import loading
 from tests.bundles import make_bundle
 from tests.engines import FakeEngine
 

@@ -7,7 +7,7 @@ A piece that lies in the work folder is not run again. Without names all pieces 
     cnn          `manta run configs/mnist10k.yaml` without the endpoint: training, the search over recipes, the gate
     speed        every candidate of it against the float graph: one thread, alternating rounds, median of repeats
     transformer  a small transformer on SMS messages through `manta compress` on the bare ONNX file
-    ladder       the wall time of the search, from cheap to dear recipes
+    search       the wall time of the search over recipes, from cheap to dear
     after-…      every recipe one after another, a few networks a piece
 """
 
@@ -115,7 +115,7 @@ def transformer(data: Path, work: Path) -> dict[str, Any]:
     return {"chosen": facts["chosen"], "baseline": facts["baseline"], "candidates": found}
 
 
-def ladder(data: Path, work: Path) -> dict[str, Any]:
+def search(data: Path, work: Path) -> dict[str, Any]:
     from benchmarks.compress.search_time import search_cheap_to_dear
 
     return search_cheap_to_dear(RunFolder(work / "runs" / RUN), work)
@@ -129,7 +129,7 @@ def after(group: str, data: Path, work: Path) -> dict[str, Any]:
 
 Piece = Callable[[Path, Path], dict[str, Any]]
 PIECES: dict[str, Piece] = {
-    "cnn": cnn, "speed": speed, "transformer": transformer, "ladder": ladder,
+    "cnn": cnn, "speed": speed, "transformer": transformer, "search": search,
     **{f"after-{group}": partial(after, group) for group in "abcde"},
 }  # fmt: skip
 
@@ -162,9 +162,9 @@ def table(found: dict[str, Any]) -> dict[str, Any]:
         rows["transformer, throughput"] = _goal(chosen["throughput_ratio"] if chosen else 1.0, 2.0)
         rows["transformer, points lost"] = _goal(100 * chosen["drop"] if chosen else 0.0, 1.0, most=True)
     parts = [part for name, part in found.items() if name.startswith("after-")]
-    if "ladder" in found and len(parts) == sum(name.startswith("after-") for name in PIECES):
+    if "search" in found and len(parts) == sum(name.startswith("after-") for name in PIECES):
         total = sum(part["seconds"] for part in parts)
-        rows["ladder's time / one after another"] = _goal(found["ladder"]["seconds"] / total, 0.5, most=True)
+        rows["search's time / one after another"] = _goal(found["search"]["seconds"] / total, 0.5, most=True)
     return rows
 
 

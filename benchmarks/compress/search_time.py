@@ -40,7 +40,7 @@ def search_cheap_to_dear(run: RunFolder, work: Path) -> dict[str, Any]:
         search.try_graph_recipes(search.baseline)
         prune_by_bisection(search, retraining)
 
-    return _timed(run, work / "ladder", try_recipes, exhaustive=False)
+    return _timed(run, work / "search", try_recipes, exhaustive=False)
 
 
 def try_everything(run: RunFolder, work: Path, group: str) -> dict[str, Any]:

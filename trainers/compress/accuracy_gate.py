@@ -95,7 +95,7 @@ def accuracy_gate(baseline_right: np.ndarray, candidate_right: np.ndarray, max_d
     else:
         low, high = normal_bounds(delta, discordant / rows, rows)
         method = "normal"
-    verdict = decide(low, high, max_drop)
+    verdict = verdict_of(low, high, max_drop)
     needed = None
     if verdict == "inconclusive":
         needed = samples_needed(delta, discordant / rows, max_drop, rows)
@@ -124,7 +124,7 @@ def score_gate(baseline: np.ndarray, candidate: np.ndarray, max_drop: float, *, 
     spread = float(difference.std(ddof=1)) if rows > 1 else math.inf
     half = float(stats.t.ppf(1 - TAIL, max(rows - 1, 1))) * spread / math.sqrt(rows) if spread else 0.0
     low, high = (delta - half, delta + half) if math.isfinite(half) else (-1e9, 1e9)  # JSON has no infinity
-    verdict = decide(low, high, max_drop)
+    verdict = verdict_of(low, high, max_drop)
     margin = max_drop + delta
     needed = math.ceil((CONFIDENCE_Z * spread / margin) ** 2) if verdict == "inconclusive" and margin else None
     return GateResult(
@@ -164,7 +164,7 @@ def r2_scores(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return 1.0 - (values.reshape(len(targets), -1)[:, 0].astype(np.float64) - targets) ** 2 / variance
 
 
-def decide(low: float, high: float, max_drop: float) -> Verdict:
+def verdict_of(low: float, high: float, max_drop: float) -> Verdict:
     """The rule on the interval of delta."""
     if low >= -max_drop:
         return "pass"
@@ -196,7 +196,7 @@ def samples_needed(delta: float, discordance: float, max_drop: float, rows: int)
         tried = math.ceil(tried * SCALE)
         lost, gained = ((discordance - delta) / 2 * tried, (discordance + delta) / 2 * tried)
         low, high = exact_bounds(round(gained), round(lost), tried)
-        if decide(low, high, max_drop) != "inconclusive":
+        if verdict_of(low, high, max_drop) != "inconclusive":
             return tried
     return None
 

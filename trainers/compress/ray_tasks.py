@@ -49,7 +49,7 @@ def run_graph_tasks(
     return [_with_outcome(one, task, cache, lost) for one, task in zip(proposed, tasks, strict=True)]
 
 
-def gate_outputs_of(made: Candidate) -> np.ndarray:
+def read_gate_outputs(made: Candidate) -> np.ndarray:
     """(N, C) outputs on the gate split, which its task has left beside the graph."""
     return np.load(made.file.with_name(GATE), allow_pickle=False)
 

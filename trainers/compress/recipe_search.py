@@ -26,7 +26,7 @@ from cluster.telemetry.events import EventSink, TrialUpdated
 from trainers.compress.candidate import BASELINE, Baseline, Candidate, GraphTask
 from trainers.compress.decision import accept_or_reject
 from trainers.compress.measure import measure_candidate
-from trainers.compress.ray_tasks import gate_outputs_of, run_graph_tasks
+from trainers.compress.ray_tasks import read_gate_outputs, run_graph_tasks
 from trainers.compress.rows import CompressionRows, rows_digest
 from trainers.export.graph_file import graph_digest
 from trainers.export.precision import Precision
@@ -105,7 +105,7 @@ class RecipeSearch:
         return [
             self.keep(one)
             if one.state == "stopped"
-            else self.decide(replace(one, macs=parent.macs), gate_outputs_of(one))
+            else self.decide(replace(one, macs=parent.macs), read_gate_outputs(one))
             for one in made
         ]
 

@@ -89,7 +89,7 @@ def test_the_cache_knows_parent_recipe_and_what_of_the_spec_changes_the_file(
     assert not digests & digests_of(propose(other))
 
 
-def test_a_ladder_that_was_killed_goes_on_from_its_finished_trials(make_search: Any, digits_graph: Path) -> None:
+def test_a_search_that_was_killed_goes_on_from_its_finished_tasks(make_search: Any, digits_graph: Path) -> None:
     section = {"recipes": ["int8_static", "int8_weight_only"]}
     first = make_search(recipes=["int8_weight_only"])
     first.try_graph_recipes(first.baseline)

@@ -12,12 +12,12 @@ from cluster.errors import DataError
 from trainers.compress.accuracy_gate import (
     EXACT_BELOW,
     accuracy_gate,
-    decide,
     exact_bounds,
     normal_bounds,
     r2_scores,
     samples_needed,
     score_gate,
+    verdict_of,
 )
 
 
@@ -96,9 +96,9 @@ def test_the_exact_and_the_normal_interval_agree_where_they_meet() -> None:
 
 
 def test_verdict_follows_from_the_bounds_alone() -> None:
-    assert decide(-0.01, 0.5, 0.01) == "pass"
-    assert decide(-0.5, -0.0101, 0.01) == "fail"
-    assert decide(-0.0101, -0.01, 0.01) == "inconclusive"
+    assert verdict_of(-0.01, 0.5, 0.01) == "pass"
+    assert verdict_of(-0.5, -0.0101, 0.01) == "fail"
+    assert verdict_of(-0.0101, -0.01, 0.01) == "inconclusive"
 
 
 def test_regression_is_gated_on_r2_per_row() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from cluster.spec.compress import PruneSpec
 from trainers.compress.prune.groups import Group, find_groups
-from trainers.compress.prune.plan import Plan, apply_plan, make_plan
+from trainers.compress.prune.plan import Plan, apply_plan, pruning_plan
 from trainers.compress.prune.torch_pruning import find_groups_by_torch_pruning
 
 Batches = Callable[[], Iterable[tuple[tuple[torch.Tensor, ...], torch.Tensor]]]
@@ -49,7 +49,7 @@ def plan_pruning(
     numbers = kept_numbers(scores, ratio, spec)
     kept = {i: scores[i].topk(number).indices.sort().values.tolist() for i, number in numbers.items()}
     kept = {i: channels for i, channels in kept.items() if len(channels) < groups[i].size}
-    return make_plan(groups, kept, ratio=ratio, scope=spec.scope, importance=spec.importance, round_to=spec.round_to)
+    return pruning_plan(groups, kept, ratio=ratio, scope=spec.scope, importance=spec.importance, round_to=spec.round_to)
 
 
 def prune_module(module: nn.Module, plan: Plan, example: tuple[torch.Tensor, ...]) -> nn.Module:

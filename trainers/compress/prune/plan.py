@@ -21,7 +21,7 @@ Plan = dict[str, Any]
 """`{"format": 1, "keep": {tensor: {axis: [kept indices]}}, "ratio": …, "groups": […]}`."""
 
 
-def make_plan(groups: list[Group], kept: dict[int, list[int]], **notes: Any) -> Plan:
+def pruning_plan(groups: list[Group], kept: dict[int, list[int]], **notes: Any) -> Plan:
     """Kept channels of group i -> kept indices of every tensor."""
     keep: dict[str, dict[str, list[int]]] = {}
     for index, channels in kept.items():

@@ -6,7 +6,10 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+KINDS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SHORT = {"loop": "unit/loop_tests", "ray": "integration/train_tests", "unit": "unit"}
 
 
@@ -24,13 +27,14 @@ def test_every_rule_of_the_training_page_has_its_test() -> None:
             assert f"def {test}(" in text, f"{file} has no {test}"
 
 
-def test_the_path_of_an_update_names_functions_that_exist() -> None:
+@pytest.mark.parametrize("path", ["One update", "One request"])
+def test_the_path_of_an_update_and_of_a_request_names_functions_that_exist(path: str) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = re.findall(r"`([\w/]+\.py)::([\w.]+)`", page.partition("## One update")[2].partition("\n## ")[0])
+    named = re.findall(r"`([\w/]+\.py)::([\w.]+)`", page.partition(f"## {path}\n")[2].partition("\n## ")[0])
     assert len(named) > 8
     for file, name in named:
         body: list[ast.stmt] = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
         for part in name.split("."):
-            found = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == part]
+            found = [node for node in body if isinstance(node, KINDS) and node.name == part]
             assert found, f"{file} has no {name}"
             body = found[0].body

@@ -11,6 +11,7 @@ Covered: order, reuse, resume, the private or shared Ray session, state, report.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -24,15 +25,14 @@ from typing import Any
 
 from cluster import entrypoints
 from cluster.atomic import new_folder, write_json, write_text
-from cluster.errors import InterruptedRunError, MantaError, StageFailedError
+from cluster.errors import InterruptedRunError, MantaError, RunError, StageFailedError
 from cluster.pipeline.plan import DIGEST_FILE, is_skipped, output_hashes, reusable, stage_digest, stages_until
 from cluster.pipeline.ray_thread import RayThread
 from cluster.pipeline.stage import StageContext, StageDefinition, StageResult, interrupted
 from cluster.pipeline.summary import summarize
-from cluster.pipeline.trackers import send_to_trackers
+from cluster.pipeline.views import make_views
 from cluster.pipeline.warm import EarlyStarts
 from cluster.probe import host_facts, read_host, sum_facts
-from cluster.report import write_report
 from cluster.runtime.preflight import check_this_host
 from cluster.spec.load import load_spec
 from cluster.spec.resolve import HostFacts, ResolvedRun
@@ -41,7 +41,6 @@ from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 from cluster.telemetry.events import (
     Message,
     Progress,
-    Record,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -49,6 +48,8 @@ from cluster.telemetry.events import (
     StageFinished,
     StageStarted,
 )
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,13 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
             driver = Driver(run, options, spec, _host_facts(options, ray), ray, early)
             summary = driver.drive()
         except KeyboardInterrupt:
-            return _fail(run, interrupted(run), started)
+            return _fail(run, interrupted(run))
         except MantaError as error:
-            return _fail(run, error, started)
+            return _fail(run, error)
+        except Exception as error:  # noqa: BLE001 - a run that ends says so, whatever ended it
+            return _fail(run, _unexpected(run, error))
         finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
-        _write_views(run, finished)  # before the event: who sees the event may open the report
-        _send(run, "finished")
+        make_views(run, "finished", finished)
         events.emit(finished)
         keeps = options.keep and "deploy" in driver.records and not ray.outlives_the_run
         _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
@@ -249,28 +251,26 @@ def _host_facts(options: DriveOptions, ray: RayThread) -> HostFacts:
     return sum_facts(result.value for result in on_every_node(read_host) if result.value is not None)
 
 
-def _fail(run: RunFolder, error: MantaError, started: float) -> int:
+def _unexpected(run: RunFolder, error: Exception) -> RunError:
+    """An error outside of any stage that is not ours."""
+    failure = RunError(
+        f"Run '{run.name}' failed",
+        found=f"{type(error).__name__}: {error}",
+        remedy=f"The traceback is in {run.log}; finished stages are kept, and the same command goes on from here.",
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _fail(run: RunFolder, error: MantaError) -> int:
     text = "".join(traceback.format_exception(error))
+    if str(run.log) in error.message:  # the log is this process's stderr
+        LOG.error("%s", text)
     run.sink().emit(RunFailed(run=run.name, error=error.to_dict(), traceback=text))
     state = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
     _write_state(run, state, error=error.to_dict())
-    _write_views(run)
-    if state == "failed":  # who interrupts does not want to wait; the run that goes on sends everything
-        _send(run, state)
+    make_views(run, state)
     return error.exit_code
-
-
-def _write_views(run: RunFolder, last: Record | None = None) -> None:
-    """The report, and the TensorBoard files unless the spec says no."""
-    write_report(run, last)
-    resolved = run.read_resolved()
-    if resolved is None or resolved.spec.tracking.tensorboard:
-        entrypoints.load(entrypoints.TENSORBOARD_ENTRYPOINT)(run)
-
-
-def _send(run: RunFolder, status: str) -> None:
-    if resolved := run.read_resolved():
-        send_to_trackers(run, resolved.spec.tracking, status)
 
 
 def _write_state(run: RunFolder, state: str, **more: Any) -> None:

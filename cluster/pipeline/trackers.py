@@ -39,15 +39,22 @@ def send_to_trackers(run: RunFolder, tracking: TrackingSpec, status: str) -> Non
     try:
         output, _ = process.communicate(timeout=tracking.timeout_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # wandb has a process of its own
-        process.communicate()
+        _kill(process)
         _warn(run, f"they had not taken everything after {tracking.timeout_s:g} s (tracking.timeout_s)")
         return
+    except BaseException:  # an interrupt: the process is in a session of its own, which no Ctrl-C reaches
+        _kill(process)
+        raise
     if process.returncode:
         lines = output.strip().splitlines()
         _warn(
             run, lines[-1].removeprefix("Error: ") if lines else f"their process ended with code {process.returncode}"
         )
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)  # the group: wandb starts a process of its own
+    process.communicate()
 
 
 def _warn(run: RunFolder, why: str) -> None:

@@ -5,6 +5,7 @@ Stages here are small functions of this module, put in the place of the rooms' b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from cluster.pipeline.driver import DriveOptions, run_driver
 from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
 from cluster.spec.resolve import DataFacts, resolve
 from cluster.store.run_folder import RunFolder
-from cluster.telemetry.events import RunFailed, RunFinished, StageFinished, read_events
+from cluster.telemetry.events import Message, RunFailed, RunFinished, StageFinished, TrainStep, read_events
 
 SPEC = "version: 1\ndata:\n  source: {kind: sklearn, dataset: digits}\nserve: null\nseed: 1\n"
 CALLS: list[str] = []
 EARLY: list[str] = []
 FAIL: dict[str, BaseException] = {}
+BREAK: list[Callable[[RunFolder], object]] = []
 
 STAGES = (
     StageDefinition("check", ("data",), (), always=True, needs_ray=False),
@@ -50,6 +52,11 @@ def _result(context: StageContext, **more: object) -> StageResult:
     (context.folder / "out.txt").write_text(f"{context.stage} {context.digest}")
     if error := FAIL.get(context.stage):
         raise error
+    if context.stage == "evaluate":
+        step = {"epoch": 1, "epochs": 1, "update": 1, "updates": 1, "loss": 1.0, "learning_rate": 0.1}
+        context.events.emit(TrainStep(stage="train", samples_per_s=1.0, **step))  # type: ignore[arg-type]
+        for damage in BREAK:
+            damage(context.run)
     return StageResult(facts={"stage": context.stage}, headline=f"did {context.stage}", **more)  # type: ignore[arg-type]
 
 
@@ -75,6 +82,7 @@ def begin(context: StageContext) -> Begun:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     CALLS.clear()
     FAIL.clear()
+    BREAK.clear()
     here = __name__
     names = {stage.name: f"{here}:stage_any" for stage in STAGES} | {"check": f"{here}:stage_check"}
     monkeypatch.setattr(entrypoints, "STAGE_ENTRYPOINTS", names)
@@ -183,3 +191,59 @@ def test_an_early_start_that_fails_is_left_to_the_stage(run: RunFolder) -> None:
     FAIL["early"] = RuntimeError("no room")
     assert drive(run) == 0
     assert "train" in CALLS
+
+
+@pytest.mark.parametrize(
+    ("damage", "views"),
+    [
+        (lambda run: run.report.mkdir(), ["report (report.html)"]),
+        (lambda run: run.tensorboard.write_text("a file"), ["TensorBoard files (tensorboard/)"]),
+        (
+            lambda run: run.resolved_path.write_text("spec: ["),
+            ["report (report.html)", "TensorBoard files (tensorboard/)", "trackers' curves"],
+        ),
+    ],
+    ids=["report", "tensorboard", "all"],
+)
+@pytest.mark.parametrize("ending", ["done", "failed"])
+def test_a_view_that_cannot_be_made_is_a_warning_and_the_run_ends(
+    run: RunFolder, damage: Callable[[RunFolder], object], views: list[str], ending: str
+) -> None:
+    BREAK.append(damage)
+    if ending == "failed":
+        BREAK.append(_raise)
+    assert drive(run) == (0 if ending == "done" else 1)
+    events = read_events(run.events)
+    warnings = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert [text.split(" could not be made: ")[0] for text in warnings] == [f"The {view}" for view in views]
+    assert all("Error: " in text for text in warnings), "each names its cause"
+    assert run.read_state()["state"] == ending
+    last = RunFinished if ending == "done" else RunFailed
+    assert sum(isinstance(event, last) for event in events) == 1
+
+
+def _raise(run: RunFolder) -> None:
+    raise ZeroDivisionError("user bug")
+
+
+def test_an_interrupt_while_views_are_made_ends_a_finished_run_as_finished(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.pipeline.views.write_report", interrupt)
+    assert drive(run) == 0
+    assert run.read_state()["state"] == "done"
+    assert isinstance(read_events(run.events)[-1], RunFinished)
+
+
+def test_an_unknown_error_outside_of_stages_ends_the_run_too(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no /proc")
+
+    monkeypatch.setattr(driver_module, "_host_facts", fail)
+    assert drive(run) == 1
+    assert run.read_state()["state"] == "failed"
+    (failed,) = [event for event in read_events(run.events) if isinstance(event, RunFailed)]
+    assert failed.error["found"] == "OSError: no /proc"

@@ -83,11 +83,12 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
     return {**_facts(resolved, found.facts, inputs, model), "way": found.details.get("way", ""), "notes": notes}
 
 
-def _ensure_ray(stack: ExitStack) -> None:
+def _ensure_ray(stack: ExitStack) -> bool:
     """Ray for the functions that make a Ray Dataset; it ends with the explanation. Other sources start none."""
     from trainers.data.ray_data import standing_ray
 
     stack.enter_context(standing_ray())
+    return True
 
 
 def _with_micro_batch(resolved: ResolvedRun, model: nn.Module | None, inputs: tuple[TensorSpec, ...]) -> ResolvedRun:

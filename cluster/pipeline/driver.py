@@ -79,20 +79,26 @@ class Driver:
     def drive(self) -> dict[str, Any]:
         """Run or reuse every stage; returns the summary. Raises MantaError."""
         self.stages = stages = stages_until(self.options.until)
-        for stage in stages:
+        for index, stage in enumerate(stages):
+            first = self.resolved is None
             self._one(stage)
-            if stage.name == "check":
-                self.ray.start()  # while the data is prepared
-                self._start_early(stages)
+            if first and self.resolved is not None:
+                self._start_early(stages[index + 1 :])
         return summarize(self.run, self.records, kept=self.options.keep, remote=self.ray.outlives_the_run)
 
-    def _start_early(self, stages: tuple[StageDefinition, ...]) -> None:
+    def _start_early(self, later: tuple[StageDefinition, ...]) -> None:
         """Begin with what later stages need, where they will run: a finished stage is taken to be reused."""
         assert self.resolved is not None
-        for stage in stages:
-            name = entrypoints.EARLY_ENTRYPOINTS.get(stage.name)
-            runs = stage.always or not self.run.stage(stage.name).exists()
-            if name and runs and not is_skipped(stage, self.resolved.spec):
+        spec = self.resolved.spec
+        coming = [
+            stage
+            for stage in later
+            if not is_skipped(stage, spec) and (stage.always or not self.run.stage(stage.name).exists())
+        ]
+        if any(stage.needs_ray(spec, self.host) for stage in coming):
+            self.ray.start()
+        for stage in coming:
+            if name := entrypoints.EARLY_ENTRYPOINTS.get(stage.name):
                 context = replace(self._context(stage, self.run.path, ""), ensure_ray=self.ray.ready)
                 self.early.begin(stage.name, partial(_call_named, name, context))
 
@@ -124,7 +130,7 @@ class Driver:
     def _execute(self, stage: StageDefinition, digest: str) -> StageRecord:
         events = self.run.sink()
         events.emit(StageStarted(stage=stage.name, digest=digest))
-        if stage.needs_ray:
+        if stage.needs_ray(self.resolved.spec if self.resolved else self.spec, self.host):
             self._wait_for_ray(stage.name)
         started, clock = time.time(), time.monotonic()
         target = self.run.stage(stage.name)
@@ -172,11 +178,11 @@ class Driver:
             events.emit(StageFailed(stage=stage.name, error=failure.to_dict()))
             raise failure from error
 
-    def _wait_for_ray(self, stage: str) -> None:
+    def _wait_for_ray(self, stage: str) -> bool:
         """Blocks until Ray stands; says so where there is something to wait for."""
         if not self.ray.stands:
             self.run.sink().emit(Progress(stage=stage, done=0, text="waiting for Ray"))
-        self.ray.ready()
+        return self.ray.ready()
 
     def _context(self, stage: StageDefinition, folder: Path, digest: str) -> StageContext:
         return StageContext(

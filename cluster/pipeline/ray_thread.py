@@ -6,8 +6,10 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from cluster.runtime.session import RaySession, ray_session
+if TYPE_CHECKING:
+    from cluster.runtime.session import RaySession
 
 
 class RayThread:
@@ -37,16 +39,19 @@ class RayThread:
             self._thread = threading.Thread(target=self._open, name="ray-start", daemon=True)
             self._thread.start()
 
-    def ready(self) -> None:
-        """Block until Ray stands. Raises what starting it raised."""
+    def ready(self) -> bool:
+        """Block until Ray stands; True. Raises what starting it raised."""
         self.start()
         assert self._thread is not None
         self._thread.join()
         if self._error is not None:
             raise self._error
+        return True
 
     def _open(self) -> None:
         try:
+            from cluster.runtime.session import ray_session  # imports ray: a run that needs none does without
+
             self._session = self._stack.enter_context(ray_session(self._address, logs=self._logs))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self._error = error

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import InterruptedRunError
+from cluster.spec.compress import TRAINING
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.telemetry.events import EventSink, Progress
 
 
-def _ray_stands() -> None:
-    """For contexts in processes of a Ray session that others started."""
+def _no_ray() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,15 @@ class StageContext:
     records: Mapping[str, StageRecord]
     """Finished earlier stages."""
     events: EventSink
-    ensure_ray: Callable[[], None] = _ray_stands
-    """Blocks until the run's Ray session stands. Stages with `needs_ray` find it standing; others call this when they
-    turn out to need it."""
+    ensure_ray: Callable[[], bool] = _no_ray
+    """Blocks until the run's Ray session stands, which it starts if need be; True. False outside of a run, where
+    there is none. Stages that `needs_ray` names find it standing; others call this when they turn out to need it."""
     owns_host: bool = False
     """Whether the run has this host for itself: its Ray is private, or not there."""
     later: tuple[str, ...] = ()
     """Stages that will come after this one."""
     early: Any = None
     """What the stage's early entry point has started (cluster/entrypoints.py); the stage ends it."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """In another process Ray stands: what started it does not travel along."""
-        return {**self.__dict__, "ensure_ray": _ray_stands, "early": None}
 
     @property
     def run_resolved(self) -> ResolvedRun:
@@ -96,6 +93,27 @@ class StageResult:
 StageFunction = Callable[[StageContext], StageResult]
 
 
+def _never(spec: RunSpec, host: HostFacts) -> bool:
+    return False
+
+
+def _always(spec: RunSpec, host: HostFacts) -> bool:
+    return True
+
+
+def trains_on_ray(spec: RunSpec, host: HostFacts) -> bool:
+    """One worker without a GPU trains in a process of the host, where the run has that for itself."""
+    return bool(host.gpus) or spec.train.workers not in (1, "auto")
+
+
+def _compresses_on_ray(spec: RunSpec, host: HostFacts) -> bool:
+    """Trials that run side by side are Ray tasks; networks are trained as the train stage trains."""
+    if spec.compress is None:
+        return False
+    side_by_side = spec.compress.concurrency > 1 and len(spec.compress.recipes) > 1
+    return side_by_side or (bool(TRAINING & set(spec.compress.recipes)) and trains_on_ray(spec, host))
+
+
 @dataclass(frozen=True)
 class StageDefinition:
     """A stage's place in the pipeline: which parts of the spec and which stages it depends on."""
@@ -109,29 +127,30 @@ class StageDefinition:
     """Section whose absence (null) skips this stage."""
     always: bool = False
     """Run it even when nothing changed: it looks at the world, or starts something that ends with the run."""
-    needs_ray: bool = True
-    """Whether the driver waits for Ray before it; a stage that may need it calls `context.ensure_ray`."""
+    needs_ray: Callable[[RunSpec, HostFacts], bool] = _never
+    """Whether the spec says that it needs Ray: then Ray starts while earlier stages work, and stands when it begins. An
+    `auto` that is not decided yet says no. A stage that finds out later calls `context.ensure_ray`."""
     outputs: tuple[str, ...] = ()
     """Folders of the run, besides its own, that it fills: hashed into its record."""
 
 
 PIPELINE: tuple[StageDefinition, ...] = (
+    StageDefinition("check", ("data", "model", "train", "search", "compress", "export", "serve"), (), always=True),
+    StageDefinition("prepare", ("data", "seed"), ("check",)),
     StageDefinition(
-        "check", ("data", "model", "train", "search", "compress", "export", "serve"), (), always=True, needs_ray=False
+        "search", ("search", "model", "train", "seed"), ("prepare",), skip_without="search", needs_ray=_always
     ),
-    StageDefinition("prepare", ("data", "seed"), ("check",), needs_ray=False),
-    StageDefinition("search", ("search", "model", "train", "seed"), ("prepare",), skip_without="search"),
-    StageDefinition("train", ("model", "train", "seed"), ("prepare",), needs_ray=False),
-    StageDefinition("evaluate", ("model",), ("prepare", "train"), needs_ray=False),
-    StageDefinition("compress", ("compress", "export", "model"), ("prepare", "train"), skip_without="compress"),
+    StageDefinition("train", ("model", "train", "seed"), ("prepare",), needs_ray=trains_on_ray),
+    StageDefinition("evaluate", ("model",), ("prepare", "train")),
     StageDefinition(
-        "export",
-        ("export", "model"),
-        ("prepare", "train", "evaluate", "compress"),
-        needs_ray=False,
-        outputs=("bundle",),
+        "compress",
+        ("compress", "export", "model"),
+        ("prepare", "train"),
+        skip_without="compress",
+        needs_ray=_compresses_on_ray,
     ),
-    StageDefinition("deploy", ("serve",), ("export",), skip_without="serve", always=True),
+    StageDefinition("export", ("export", "model"), ("prepare", "train", "evaluate", "compress"), outputs=("bundle",)),
+    StageDefinition("deploy", ("serve",), ("export",), skip_without="serve", always=True, needs_ray=_always),
     StageDefinition("predict", ("serve",), ("prepare", "export", "deploy"), skip_without="serve", always=True),
 )
 """The main job, in order. The values that a search found are part of the `train` section by the time train runs."""

@@ -32,16 +32,18 @@ def run_into(task: GraphTask, cache: Path) -> None:
 
 
 def run_graph_tasks(
-    proposed: list[Candidate], cache: Path, *, concurrency: int = 1, run: TaskRunner = run_into
-) -> list[Candidate]:
+    proposed: list[Candidate], cache: Path, *, concurrency: int = 1, run: TaskRunner = run_into,
+    ensure_ray: Callable[[], bool] | None = None,
+) -> list[Candidate]:  # fmt: skip
     """The candidates, made or stopped, in the order given. What lies in the cache is not run again.
 
-    More than one new task on a running Ray session become Ray tasks, `concurrency` at a time; else they run here.
+    More than one new task become Ray tasks, `concurrency` at a time, where `ensure_ray` gives a Ray (default: the
+    session of this process, if it has one); else they run here.
     """
     tasks = [_graph_task(one) for one in proposed]
     new = [task for task in tasks if read_outcome(task, cache) is None]
     lost: dict[str, str] = {}
-    if len(new) > 1 and concurrency > 1 and ray_is_up():
+    if len(new) > 1 and concurrency > 1 and (ensure_ray or ray_is_up)():
         lost = _run_on_ray(new, cache, concurrency, run)
     else:
         for task in new:

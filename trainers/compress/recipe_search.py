@@ -14,7 +14,7 @@ Covered: order, skipping, and the way of each candidate to its decision. Not cov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,8 @@ class RecipeSearch:
     stage: str = "compress"
     exhaustive: bool = False
     """Try every recipe whatever the ones before it found (for comparison in the benchmark)."""
+    ensure_ray: Callable[[], bool] | None = None
+    """Of the stage's context; None: recipes run on Ray where this process has a session."""
     candidates: list[Candidate] = field(default_factory=list)
     """Stopped, accepted or rejected ones, in the order in which they were decided."""
     skipped: list[dict[str, str]] = field(default_factory=list)
@@ -101,7 +103,7 @@ class RecipeSearch:
         digest, data = graph_digest(graph), self._data_digest
         tasks = [GraphTask(recipe, graph, digest, self.prepared, data, self.spec) for recipe in recipes]
         proposed = [self.propose(_proposal(parent, task)) for task in tasks]
-        made = run_graph_tasks(proposed, self.cache, concurrency=self.spec.concurrency)
+        made = run_graph_tasks(proposed, self.cache, concurrency=self.spec.concurrency, ensure_ray=self.ensure_ray)
         return [
             self.keep(one)
             if one.state == "stopped"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,10 @@ class Retraining:
     """File of the run's events, for workers; None trains without Ray in any case."""
     sink: EventSink
     stage: str
+    ensure_ray: Callable[[], bool] | None = None
+    """Of the stage's context; None: networks train on Ray where this process has a session."""
+    local: bool = False
+    """Networks train in one process of this host, without Ray, as the run's own training did."""
 
     def module(self, plan: Plan | None = None) -> nn.Module:
         """The trained network, cut by a plan where one is given."""
@@ -118,10 +123,11 @@ class Retraining:
     def _launch(self, request: FitRequest, folder: Path) -> FitResult:
         from trainers.compress.ray_tasks import ray_is_up
 
-        if self.events is not None and ray_is_up():
+        if self.events is not None and (self.local or (self.ensure_ray or ray_is_up)()):
             from trainers.launch.fit import launch_fit
+            from trainers.launch.warm import ReadyWorkers
 
-            return launch_fit(request, events=self.events, folder=folder)
+            return launch_fit(request, events=self.events, folder=folder, ready=ReadyWorkers(local=self.local))
         alone = request.batch.for_workers(1).for_micro_batch(request.batch.batch_size_global)
         return fit(replace(request, batch=alone), sink=self.sink)
 

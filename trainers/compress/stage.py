@@ -75,12 +75,14 @@ def _search(context: StageContext, prepared: PreparedData, rows: CompressionRows
         cache=context.folder / TRIALS,
         events=context.events,
         stage=context.stage,
+        ensure_ray=context.ensure_ray,
     )
 
 
 def _try_training_recipes(search: RecipeSearch, context: StageContext, prepared: PreparedData) -> None:
     from trainers.compress.retraining import Retraining
     from trainers.compress.training_recipes import try_training_recipes
+    from trainers.launch.warm import trains_locally
 
     retraining = Retraining(
         resolved=context.run_resolved,
@@ -90,6 +92,8 @@ def _try_training_recipes(search: RecipeSearch, context: StageContext, prepared:
         events=context.run.events,
         sink=context.events,
         stage=context.stage,
+        ensure_ray=context.ensure_ray,
+        local=trains_locally(context),
     )
     try_training_recipes(search, retraining)
 

@@ -11,7 +11,6 @@ only its rows.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -165,17 +164,16 @@ def _memory_bytes(context: StageContext) -> int:
 
 def _prepare_past_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> StageResult:
     """`prepare_data` in passes over the files, on Ray Data where the run's Ray session stands."""
-    context.ensure_ray()
-    executor = standing_executor()
+    executor = standing_executor(context)
     plan = plan_files(spec, executor, handoff)
     transforms, facts = write(context.folder, plan, executor)
     write_json(context.folder / TRANSFORMS, transforms.to_json())
     return _prepared(plan.rows, transforms.signature(), facts)
 
 
-def standing_executor() -> Executor:
-    """Ray Data where a Ray session stands, else threads."""
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+def standing_executor(context: StageContext) -> Executor:
+    """Ray Data on the run's Ray session, which it waits for; threads outside of a run."""
+    if context.ensure_ray():
         from trainers.data.ray_data import RAY_DATA
 
         return RAY_DATA

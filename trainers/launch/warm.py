@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.pipeline.stage import StageContext, trains_on_ray
 from cluster.spec.train import WorkersSpec
 from trainers.launch.local_worker import LocalWorker
 
 if TYPE_CHECKING:  # Ray and torch are loaded where workers of Ray Train start
-    from cluster.pipeline.stage import StageContext
     from trainers.launch.worker_group import WorkerGroup
 
 
@@ -66,7 +66,7 @@ class ReadyWorkers:
 
 def trains_locally(context: StageContext) -> bool:
     """Whether training needs no Ray: one worker on a host of its own, without a GPU."""
-    return _warms(context) and context.run_resolved.spec.train.workers == 1
+    return context.owns_host and not trains_on_ray(context.run_resolved.spec, context.host)
 
 
 def warm_workers(context: StageContext) -> ReadyWorkers:

@@ -30,12 +30,6 @@ SMALL = {"minimize": "size"}
 """The target where a choice is asked for: networks this small differ in time by the clock's noise alone."""
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether another test has left a Ray running or not: a group of training workers takes seconds to start."""
-    monkeypatch.setattr("trainers.compress.ray_tasks.ray_is_up", lambda: False)
-
-
 def by_name(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in facts["candidates"]}
 

@@ -43,9 +43,11 @@ def test_a_ray_dataset_waits_for_the_session_and_gives_one_digest_and_all_rows(
     waited: list[str] = []
 
     def stage(name: str, **values: object) -> object:
-        return dataclasses.replace(
-            context(tmp_path / name, spec, name, **values), ensure_ray=lambda: waited.append(name)
-        )
+        def ensure_ray() -> bool:
+            waited.append(name)
+            return True
+
+        return dataclasses.replace(context(tmp_path / name, spec, name, **values), ensure_ray=ensure_ray)
 
     checked = [check_data(stage(name)) for name in ("check", "again")]
     assert checked[0].resolved.data == checked[1].resolved.data

@@ -5,7 +5,9 @@ Stages here are small functions of this module, put in the place of the rooms' b
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,15 +24,20 @@ from cluster.telemetry.events import Message, RunFailed, RunFinished, StageFinis
 SPEC = "version: 1\ndata:\n  source: {kind: sklearn, dataset: digits}\nserve: null\nseed: 1\n"
 CALLS: list[str] = []
 EARLY: list[str] = []
+RAY: list[str] = []
+"""What has started Ray, or waited for it: `start` of the driver, and the stages."""
 FAIL: dict[str, BaseException] = {}
 BREAK: list[Callable[[RunFolder], object]] = []
 
 STAGES = (
-    StageDefinition("check", ("data",), (), always=True, needs_ray=False),
-    StageDefinition("prepare", ("data", "seed"), ("check",), needs_ray=False),
-    StageDefinition("search", ("search",), ("prepare",), skip_without="search", needs_ray=False),
-    StageDefinition("train", ("train",), ("prepare",), needs_ray=False),
-    StageDefinition("evaluate", ("model",), ("train",), needs_ray=False),
+    StageDefinition("check", ("data",), (), always=True),
+    StageDefinition("prepare", ("data", "seed"), ("check",)),
+    StageDefinition("search", ("search",), ("prepare",), skip_without="search"),
+    StageDefinition("train", ("train",), ("prepare",)),
+    StageDefinition("evaluate", ("model",), ("train",)),
+)
+TRAINS_ON_RAY = tuple(
+    replace(stage, needs_ray=lambda spec, host: True) if stage.name == "train" else stage for stage in STAGES
 )
 
 
@@ -89,7 +96,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setattr(entrypoints, "EARLY_ENTRYPOINTS", {"train": f"{here}:begin", "search": f"{here}:begin"})
     EARLY.clear()
     monkeypatch.setattr(driver_module, "stages_until", lambda last: STAGES)
-    monkeypatch.setattr(driver_module.RayThread, "start", lambda self: None)
+    RAY.clear()
+    monkeypatch.setattr(driver_module.RayThread, "start", lambda self: RAY.append("start"))
+    monkeypatch.setattr(driver_module.RayThread, "ready", lambda self: RAY.append("ready") is None)
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "spec.yaml").write_text(SPEC)
     return RunFolder(tmp_path / "r")
@@ -191,6 +200,27 @@ def test_an_early_start_that_fails_is_left_to_the_stage(run: RunFolder) -> None:
     FAIL["early"] = RuntimeError("no room")
     assert drive(run) == 0
     assert "train" in CALLS
+
+
+def test_no_ray_starts_where_no_stage_that_runs_needs_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drive(run) == 0
+    assert RAY == []
+    monkeypatch.setattr(driver_module, "stages_until", lambda last: TRAINS_ON_RAY)
+    assert drive(run) == 0
+    assert RAY == [], "train is finished"
+    (run.path / "spec.yaml").write_text(SPEC + "train: {epochs: 3}\n")
+    shutil.rmtree(run.stage("train"))
+    assert drive(run) == 0
+    assert RAY == ["start", "ready"], "after check, and before train"
+
+
+def test_a_finished_stage_that_runs_again_finds_ray(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "stages_until", lambda last: TRAINS_ON_RAY)
+    drive(run)
+    (run.path / "spec.yaml").write_text(SPEC + "train: {epochs: 3}\n")
+    RAY.clear()
+    assert drive(run) == 0
+    assert RAY == ["ready"], "nobody knew before train"
 
 
 @pytest.mark.parametrize(

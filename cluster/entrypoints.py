@@ -1,6 +1,6 @@
-"""The one table that names the rooms, as strings. The floor starts work by name and never imports a room.
+"""Names of the rooms' functions and commands, as strings. The floor starts work by name and never imports a room.
 
-Each value is `module:function`. A test resolves every one of them.
+Stages are in a table of their own (cluster/pipeline/stages.py). A test resolves every name.
 """
 
 from __future__ import annotations
@@ -8,26 +8,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from typing import Any
-
-STAGE_ENTRYPOINTS: dict[str, str] = {
-    "check": "trainers.stages:check",
-    "prepare": "trainers.stages:prepare",
-    "search": "trainers.stages:search",
-    "train": "trainers.stages:train",
-    "evaluate": "trainers.stages:evaluate",
-    "compress": "trainers.stages:compress",
-    "export": "trainers.stages:export",
-    "deploy": "serve.deployments.stages:deploy",
-    "predict": "serve.deployments.stages:predict",
-}
-"""Stage -> `function(StageContext) -> StageResult`, in the order in which they run."""
-
-EARLY_ENTRYPOINTS: dict[str, str] = {
-    "train": "trainers.launch.warm:warm_workers",
-    "deploy": "serve.deployments.stages:start_early",
-}
-"""Stage -> `function(StageContext) -> Any`: starts what the stage will need, in a thread of the driver, while earlier
-stages work. The stage finds the result in `context.early` and ends it."""
 
 TENSORBOARD_ENTRYPOINT = "trainers.tensorboard:write_tensorboard"
 """`function(RunFolder) -> Path`: the run's events as TensorBoard files. The driver calls it when a run has ended."""
@@ -50,6 +30,6 @@ COMMAND_MODULES: dict[str, str] = {
 
 
 def load(entrypoint: str) -> Callable[..., Any]:
-    """The function that `module:function` names. Imports the module: call it in the process that does the work."""
+    """The function or class that `module:name` names. Imports the module: call it in the process that does the work."""
     module, _, name = entrypoint.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,1 +1,1 @@
-"""Room one: a spec and data become a bundle. Read `trainers/stages.py` first."""
+"""Room one: a spec and data become a bundle. `cluster/pipeline/stages.py` names its stages."""

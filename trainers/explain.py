@@ -28,6 +28,7 @@ from cluster.spec.resolve import ResolvedRun
 from cluster.spec.rules import load_checked
 from cluster.spec.run import run_name
 from cluster.store.run_folder import RunFolder
+from cluster.store.stage_facts import CheckFacts
 from cluster.telemetry.events import ListSink, Message
 from cluster.temporary import scratch_folder
 
@@ -72,6 +73,7 @@ def explain(spec_path: Path, overrides: list[str]) -> dict[str, Any]:
         )
         found = check_data(context)
         assert found.resolved is not None
+        assert isinstance(found.facts, CheckFacts)
         notes = [event.text for event in said.events if isinstance(event, Message)]
         inputs, resolved = _inputs(context, found.resolved, folder)
     model = _model(resolved, inputs)
@@ -111,15 +113,15 @@ def _reason(resolved: ResolvedRun, path: str) -> str:
 
 
 def _facts(
-    resolved: ResolvedRun, check: dict[str, Any], inputs: tuple[TensorSpec, ...], model: nn.Module | None
+    resolved: ResolvedRun, check: CheckFacts, inputs: tuple[TensorSpec, ...], model: nn.Module | None
 ) -> dict[str, Any]:
     train, batch = resolved.spec.train, resolved.batch
     updates = updates_of_epochs(train, batch.batch_size_global, resolved.data.num_rows_train)
     return {
         "name": resolved.name,
         "reasons": [reason.model_dump(mode="json") for reason in resolved.reasons],
-        "data": check["data"],
-        "splits": check["splits"],
+        "data": check.data.model_dump(mode="json"),
+        "splits": check.splits,
         "batch": {**batch.model_dump(), "equation": batch.equation(), "updates_of_epochs": list(updates)},
         "learning_rate": _learning_rates(resolved, sum(updates)),
         "memory": _memory(resolved, inputs, model),
@@ -179,7 +181,7 @@ def _inputs(context: StageContext, resolved: ResolvedRun, folder: Path) -> tuple
     target = folder / "prepared"
     target.mkdir()
     done = prepare_data(replace(context, stage="prepare", resolved=resolved, folder=target))
-    return open_prepared(target).inputs, done.resolved or resolved
+    return open_prepared(target).inputs, done.facts.changes(resolved, done.details)
 
 
 def render(facts: dict[str, Any]) -> str:

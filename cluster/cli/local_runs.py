@@ -18,6 +18,7 @@ from typing import Any
 from cluster.errors import RequestError, RunError
 from cluster.store.locks import is_locked
 from cluster.store.run_folder import RunFolder, find_run, list_runs
+from cluster.store.stage_facts import EvaluateFacts
 
 STOP_DEADLINE_S = 60.0  # an endpoint drains, workers write a checkpoint, Ray ends: seconds, a minute on a busy host
 POLL_S = 0.2
@@ -31,13 +32,13 @@ def describe(run: RunFolder) -> dict[str, Any]:
     name = state.get("state", "new")
     if name in ("running", "serving") and not is_locked(run.lock):
         name = "cut short"  # its driver is gone without a last word
-    evaluate = records.get("evaluate")
+    evaluated = EvaluateFacts.of(records)
     return {
         "run": run.name,
         "folder": str(run.path),
         "state": name,
         "started_unix_s": (run.path / "spec.yaml").stat().st_mtime,
-        "metrics": evaluate.facts.get("metrics", {}) if evaluate else {},
+        "metrics": evaluated.metrics if evaluated else {},
         "stages": {
             stage: {"status": record.status, "duration_s": record.duration_s, "headline": record.headline}
             for stage, record in records.items()

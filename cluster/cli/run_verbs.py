@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import RUNS_DIR, Address, AsJson, Overrides, RunsDir, SpecPath
-from cluster.entrypoints import STAGE_ENTRYPOINTS
+from cluster.pipeline.stages import STAGES
 
-STAGES = ", ".join(STAGE_ENTRYPOINTS)
+STAGE_NAMES = ", ".join(stage.name for stage in STAGES)
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running in the background.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget earlier results of this run and start anew.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
@@ -17,7 +17,7 @@ Profile = Annotated[
     int | None,
     typer.Option("--profile", min=1, metavar="N", help="Trace N updates with torch.profiler into RUN/traces."),
 ]
-Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help=f"Stop after this stage: {STAGES}.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help=f"Stop after this stage: {STAGE_NAMES}.")]
 
 
 def register(app: typer.Typer) -> None:

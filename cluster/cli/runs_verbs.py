@@ -15,7 +15,8 @@ from rich.text import Text
 from cluster.cli.children import run_module
 from cluster.cli.options import RUNS_DIR, AsJson, RunName, RunsDir
 from cluster.command import emit_json
-from cluster.entrypoints import COMMAND_MODULES, STAGE_ENTRYPOINTS
+from cluster.entrypoints import COMMAND_MODULES
+from cluster.pipeline.stages import STAGES
 
 Apply = Annotated[
     Path | None, typer.Option("--apply", metavar="OUT.yaml", help="Write the run's spec with the remedies.")
@@ -50,7 +51,7 @@ def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:
         table.add_row(
             row["run"],
             row["state"],
-            f"{len(row['stages'])}/{len(STAGE_ENTRYPOINTS)}",
+            f"{len(row['stages'])}/{len(STAGES)}",
             "" if accuracy is None else format_metric("accuracy", accuracy),
             datetime.fromtimestamp(row["started_unix_s"]).strftime("%Y-%m-%d %H:%M"),
         )

@@ -6,7 +6,7 @@ Invariant: whatever ends the driver (an error, Ctrl-C, kill -9), every finished 
 command goes on at the first unfinished one, with the partial folder that belongs to the same inputs.
 
 Covered: order, reuse, resume, the private or shared Ray session, state, report. Not covered: what stages do
-(cluster/entrypoints.py names them), how it looks on a terminal (cluster/telemetry/progress.py).
+(stages.py names them), how it looks on a terminal (cluster/telemetry/progress.py).
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster import entrypoints
 from cluster.atomic import new_folder, write_json, write_text
 from cluster.errors import InterruptedRunError, MantaError, RunError, StageFailedError
 from cluster.pipeline.plan import DIGEST_FILE, is_skipped, output_hashes, reusable, stage_digest, stages_until
 from cluster.pipeline.ray_thread import RayThread
-from cluster.pipeline.stage import StageContext, StageDefinition, StageResult, interrupted
+from cluster.pipeline.stage import StageContext, StageResult, interrupted
+from cluster.pipeline.stages import Stage
 from cluster.pipeline.summary import summarize
 from cluster.pipeline.views import make_views
 from cluster.pipeline.warm import EarlyStarts
 from cluster.probe import host_facts, read_host, sum_facts
 from cluster.runtime.preflight import check_this_host
-from cluster.spec.load import load_spec
 from cluster.spec.resolve import HostFacts, ResolvedRun
+from cluster.spec.rules import load_checked
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 from cluster.telemetry.events import (
@@ -74,7 +75,7 @@ class Driver:
     early: EarlyStarts
     records: dict[str, StageRecord] = field(default_factory=dict)
     resolved: ResolvedRun | None = None
-    stages: tuple[StageDefinition, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     def drive(self) -> dict[str, Any]:
         """Run or reuse every stage; returns the summary. Raises MantaError."""
@@ -86,7 +87,7 @@ class Driver:
                 self._start_early(stages[index + 1 :])
         return summarize(self.run, self.records, kept=self.options.keep, remote=self.ray.outlives_the_run)
 
-    def _start_early(self, later: tuple[StageDefinition, ...]) -> None:
+    def _start_early(self, later: tuple[Stage, ...]) -> None:
         """Begin with what later stages need, where they will run: a finished stage is taken to be reused."""
         assert self.resolved is not None
         spec = self.resolved.spec
@@ -98,11 +99,11 @@ class Driver:
         if any(stage.needs_ray(spec, self.host) for stage in coming):
             self.ray.start()
         for stage in coming:
-            if name := entrypoints.EARLY_ENTRYPOINTS.get(stage.name):
+            if stage.early:
                 context = replace(self._context(stage, self.run.path, ""), ensure_ray=self.ray.ready)
-                self.early.begin(stage.name, partial(_call_named, name, context))
+                self.early.begin(stage.name, partial(_call_named, stage.early, context))
 
-    def _one(self, stage: StageDefinition) -> None:
+    def _one(self, stage: Stage) -> None:
         events = self.run.sink()
         current = self.resolved.spec if self.resolved else self.spec
         if is_skipped(stage, current):
@@ -113,23 +114,21 @@ class Driver:
         record, why = reusable(stage, self.run, digest)
         if why:
             events.emit(Message(stage=stage.name, text=f"{stage.name} runs again: {why}"))
-        reused = record is not None
+        status: Literal["done", "reused", "skipped"] = "reused" if record else "done"
         if record is None:
             record = self._execute(stage, digest)
-        else:
-            events.emit(
-                StageFinished(stage=stage.name, status="reused", duration_s=record.duration_s, headline=record.headline)
-            )
+            status = record.status
         self.records[stage.name] = record
-        if reused and stage.name == "search" and self.resolved:
-            self._resolve(self.resolved.with_values(record.facts.get("best", {})))
-        if reused and stage.name in ("prepare", "train") and self.resolved and (found := record.facts.get("found")):
-            reasons = record.details.get("found_reasons", {})
-            self._resolve(self.resolved.with_found({path: (found[path], reasons.get(path, "")) for path in found}))
+        facts = entrypoints.load(stage.facts).of(self.records)
+        if facts is not None and self.resolved is not None:
+            self._resolve(facts.changes(self.resolved, record.details))
+        events.emit(
+            StageFinished(stage=stage.name, status=status, duration_s=record.duration_s, headline=record.headline)
+        )
 
-    def _execute(self, stage: StageDefinition, digest: str) -> StageRecord:
-        events = self.run.sink()
-        events.emit(StageStarted(stage=stage.name, digest=digest))
+    def _execute(self, stage: Stage, digest: str) -> StageRecord:
+        """Run a stage and write its record."""
+        self.run.sink().emit(StageStarted(stage=stage.name, digest=digest))
         if stage.needs_ray(self.resolved.spec if self.resolved else self.spec, self.host):
             self._wait_for_ray(stage.name)
         started, clock = time.time(), time.monotonic()
@@ -142,7 +141,7 @@ class Driver:
                 stage=stage.name,
                 inputs_digest=digest,
                 status=result.status,
-                facts=result.facts,
+                facts=result.facts.to_json(),
                 details=result.details,
                 headline=result.headline,
                 files=output_hashes(stage, self.run, folder),
@@ -152,19 +151,14 @@ class Driver:
             write_json(folder / RECORD, record.model_dump(mode="json"))
         if result.resolved is not None:
             self._resolve(result.resolved)
-        events.emit(
-            StageFinished(
-                stage=stage.name, status=result.status, duration_s=record.duration_s, headline=result.headline
-            )
-        )
         return record
 
-    def _call(self, stage: StageDefinition, folder: Path, digest: str) -> StageResult:
+    def _call(self, stage: Stage, folder: Path, digest: str) -> StageResult:
         """Call the stage's function; an error that is not ours becomes StageFailedError with its traceback kept."""
         events = self.run.sink()
         context = replace(self._context(stage, folder, digest), early=self.early.take(stage.name))
         try:
-            return entrypoints.load(entrypoints.STAGE_ENTRYPOINTS[stage.name])(context)
+            return entrypoints.load(stage.entrypoint)(context)
         except MantaError as error:
             events.emit(StageFailed(stage=stage.name, error=error.to_dict()))
             raise
@@ -184,7 +178,7 @@ class Driver:
             self.run.sink().emit(Progress(stage=stage, done=0, text="waiting for Ray"))
         return self.ray.ready()
 
-    def _context(self, stage: StageDefinition, folder: Path, digest: str) -> StageContext:
+    def _context(self, stage: Stage, folder: Path, digest: str) -> StageContext:
         return StageContext(
             stage=stage.name,
             run=self.run,
@@ -201,8 +195,9 @@ class Driver:
         )
 
     def _resolve(self, resolved: ResolvedRun) -> None:
-        self.resolved = resolved
-        self.run.write_resolved(resolved)
+        if resolved is not self.resolved:
+            self.resolved = resolved
+            self.run.write_resolved(resolved)
 
 
 def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None]) -> int:
@@ -210,14 +205,17 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     events = run.sink()
     started = time.monotonic()
     _write_state(run, "running", address=options.address)
-    names = [stage.name for stage in stages_until(options.until)]
+    stages = stages_until(options.until)
+    names = [stage.name for stage in stages]
     events.emit(
         RunStarted(run=run.name, stages=names, pid=os.getpid(), host=socket.gethostname(), address=options.address)
     )
     with RayThread(options.address, logs=run.path / "ray-logs") as ray, EarlyStarts() as early:
         try:
-            spec = load_spec(run.path / "spec.yaml")
-            check_this_host(spec, address=options.address, serves="deploy" in names)
+            spec = load_checked(run.path / "spec.yaml")
+            check_this_host(
+                spec, address=options.address, serves=any(stage.skip_without == "serve" for stage in stages)
+            )
             driver = Driver(run, options, spec, _host_facts(options, ray), ray, early)
             summary = driver.drive()
         except KeyboardInterrupt:
@@ -229,7 +227,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
         finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
         make_views(run, "finished", finished)
         events.emit(finished)
-        keeps = options.keep and "deploy" in driver.records and not ray.outlives_the_run
+        keeps = options.keep and "endpoint" in summary and not ray.outlives_the_run
         _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
         if keeps:
             wait()

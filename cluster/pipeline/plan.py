@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.atomic import digest_json, hash_tree
 from cluster.errors import RequestError
-from cluster.pipeline.stage import PIPELINE, StageDefinition
+from cluster.pipeline.stages import STAGES, Stage
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 
@@ -20,19 +20,19 @@ OUTPUT_PREFIX = "../../"  # from stages/<name>/ to the run's folder
 DIGEST_FILE = "inputs.digest"  # in a partial folder: says whose work it holds
 
 
-def stages_until(last: str | None) -> tuple[StageDefinition, ...]:
+def stages_until(last: str | None) -> tuple[Stage, ...]:
     """The pipeline up to and including `last`, or all of it. Raises RequestError for an unknown stage."""
     if last is None:
-        return PIPELINE
-    names = [stage.name for stage in PIPELINE]
+        return STAGES
+    names = [stage.name for stage in STAGES]
     if last not in names:
         raise RequestError(
             f"Cannot run until stage {last!r}", found="there is no such stage", remedy=f"Stages: {', '.join(names)}."
         )
-    return PIPELINE[: names.index(last) + 1]
+    return STAGES[: names.index(last) + 1]
 
 
-def stage_digest(stage: StageDefinition, spec: RunSpec, records: Mapping[str, StageRecord]) -> str:
+def stage_digest(stage: Stage, spec: RunSpec, records: Mapping[str, StageRecord]) -> str:
     """sha256 over everything that can change the stage's result."""
     sections = spec.model_dump(mode="json", include=set(stage.sections))
     return digest_json(
@@ -45,12 +45,12 @@ def stage_digest(stage: StageDefinition, spec: RunSpec, records: Mapping[str, St
     )
 
 
-def is_skipped(stage: StageDefinition, spec: RunSpec) -> bool:
+def is_skipped(stage: Stage, spec: RunSpec) -> bool:
     """Whether the spec's section for this stage is null."""
     return stage.skip_without is not None and getattr(spec, stage.skip_without) is None
 
 
-def reusable(stage: StageDefinition, run: RunFolder, digest: str) -> tuple[StageRecord | None, str]:
+def reusable(stage: Stage, run: RunFolder, digest: str) -> tuple[StageRecord | None, str]:
     """The record to reuse, or None with a reason worth telling ('' where there is none)."""
     if stage.always:
         return None, ""
@@ -65,7 +65,7 @@ def reusable(stage: StageDefinition, run: RunFolder, digest: str) -> tuple[Stage
     return record, ""
 
 
-def output_hashes(stage: StageDefinition, run: RunFolder, folder: Any) -> dict[str, str]:
+def output_hashes(stage: Stage, run: RunFolder, folder: Any) -> dict[str, str]:
     """Hashes of a stage's own files and of the run's folders that it fills."""
     hashes = hash_tree(folder, exclude=frozenset({RECORD, DIGEST_FILE}))
     for output in stage.outputs:

@@ -16,6 +16,7 @@ from cluster.bundle.files import Bundle, open_bundle
 from cluster.bundle.signature import DATATYPE_OF
 from cluster.bundle.transforms import ArrayTransforms, load_transforms
 from cluster.store.run_folder import RunFolder, StageRecord
+from cluster.store.stage_facts import DeployFacts, EvaluateFacts, ExportFacts, PredictFacts
 
 REQUEST_FILE = "request.json"
 DIGITS = 6  # float32 has seven, and standardizing there and back costs one
@@ -29,19 +30,19 @@ def summarize(
     `kept`: the driver goes on holding the endpoint; `remote`: the endpoint is on a cluster that outlives the run.
     """
     summary: dict[str, Any] = {"run": run.name, "folder": str(run.path)}
-    if "evaluate" in records:
-        summary["metrics"] = records["evaluate"].facts.get("metrics", {})
-        summary["baseline"] = records["evaluate"].facts.get("baseline")  # None in older runs
-    if "export" in records:
+    if evaluated := EvaluateFacts.of(records):
+        summary["metrics"] = evaluated.metrics
+        summary["baseline"] = evaluated.baseline
+    if ExportFacts.of(records):
         summary.update(_bundle_figures(run, open_bundle(run.bundle)))
-    if "predict" in records:
-        summary["endpoint_check"] = records["predict"].facts
-        summary["latency"] = records["predict"].details
-    if "deploy" in records:
+    if predicted := PredictFacts.of(records):
+        summary["endpoint_check"] = predicted.to_json()
+        summary["latency"] = records[PredictFacts.stage].details
+    if endpoint := DeployFacts.of(records):
         summary["endpoint"] = {
-            **_endpoint(run, records["deploy"].facts),
+            **_endpoint(run, endpoint),
             "kept": kept or remote,
-            "stop": f"manta undeploy {records['deploy'].facts['name']}" if remote else f"manta stop {run.name}",
+            "stop": f"manta undeploy {endpoint.name}" if remote else f"manta stop {run.name}",
         }
     summary["report"] = str(run.report)
     summary["stages"] = {name: round(record.duration_s, 3) for name, record in records.items()}
@@ -59,18 +60,17 @@ def _bundle_figures(run: RunFolder, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _endpoint(run: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    url, name = facts["url"], facts["name"]
+def _endpoint(run: RunFolder, facts: DeployFacts) -> dict[str, Any]:
     request = run.path / REQUEST_FILE
     bundle = open_bundle(run.bundle)
     raw = predict_request(bundle)
     write_json(request, raw or infer_request(bundle))
-    path = "predict" if raw else f"v2/models/{name}/infer"
+    path = "predict" if raw else f"v2/models/{facts.name}/infer"
     relative = shlex.quote(_relative(request))
     return {
-        **facts,
-        "serve": f"manta deploy {shlex.quote(_relative(run.bundle))} --name {name}",
-        "curl": f"curl -s {url}/{path} -d @{relative}",
+        **facts.to_json(),
+        "serve": f"manta deploy {shlex.quote(_relative(run.bundle))} --name {facts.name}",
+        "curl": f"curl -s {facts.url}/{path} -d @{relative}",
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.report.evaluation import metric_name
 from cluster.report.figures import LINE, MUTED, SERIES, TEXT, axes_of, label_of, svg_of
+from cluster.store.stage_facts import CompressFacts
 from cluster.telemetry.view import SHARES, counted
 
 BASELINE = "fp32"
@@ -20,9 +21,9 @@ LOG_FROM = 4  # latencies that spread by more than this are read more easily on 
 LABELS_MAX = 14  # more names than that overlap
 
 
-def candidate_rows(facts: Mapping[str, Any], budget: float | None) -> dict[str, Any] | None:
+def candidate_rows(facts: CompressFacts, budget: float | None) -> dict[str, Any] | None:
     """Candidates with the place of their interval on a common scale, in percent of its width."""
-    rows = facts.get("candidates") or []
+    rows = facts.candidates
     if not rows:
         return None
     bounds = [
@@ -49,10 +50,10 @@ def candidate_rows(facts: Mapping[str, Any], budget: float | None) -> dict[str, 
     ]
     return {
         "rows": shown,
-        "chosen": facts.get("chosen"),
-        "baseline": facts.get("baseline") or {},
-        "rival": (facts.get("rival") or {}).get("sentence"),
-        "skipped": facts.get("skipped") or [],
+        "chosen": facts.chosen,
+        "baseline": facts.baseline,
+        "rival": (facts.rival or {}).get("sentence"),
+        "skipped": facts.skipped,
         "budget": budget,
         "budget_at": place(budget),
         "measured": _measured(rows),
@@ -97,12 +98,12 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def points_of(facts: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def points_of(facts: CompressFacts) -> dict[str, tuple[float, float]]:
     """name -> (latency relative to the float graph, accuracy) of everything that was measured.
 
     Each candidate was timed against the float graph in alternation, so ratios compare where milliseconds do not.
     """
-    rows = [row for row in facts.get("candidates") or [] if row.get("speedup") and row.get("accuracy") is not None]
+    rows = [row for row in facts.candidates if row.get("speedup") and row.get("accuracy") is not None]
     points = {_name(row): (1.0 / row["speedup"], row["accuracy"]) for row in rows}
     if rows:
         points[BASELINE] = (1.0, rows[0].get("baseline_accuracy", rows[0]["accuracy"] + (rows[0].get("drop") or 0.0)))
@@ -120,13 +121,13 @@ def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return kept
 
 
-def pareto_plot(name: str, facts: Mapping[str, Any], budget: float | None) -> str | None:
+def pareto_plot(name: str, facts: CompressFacts, budget: float | None) -> str | None:
     """Accuracy against latency: the frontier as a line, what was rejected as crosses, the chosen one ringed."""
     points = points_of(facts)
     if len(points) < 2:
         return None
     figure, axes = axes_of(10.6, 3.6)
-    rows = {_name(row): row for row in facts["candidates"]}
+    rows = {_name(row): row for row in facts.candidates}
     best = frontier(points)
     axes.plot(*_columns([points[one] for one in best]), color=SERIES[0], linewidth=1.4, alpha=0.6, zorder=1)
     if budget is not None:
@@ -138,7 +139,7 @@ def pareto_plot(name: str, facts: Mapping[str, Any], budget: float | None) -> st
             axes.plot([latency, latency], drop, color=LINE, linewidth=3, zorder=1)
         marker, color = ("o", SERIES[0]) if row["accepted"] else ("x", SERIES[3])
         axes.scatter([latency], [accuracy], s=55, marker=marker, color=color, zorder=3, linewidths=1.6)
-        if one == facts.get("chosen"):
+        if one == facts.chosen:
             axes.scatter(
                 [latency], [accuracy], s=190, facecolors="none", edgecolors=SERIES[1], linewidths=1.8, zorder=3
             )

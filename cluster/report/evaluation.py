@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from cluster.report.facts import RunReport
 from cluster.report.figures import MUTED, PANEL, SERIES, TEXT, axes_of, figure_ticks, label_of, svg_of
+from cluster.store.stage_facts import EvaluateFacts
 from cluster.telemetry.final import baselines_of
 from cluster.telemetry.view import format_metric, format_value
 
@@ -41,12 +42,12 @@ class Panel:
 def panels_of(report: RunReport) -> list[Panel]:
     """Every figure about predictions that the run has evidence for."""
     curves = report.evidence.get("curves") or {}
-    found = _regression(curves) if "predicted" in curves else _classification(curves, report.facts("evaluate"))
+    found = _regression(curves) if "predicted" in curves else _classification(curves, report.evaluated)
     importance = report.evidence.get("importance")
     return [*([_importance(importance)] if importance and importance.get("columns") else []), *found]
 
 
-def _classification(curves: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Panel]:
+def _classification(curves: Mapping[str, Any], facts: EvaluateFacts) -> list[Panel]:
     found = []
     if curves.get("roc"):
         svg = _ranking("roc", curves["roc"], "false positive rate", "true positive rate")
@@ -57,7 +58,7 @@ def _classification(curves: Mapping[str, Any], facts: Mapping[str, Any]) -> list
         note = f"Average precision: {_areas(curves['precision_recall'])}{_chance(curves['precision_recall'])}."
         found.append(Panel("Precision and recall", svg, note))
     if (curves.get("calibration") or {}).get("x"):
-        found.append(_calibration(curves["calibration"], facts.get("metrics", {})))
+        found.append(_calibration(curves["calibration"], facts.metrics))
     return found
 
 
@@ -217,12 +218,12 @@ def _importance(importance: Mapping[str, Any]) -> Panel:
     return Panel("Importance of the columns", Markup(svg_of(figure, "importance")), note)
 
 
-def compared_metrics(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+def compared_metrics(facts: EvaluateFacts) -> dict[str, Any] | None:
     """The metrics of the network beside those of the baselines, or None where the run has none of its own."""
-    metrics = {name: value for name, value in facts.get("metrics", {}).items() if isinstance(value, int | float)}
+    metrics = facts.metrics
     if not metrics:
         return None
-    baselines = baselines_of(facts.get("baseline"))
+    baselines = baselines_of(facts.baseline)
     rows = []
     for name in (*(name for name in FIRST if name in metrics), *(name for name in metrics if name not in FIRST)):
         value = metrics[name]
@@ -254,9 +255,9 @@ def _best(values: Sequence[float | None], name: str) -> float | None:
     return min(known) if name in LOWER_IS_BETTER else max(known)
 
 
-def _notes(facts: Mapping[str, Any]) -> list[str]:
+def _notes(facts: EvaluateFacts) -> list[str]:
     notes = []
-    model = (facts.get("baseline") or {}).get("model")
+    model = (facts.baseline or {}).get("model")
     if model:
         some = model["rows"] < model["rows_all"]
         rows = f"{model['rows']:,} of {model['rows_all']:,}" if some else f"all {model['rows']:,}"
@@ -273,16 +274,16 @@ def headline_of(metrics: Mapping[str, float]) -> str | None:
     return next((name for name in ("accuracy", "rmse") if name in metrics), None)
 
 
-def beaten_by(metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
+def beaten_by(metrics: Mapping[str, float], facts: EvaluateFacts) -> str:
     """What it means that a baseline's headline is better than the network's; empty where none is."""
     name = headline_of(metrics)
-    found = facts.get("baseline") or {}
+    found = facts.baseline or {}
 
     def better(baseline: Mapping[str, Any] | None) -> bool:
         other = None if not baseline or name is None else baseline["metrics"].get(name)
         return other is not None and name is not None and _best([metrics[name], other], name) != metrics[name]
 
-    chance = 1 / max(2, len(facts.get("per_class", [])))
+    chance = 1 / max(2, len(facts.per_class))
     if better(found.get("constant")) and metrics.get("balanced_accuracy", 0.0) > chance + LEARNED:
         return (
             "One answer for every row is right more often, because the classes are unequal: judge this network by "

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.spec.resolve import ResolvedRun
 from cluster.store.run_folder import RunFolder, StageRecord
+from cluster.store.stage_facts import CompressFacts, EvaluateFacts, SearchFacts
 from cluster.telemetry.current import current_records
 from cluster.telemetry.events import (
     EpochFinished,
@@ -62,10 +63,18 @@ class RunReport:
     evidence: dict[str, Any]
     """Curves of the test rows and importance of the columns; empty before evaluate and in older runs."""
 
-    def facts(self, stage: str) -> dict[str, Any]:
-        """Facts of a stage, or an empty dict."""
-        record = self.records.get(stage)
-        return record.facts if record else {}
+    @property
+    def evaluated(self) -> EvaluateFacts:
+        """Empty where the stage has not run; so are the other two."""
+        return EvaluateFacts.of(self.records) or EvaluateFacts()
+
+    @property
+    def searched(self) -> SearchFacts:
+        return SearchFacts.of(self.records) or SearchFacts()
+
+    @property
+    def compressed(self) -> CompressFacts:
+        return CompressFacts.of(self.records) or CompressFacts()
 
     def details(self, stage: str) -> dict[str, Any]:
         record = self.records.get(stage)
@@ -83,7 +92,8 @@ def gather(run: RunFolder, last: Record | None = None) -> RunReport:
     resolved = run.read_resolved()
     search = resolved.spec.search if resolved else None
     failure = next((event for event in reversed(events) if isinstance(event, RunFailed)), None)
-    best = records["search"].facts.get("best_trial") if "search" in records else None
+    found = SearchFacts.of(records)
+    best = found.best_trial if found else None
     trials = _trials(run, events, search.metric if search else "")
     searched = list(search.space) if search else []
     return RunReport(

@@ -16,6 +16,7 @@ from cluster.atomic import write_text
 from cluster.report import compression, evaluation, figures, trials
 from cluster.report.facts import RunReport, gather
 from cluster.store.run_folder import RunFolder
+from cluster.store.stage_facts import PrepareFacts
 from cluster.telemetry.events import Record
 from cluster.telemetry.final import baseline_note, final_commands, final_rows
 from cluster.telemetry.view import counted, format_bytes, format_duration, format_metric, format_value, short_name
@@ -56,7 +57,7 @@ def _environment() -> Environment:
 
 def _parts(report: RunReport) -> dict[str, Any]:
     summary = report.view.summary or {}
-    facts = report.facts("evaluate")
+    facts, prepared = report.evaluated, PrepareFacts.of(report.records)
     return {
         "style": Markup(_style()),  # our own file
         "state": _state(report),
@@ -67,12 +68,13 @@ def _parts(report: RunReport) -> dict[str, Any]:
         "trial_figures": _trial_figures(report),
         "failed_trials": sum(map(trials.has_failed, report.trials)),
         "confusion": _confusion(report),
-        "per_class": facts.get("per_class", []),
+        "per_class": facts.per_class,
         "compared": evaluation.compared_metrics(facts),
         "panels": evaluation.panels_of(report),
-        "repeats": report.facts("search").get("repeats", []),
-        "candidates": compression.candidate_rows(report.facts("compress"), _budget(report)),
-        "pareto": Markup(compression.pareto_plot("pareto", report.facts("compress"), _budget(report)) or ""),
+        "selection": prepared.selection if prepared else None,
+        "repeats": report.searched.repeats,
+        "candidates": compression.candidate_rows(report.compressed, _budget(report)),
+        "pareto": Markup(compression.pareto_plot("pareto", report.compressed, _budget(report)) or ""),
         "stage_times": _stage_times(report),
         "environment": _environment_rows(report),
         "spec_text": _spec_text(report),
@@ -93,12 +95,12 @@ def _state(report: RunReport) -> str:
 def _tiles(report: RunReport) -> list[dict[str, str]]:
     """The headline figures: at most five."""
     summary = report.view.summary or {}
-    facts = report.facts("evaluate")
-    metrics = facts.get("metrics", {})
+    facts = report.evaluated
+    metrics = facts.metrics
     tiles: list[dict[str, str]] = []
     for name in ("accuracy", "rmse", "r2", "loss"):
         if name in metrics and len(tiles) < 2:
-            note = baseline_note(name, facts.get("baseline"), short=bool(tiles))
+            note = baseline_note(name, facts.baseline, short=bool(tiles))
             shown = f"test {evaluation.metric_name(name)}"
             tiles.append({"name": shown, "figure": format_metric(name, metrics[name]), "note": note})
     before, after = summary.get("size_before_bytes"), summary.get("size_after_bytes")
@@ -167,11 +169,11 @@ def _trial_figures(report: RunReport) -> list[tuple[str, Markup]]:
 
 def _confusion(report: RunReport) -> dict[str, Any] | None:
     """Rows are the truth, columns the answer; shades are shares of a row."""
-    facts = report.facts("evaluate")
-    matrix = facts.get("confusion") or []
+    facts = report.evaluated
+    matrix = facts.confusion
     if not matrix:
         return None
-    names = [str(item["class"]) for item in facts.get("per_class", [])] or [str(i) for i in range(len(matrix))]
+    names = [str(item["class"]) for item in facts.per_class] or [str(i) for i in range(len(matrix))]
     sums = [sum(row) or 1 for row in matrix]
     wrong = sorted(
         ((matrix[i][j], names[i], names[j]) for i in range(len(matrix)) for j in range(len(matrix)) if i != j),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from cluster.bundle.files import TRANSFORMS
 from cluster.bundle.transforms import ArrayTransforms, load_transforms
 from cluster.errors import EndpointError
 from cluster.pipeline.stage import StageContext, StageResult
+from cluster.store.stage_facts import DeployFacts, PredictFacts
 from cluster.telemetry.events import EndpointReady
 from serve.access import first_token
 from serve.client import EndpointClient
@@ -49,13 +49,13 @@ def deploy(context: StageContext) -> StageResult:
     context.events.emit(
         EndpointReady(name=endpoint.name, url=endpoint.url, version=endpoint.version, replicas=endpoint.replicas)
     )
-    if not (context.run.read_state().get("address") or os.environ.get("RAY_ADDRESS")):
+    if context.owns_host:
         import ray
 
         # other terminals find it while this process lives, as they find one of `manta deploy`
         remember(endpoint.name, endpoint.url, ray.get_runtime_context().gcs_address)
     return StageResult(
-        facts={"name": endpoint.name, "url": endpoint.url, "version": endpoint.version},
+        facts=DeployFacts(name=endpoint.name, url=endpoint.url, version=endpoint.version),
         headline=f"{endpoint.url} serves {bundle.manifest.default_variant}, ready in {ready_s:.1f} s",
         details={"ready_s": round(ready_s, 3)},
     )
@@ -81,28 +81,28 @@ def keeper() -> Callable[[], bool]:
 
 def predict(context: StageContext) -> StageResult:
     """Send real test rows over HTTP in the protocol, and compare with the labels and with the evaluated model."""
-    if "deploy" not in context.records or not context.facts("deploy"):
+    endpoint = context.facts(DeployFacts)
+    if endpoint is None:
         return StageResult(status="skipped", headline="there is no endpoint")
-    facts = context.facts("deploy")
     bundle = open_bundle(context.run.bundle)
     inputs, targets = read_test_rows(context.files("prepare"), bundle)
     spec = context.run_resolved.spec.serve
     token = first_token(spec.token_file if spec is not None else None)
-    with EndpointClient(facts["url"], facts["name"], token=token) as client:
+    with EndpointClient(endpoint.url, endpoint.name, token=token) as client:
         outputs, latencies_ms = ask(client, bundle, inputs, context)
     reference = evaluated_outputs(context.files("evaluate"), len(targets))
     score = compare(bundle, outputs, targets, reference)
     p50, p99 = (float(value) for value in np.percentile(latencies_ms, (50, 99)))
     if score.get("agreement", 1.0) < AGREEMENT_MIN:
         raise EndpointError(
-            f"Cannot trust endpoint '{facts['name']}'",
+            f"Cannot trust endpoint '{endpoint.name}'",
             found=f"it agrees with the evaluated model on {score['agreement']:.1%} of {len(targets)} test rows",
             rule=f"at least {AGREEMENT_MIN:.0%} must agree",
             remedy="Look at the compress stage's verdict, or serve the float variant with compress: null.",
         )
     words = ", ".join(f"{name} {value:.4f}" for name, value in score.items())
     return StageResult(
-        facts={"rows": len(targets), **score},
+        facts=PredictFacts(rows=len(targets), **score),
         headline=f"{len(targets)} test rows over HTTP: {words}; latency p50 {p50:.2f} ms, p99 {p99:.2f} ms",
         details={"latency_ms_p50": round(p50, 4), "latency_ms_p99": round(p99, 4), "single_rows": len(latencies_ms)},
     )

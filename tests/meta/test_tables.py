@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -11,17 +12,27 @@ import yaml
 
 from cluster import entrypoints
 from cluster.cli.spec_verbs import spec_schema
-from cluster.pipeline.stage import PIPELINE
+from cluster.pipeline.stages import STAGES, Stage
 from cluster.spec.load import load_spec, parse_yaml
+from cluster.store.stage_facts import StageFacts
 from docs.generate import stale_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("stage", list(entrypoints.STAGE_ENTRYPOINTS))
-def test_stage_entrypoints_resolve(stage: str) -> None:
-    assert callable(entrypoints.load(entrypoints.STAGE_ENTRYPOINTS[stage]))
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_the_names_in_the_table_of_stages_resolve(stage: Stage) -> None:
+    assert callable(entrypoints.load(stage.entrypoint))
+    assert stage.early is None or callable(entrypoints.load(stage.early))
+    facts: Any = entrypoints.load(stage.facts)
+    assert issubclass(facts, StageFacts)
+    assert facts.stage == stage.name
+
+
+@pytest.mark.parametrize("name", [entrypoints.TENSORBOARD_ENTRYPOINT, entrypoints.KEEPER_ENTRYPOINT])
+def test_other_entrypoints_resolve(name: str) -> None:
+    assert callable(entrypoints.load(name))
 
 
 @pytest.mark.parametrize("module", sorted(set(entrypoints.COMMAND_MODULES.values())))
@@ -32,13 +43,9 @@ def test_command_modules_can_be_started(module: str) -> None:
         assert importlib.util.find_spec(f"{module}.__main__") is not None
 
 
-def test_pipeline_and_entrypoints_name_the_same_stages_in_order() -> None:
-    assert [stage.name for stage in PIPELINE] == list(entrypoints.STAGE_ENTRYPOINTS)
-
-
 def test_stages_need_only_earlier_stages() -> None:
     seen: set[str] = set()
-    for stage in PIPELINE:
+    for stage in STAGES:
         assert set(stage.needs) <= seen
         seen.add(stage.name)
 

@@ -23,6 +23,7 @@ from cluster.bundle.manifest import BundleManifest, Variant
 from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.errors import BundleError, MantaError, RequestError
 from cluster.spec.compress import TRAINING, CompressSpec
+from cluster.store.stage_facts import CompressFacts
 from cluster.telemetry.events import EventSink
 from trainers.compress.data_files import Source, open_data
 from trainers.compress.decision import choose_best
@@ -64,7 +65,7 @@ def compress_source(
         chosen = choose_best(search.candidates, spec)
         facts = compression_facts(search, chosen)
         _write(out, opened, prepared, search, facts)
-        return {**facts, "headline": headline(search, chosen), "bundle": str(out)}
+        return {**facts.to_json(), "headline": headline(search, chosen), "bundle": str(out)}
 
 
 def _check_out(source: Path, out: Path) -> None:
@@ -126,8 +127,8 @@ def open_source(source: Path) -> Source:
     return Source(source.stem, source, None, source.parent)
 
 
-def _write(out: Path, source: Source, prepared: PreparedData, search: RecipeSearch, facts: dict[str, Any]) -> None:
-    variants = tuple(Variant.model_validate({**item}) for item in facts["variants"])
+def _write(out: Path, source: Source, prepared: PreparedData, search: RecipeSearch, facts: CompressFacts) -> None:
+    variants = facts.variants
     with write_bundle(out) as folder:
         if source.manifest is not None:
             _copy_rest(source, folder)
@@ -138,7 +139,7 @@ def _write(out: Path, source: Source, prepared: PreparedData, search: RecipeSear
         )
         evidence = folder / "evidence"
         evidence.mkdir(exist_ok=True)
-        write_json(evidence / "compress.json", facts)
+        write_json(evidence / "compress.json", facts.to_json())
         finish_bundle(folder, _manifest(source, prepared, variants, facts, search))
 
 
@@ -152,13 +153,13 @@ def _copy_rest(source: Source, folder: Path) -> None:
 
 
 def _manifest(
-    source: Source, prepared: PreparedData, variants: tuple[Variant, ...], facts: dict[str, Any], search: RecipeSearch
+    source: Source, prepared: PreparedData, variants: tuple[Variant, ...], facts: CompressFacts, search: RecipeSearch
 ) -> BundleManifest:
     if source.manifest is not None:
         return source.manifest.model_copy(
             update={
                 "variants": variants,
-                "default_variant": facts["chosen"],
+                "default_variant": facts.chosen,
                 "created_unix_s": time.time(),
                 "metrics": {},
             }
@@ -173,7 +174,7 @@ def _manifest(
         classes=prepared.classes,
         signature=TensorSignature(inputs=prepared.inputs, outputs=outputs),
         variants=variants,
-        default_variant=facts["chosen"],
+        default_variant=facts.chosen,
         model={},
         source={"onnx": source.graph.name, "versions": versions()},
         files={},

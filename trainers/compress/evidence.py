@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cluster.bundle.files import WEIGHTS
 from cluster.bundle.manifest import Variant
+from cluster.store.stage_facts import CompressFacts
 from trainers.compress.candidate import BASELINE, Candidate
 from trainers.compress.decision import ABOUT_EQUAL, accepted_of
 from trainers.compress.recipe_search import RecipeSearch
@@ -20,8 +20,8 @@ from trainers.export.bundle import FLOAT_GRAPH, copy_graph
 ORIGIN = (WEIGHTS, "plan.json", "network.json")
 
 
-def compression_facts(search: RecipeSearch, chosen: Candidate | None) -> dict[str, Any]:
-    """Facts of the stage: the contract with export, report and `manta show`."""
+def compression_facts(search: RecipeSearch, chosen: Candidate | None) -> CompressFacts:
+    """What the search alone knows of the stage's facts."""
     baseline, candidates = search.baseline, search.candidates
     measured = next((one for one in candidates if one.gate and one.baseline_cost), None)
     metrics: dict[str, float] = {}
@@ -38,20 +38,19 @@ def compression_facts(search: RecipeSearch, chosen: Candidate | None) -> dict[st
         metrics=metrics,
         rows_independent=alone.independent if alone else None,
     )
-    variants = [float_variant, *(one.variant() for one in accepted_of(candidates))]
-    return {
-        "chosen": chosen.name if chosen else BASELINE,
-        "variants": [variant.model_dump(mode="json") for variant in variants],
-        "candidates": [one.to_dict() for one in candidates],
-        "skipped": search.skipped,
-        "baseline": {
+    return CompressFacts(
+        chosen=chosen.name if chosen else BASELINE,
+        variants=(float_variant, *(one.variant() for one in accepted_of(candidates))),
+        candidates=[one.to_dict() for one in candidates],
+        skipped=list(search.skipped),
+        baseline={
             "size_bytes": baseline.size_bytes,
             "macs": baseline.macs,
             "peak_memory_bytes": baseline.peak_memory_bytes,
             "independence": alone.to_dict() if alone else None,
             **metrics,
         },
-    }
+    )
 
 
 def copy_accepted(candidates: Sequence[Candidate], folder: Path) -> None:

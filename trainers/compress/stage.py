@@ -55,12 +55,13 @@ def run_compression(context: StageContext) -> StageResult:
     chosen = choose_best(search.candidates, search.spec)
     copy_accepted(search.candidates, context.folder)
     copy_origin(chosen, search.candidates, context.folder)
-    facts = {
-        **compression_facts(search, chosen),
-        "parity": exported["parity"],
-        "rival": compare_with_dense(search.candidates, chosen, search.spec),
-        "test": confirm(search, chosen, prepared),
-    }
+    facts = compression_facts(search, chosen).model_copy(
+        update={
+            "parity": exported["parity"],
+            "rival": compare_with_dense(search.candidates, chosen, search.spec),
+            "test": confirm(search, chosen, prepared),
+        }
+    )
     return StageResult(facts=facts, headline=headline(search, chosen))
 
 

@@ -23,6 +23,7 @@ import fsspec
 from cluster.atomic import new_folder, sha256_file
 from cluster.errors import DataError, MissingDependencyError, ResourceError
 from cluster.pipeline.stage import StageContext
+from cluster.store.stage_facts import PrepareFacts
 from cluster.temporary import shared_folder
 
 LIST = "shards.json"
@@ -55,9 +56,9 @@ class StoredShards(PosixPath):
 
 def prepared_of(context: StageContext) -> Path:
     """What a stage hands to workers as the prepared data."""
-    folder, record = context.files("prepare"), context.records.get("prepare")
-    stored = record.facts.get("shards") if record else None
-    return StoredShards.of(folder.resolve(), stored["store"], stored["digest"]) if stored else folder
+    folder, facts = context.files("prepare"), context.facts(PrepareFacts)
+    stored = facts.shards if facts else None
+    return StoredShards.of(folder.resolve(), stored.store, stored.digest) if stored else folder
 
 
 def publish_shards(folder: Path, store: str) -> str:

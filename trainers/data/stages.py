@@ -11,7 +11,7 @@ only its rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from cluster.bundle.transforms import ArrayTransforms, Transforms
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.data import SPLITS, DataSpec, FileSource, PythonSource
 from cluster.spec.resolve import DataFacts, Reason, resolve
+from cluster.store.stage_facts import FOUND_REASONS, CheckFacts, PrepareFacts
 from cluster.telemetry.events import Message
 from trainers.data.executors import THREADS, Executor
 from trainers.data.fit.arrays import fit_arrays
@@ -64,7 +65,7 @@ def check_data(context: StageContext) -> StageResult:
         save_handoff(context.run.path, spec.data, resolved.spec.data, way.name, left)
     checked = found.checked
     return StageResult(
-        facts={"data": data.model_dump(mode="json"), "splits": checked.splits, "class_rows": checked.class_rows},
+        facts=CheckFacts(data=data, splits=checked.splits, class_rows=checked.class_rows),
         headline=checked.headline,
         resolved=resolved,
         details={"way": way.reason},
@@ -162,13 +163,17 @@ def _memory_bytes(context: StageContext) -> int:
     return context.host.memory_bytes // max(context.host.nodes, 1)
 
 
-def _prepare_past_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> StageResult:
+Prepared = tuple[dict[str, int], tuple[TensorSpec, ...], dict[str, Any]]
+"""Rows of each split, the model's inputs, what fitting learned."""
+
+
+def _prepare_past_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> Prepared:
     """`prepare_data` in passes over the files, on Ray Data where the run's Ray session stands."""
     executor = standing_executor(context)
     plan = plan_files(spec, executor, handoff)
     transforms, facts = write(context.folder, plan, executor)
     write_json(context.folder / TRANSFORMS, transforms.to_json())
-    return _prepared(plan.rows, transforms.signature(), facts)
+    return plan.rows, transforms.signature(), facts
 
 
 def standing_executor(context: StageContext) -> Executor:
@@ -178,14 +183,6 @@ def standing_executor(context: StageContext) -> Executor:
 
         return RAY_DATA
     return THREADS
-
-
-def _prepared(counts: dict[str, int], inputs: tuple[TensorSpec, ...], facts: dict[str, Any]) -> StageResult:
-    shape = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
-    return StageResult(
-        facts={"splits": counts, "inputs": [tensor.model_dump(mode="json") for tensor in inputs], **facts},
-        headline=", ".join(f"{rows} {name}" for name, rows in counts.items()) + f"; {shape}",
-    )
 
 
 def _wait_for_ray(context: StageContext, spec: DataSpec) -> None:
@@ -221,33 +218,33 @@ def prepare_data(context: StageContext) -> StageResult:
     _wait_for_ray(context, spec)
     way = choose_way(spec, _memory_bytes(context))
     handoff = load_handoff(context.run.path, spec, way.name)
-    result = (_prepare_past_memory if way.past_memory else _prepare_in_memory)(context, spec, handoff)
-    result = _say_target(context, result)
-    if spec.shards_url is None:
-        return result
-    digest = publish_shards(context.folder, spec.shards_url)
-    return replace(result, facts={**result.facts, "shards": {"store": spec.shards_url, "digest": digest}})
-
-
-def _say_target(context: StageContext, result: StageResult) -> StageResult:
-    """Tell how a quantity is learned; where the spec says `auto`, what was found becomes part of the resolved run."""
-    target = result.facts.get(TARGET_FACTS)
-    if target is None:
-        return result
-    text = f"the target is learned with transform '{target['kind']}': {target['reason']}"
-    context.events.emit(Message(stage=context.stage, text=text))
-    if context.run_resolved.spec.data.target_transform != "auto":
-        return result
-    path = "data.target_transform"
-    return replace(
-        result,
-        facts={**result.facts, "found": {path: target["kind"]}},
-        details={**result.details, "found_reasons": {path: target["reason"]}},
-        resolved=context.run_resolved.with_found({path: (target["kind"], target["reason"])}),
+    prepare = _prepare_past_memory if way.past_memory else _prepare_in_memory
+    counts, inputs, learned = prepare(context, spec, handoff)
+    found = _say_target(context, learned)
+    more: dict[str, Any] = {"found": {path: kind for path, (kind, _) in found.items()}} if found else {}
+    if spec.shards_url is not None:
+        more["shards"] = {"store": spec.shards_url, "digest": publish_shards(context.folder, spec.shards_url)}
+    shape = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
+    return StageResult(
+        facts=PrepareFacts(splits=counts, inputs=inputs, **learned, **more),
+        headline=", ".join(f"{rows} {name}" for name, rows in counts.items()) + f"; {shape}",
+        details={FOUND_REASONS: {path: why for path, (_, why) in found.items()}} if found else {},
     )
 
 
-def _prepare_in_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> StageResult:
+def _say_target(context: StageContext, learned: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Emit how a quantity is learned; path -> (value, reason) where the spec has `auto`."""
+    target = learned.get(TARGET_FACTS)
+    if target is None:
+        return {}
+    text = f"the target is learned with transform '{target['kind']}': {target['reason']}"
+    context.events.emit(Message(stage=context.stage, text=text))
+    if context.run_resolved.spec.data.target_transform != "auto":
+        return {}
+    return {"data.target_transform": (target["kind"], target["reason"])}
+
+
+def _prepare_in_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> Prepared:
     plan = _handed_rows(spec, handoff) or plan_rows(spec)
     if plan.raw.table is not None:
         from trainers.data.fit.table import prepare_table
@@ -264,7 +261,7 @@ def _prepare_in_memory(context: StageContext, spec: DataSpec, handoff: Handoff |
     write_prepared(
         context.folder, splits, task=plan.target.task, classes=plan.target.classes, inputs=inputs, facts=facts
     )
-    return _prepared({name: len(split) for name, split in splits.items()}, inputs, facts)
+    return {name: len(split) for name, split in splits.items()}, inputs, facts
 
 
 def _handed_rows(spec: DataSpec, handoff: Handoff | None) -> RowPlan | None:

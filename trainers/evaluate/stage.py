@@ -1,12 +1,12 @@
 """The evaluate stage: the trained module on the test split, which nothing before this has read.
 
 Files: `predictions.npz` (logits, targets), `evidence.json` (what the report draws: curves, importance of columns).
-Facts: `metrics`, `per_class`, `confusion`, `baseline`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS
 from cluster.bundle.transforms import Transforms, load_transforms
 from cluster.pipeline.stage import StageContext, StageResult
+from cluster.store.stage_facts import EvaluateFacts
 from cluster.telemetry.view import format_value
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.evaluate.baseline import reach_without_network
@@ -36,9 +37,9 @@ def run_evaluation(context: StageContext) -> StageResult:
     logits = predict_torch(module, split.inputs)
     targets = np.asarray(split.targets)
     np.savez(context.folder / "predictions.npz", logits=logits, targets=targets)
-    facts = evaluate_predictions(logits, targets, prepared)
+    scores = evaluate_predictions(logits, targets, prepared)
     context.progress(1, 3, text="baseline")
-    facts["baseline"] = reach_without_network(prepared, targets)
+    facts = EvaluateFacts(**scores, baseline=reach_without_network(prepared, targets))
     context.progress(2, 3, text="importance of the columns")
     transforms = transforms_of(context.files("prepare"))
     columns = column_features(transforms) if transforms else {}
@@ -47,7 +48,7 @@ def run_evaluation(context: StageContext) -> StageResult:
         "importance": permutation_importance(module, prepared, targets, columns),
     }
     write_json(context.folder / EVIDENCE, evidence)
-    return StageResult(facts=facts, headline=_headline(facts["metrics"], len(targets)))
+    return StageResult(facts=facts, headline=_headline(facts.metrics, len(targets)))
 
 
 def evaluate_predictions(logits: np.ndarray, targets: np.ndarray, prepared: PreparedData) -> dict:
@@ -71,7 +72,7 @@ def transforms_of(folder: Path) -> Transforms | None:
     return found if isinstance(found, Transforms) else None
 
 
-def _headline(metrics: dict[str, float], rows: int) -> str:
+def _headline(metrics: Mapping[str, float], rows: int) -> str:
     if "accuracy" in metrics:
         return f"test accuracy {metrics['accuracy']:.2%}, macro F1 {metrics['macro_f1']:.3f} on {rows:,} rows"
     r2 = f", R² {metrics['r2']:.3f}" if "r2" in metrics else ""

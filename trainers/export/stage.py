@@ -9,7 +9,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from cluster.atomic import write_json
 from cluster.bundle.files import TRANSFORMS, WEIGHTS, finish_bundle, open_bundle, write_bundle
@@ -17,6 +16,7 @@ from cluster.bundle.manifest import BundleManifest, FileRecord, Variant
 from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.bundle.transforms import load_transforms
 from cluster.pipeline.stage import StageContext, StageResult
+from cluster.store.stage_facts import CompressFacts, EvaluateFacts, ExportFacts
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.export.bundle import FLOAT_GRAPH, FLOAT_VARIANT, copy_graph, versions, write_sample
 from trainers.export.engine_memory import with_footprint
@@ -33,9 +33,9 @@ ORIGINS = ("weights.*.safetensors", "plan.*.json", "network.*.json")
 def run_export(context: StageContext) -> StageResult:
     """Pack the accepted graphs, the weights, the transforms and the evidence into the run's bundle."""
     prepared = open_prepared(context.files("prepare"))
-    compressed = dict(record.facts) if (record := context.records.get("compress")) else {}
+    compressed = context.facts(CompressFacts)
     graphs = context.files("compress")
-    if not compressed.get("variants"):  # the compress stage was skipped: only the float graph is served
+    if compressed is None:  # only the float graph is served
         context.progress(0, text="exporting the float graph")
         exported = write_float_graph(context.run_resolved.spec, prepared, context.files("train"), context.folder)
         rows, graph = real_rows(prepared, SPREAD_ROWS), context.folder / FLOAT_GRAPH
@@ -43,28 +43,25 @@ def run_export(context: StageContext) -> StageResult:
         float_variant = Variant(
             name=FLOAT_VARIANT, file=FLOAT_GRAPH, precision="fp32", rows_independent=alone.independent
         )
-        compressed = {
-            "chosen": FLOAT_VARIANT,
-            "variants": [float_variant.model_dump(mode="json")],
-            "parity": exported["parity"],
-            "baseline": {"independence": alone.to_dict()},
-        }
+        compressed = CompressFacts(
+            chosen=FLOAT_VARIANT,
+            variants=(float_variant,),
+            parity=exported["parity"],
+            baseline={"independence": alone.to_dict()},
+        )
         graphs = context.folder
     context.progress(1, text="packing the bundle")
     manifest = _pack(context, prepared, compressed, graphs)
     open_bundle(context.run.bundle)  # reads every byte back
     sizes = {one.name: file_bytes(context.run.bundle / one.file) for one in manifest.variants}
-    facts = {
-        "bundle": "bundle",
-        "default_variant": manifest.default_variant,
-        "parity": compressed["parity"],
-        "size_bytes": sizes,
-    }
+    facts = ExportFacts(
+        bundle="bundle", default_variant=manifest.default_variant, parity=compressed.parity, size_bytes=sizes
+    )
     return StageResult(facts=facts, headline=_headline(manifest, sizes))
 
 
-def _pack(context: StageContext, prepared: PreparedData, compressed: dict[str, Any], graphs: Path) -> BundleManifest:
-    variants = tuple(Variant.model_validate_json(_json(item)) for item in compressed["variants"])
+def _pack(context: StageContext, prepared: PreparedData, compressed: CompressFacts, graphs: Path) -> BundleManifest:
+    variants = compressed.variants
     with write_bundle(context.run.bundle) as folder:
         for variant in variants:
             copy_graph(graphs / variant.file, folder / variant.file)
@@ -114,14 +111,14 @@ def _manifest(
     context: StageContext,
     prepared: PreparedData,
     variants: tuple[Variant, ...],
-    compressed: dict[str, Any],
+    compressed: CompressFacts,
     fusion: Fusion | None,
 ) -> BundleManifest:
     run = context.run_resolved
     logits = TensorSpec(name=OUTPUT, datatype="FP32", shape=(-1, prepared.num_outputs))
     outputs = (logits, *(fusion.outputs if fusion else ()))
-    tested = compressed.get("test") or context.facts("evaluate")
-    metrics = {f"test.{name}": value for name, value in tested["metrics"].items()}
+    tested = compressed.test["metrics"] if compressed.test else _evaluated(context).metrics
+    metrics = {f"test.{name}": float(value) for name, value in tested.items()}
     return BundleManifest(
         name=run.name,
         created_unix_s=time.time(),
@@ -130,7 +127,7 @@ def _manifest(
         signature=TensorSignature(inputs=prepared.inputs, outputs=outputs),
         target=prepared.target,
         variants=variants,
-        default_variant=compressed["chosen"],
+        default_variant=compressed.chosen,
         model=run.spec.model.model_dump(mode="json"),
         metrics=metrics,
         source={
@@ -143,15 +140,17 @@ def _manifest(
     )
 
 
-def _write_evidence(folder: Path, context: StageContext, compressed: dict[str, Any]) -> None:
+def _write_evidence(folder: Path, context: StageContext, compressed: CompressFacts) -> None:
     folder.mkdir()
-    write_json(folder / "evaluate.json", context.facts("evaluate"))
-    write_json(folder / "compress.json", compressed)
-    write_json(folder / "parity.json", compressed["parity"])
+    write_json(folder / "evaluate.json", _evaluated(context).to_json())
+    write_json(folder / "compress.json", compressed.to_json())
+    write_json(folder / "parity.json", compressed.parity)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value)
+def _evaluated(context: StageContext) -> EvaluateFacts:
+    facts = context.facts(EvaluateFacts)
+    assert facts is not None, "a bundle is packed after its network was evaluated"
+    return facts
 
 
 def _headline(manifest: BundleManifest, sizes: dict[str, int]) -> str:

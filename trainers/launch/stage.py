@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.spec.resolve import FOUND_BY_SEARCH, ResolvedRun
+from cluster.store.stage_facts import FOUND_REASONS, TrainFacts
 from cluster.telemetry.events import Message, read_events
 from trainers.data.shard_store import prepared_of
 from trainers.diagnose import diagnose, findings_as_facts
@@ -46,22 +47,21 @@ def run_training(context: StageContext) -> StageResult:
     found = _found(result)
     metrics = {name: value for name, value in result.metrics.items() if value == value and abs(value) != float("inf")}
     return StageResult(
-        facts={
-            "metrics": metrics,
-            "best_epoch": result.best_epoch,
-            "updates": result.updates,
-            "skipped_updates": result.skipped_updates,
-            "num_parameters": result.num_parameters,
-            "stopped_early": result.stopped_early,
-            "found": {path: value for path, (value, _) in found.items()},
-        },
+        facts=TrainFacts(
+            metrics=metrics,
+            best_epoch=result.best_epoch,
+            updates=result.updates,
+            skipped_updates=result.skipped_updates,
+            num_parameters=result.num_parameters,
+            stopped_early=result.stopped_early,
+            found={path: value for path, (value, _) in found.items()},
+        ),
         headline=_headline(metrics, result.best_epoch, len(result.history), resolved.spec.train.best.metric),
         details={
             **result.details,
-            "found_reasons": {path: why for path, (_, why) in found.items()},
+            FOUND_REASONS: {path: why for path, (_, why) in found.items()},
             "findings": _diagnosis(context),
         },
-        resolved=resolved.with_found(found) if found else None,
     )
 
 

@@ -20,6 +20,7 @@ from cluster.spec.rules import check_spec
 from cluster.spec.search import SearchSpec
 from cluster.spec.search_rules import trial_epochs
 from cluster.store.run_folder import RunFolder
+from cluster.store.stage_facts import SearchFacts
 from cluster.telemetry.events import EventSink, Message, TrialUpdated
 from cluster.telemetry.view import format_metric, format_value, short_name
 from trainers.data.shard_store import prepared_of
@@ -64,7 +65,7 @@ def run_search(context: StageContext) -> StageResult:
     context.events.emit(Message(stage=context.stage, text=text))
     _run_trials(context, study, search.trials - done)
     finalists = _run_repeats(context, study, history.repeats) if search.repeats else []
-    result = search_result(study, resolved, search, finalists)
+    result = search_result(study, search, finalists)
     write_json(context.folder / TRIALS, trial_table(study))
     history.finish()
     return result
@@ -86,10 +87,8 @@ def open_study(resolved: ResolvedRun, search: SearchSpec, journal: Path | None, 
     return study
 
 
-def search_result(
-    study: Study, resolved: ResolvedRun, search: SearchSpec, finalists: Sequence[Finalist] = ()
-) -> StageResult:
-    """The winner as facts and as the run that training goes on with."""
+def search_result(study: Study, search: SearchSpec, finalists: Sequence[Finalist] = ()) -> StageResult:
+    """The winner, whose values the run goes on with."""
     best = finalists[0].trial if finalists else study.best()
     if best is None:
         notes = {trial.note for trial in study.trials if trial.note}
@@ -99,14 +98,14 @@ def search_result(
             + "; ".join(sorted(notes)[:3]),
             remedy="Lower the learning rates or batch sizes in search.space, or set search: null.",
         )
-    facts = {
-        "best": best.values,
-        "metrics": best.metrics.get(study.best_epoch(best), {}),
-        "trials": len(study.trials),
-        "best_trial": best.number,
-        "metric": search.metric,
-        "repeats": [finalist.facts() for finalist in finalists],
-    }
+    facts = SearchFacts(
+        best=best.values,
+        metrics=best.metrics.get(study.best_epoch(best), {}),
+        trials=len(study.trials),
+        best_trial=best.number,
+        metric=search.metric,
+        repeats=[finalist.facts() for finalist in finalists],
+    )
     states = [trial.state for trial in study.trials]
     ends = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     values = ", ".join(f"{short_name(path)} {format_value(value)}" for path, value in best.values.items())
@@ -117,7 +116,6 @@ def search_result(
     return StageResult(
         facts=facts,
         headline=f"{values} ({search.metric} {reached}); {ends}",
-        resolved=resolved.with_values(best.values),
     )
 
 

@@ -16,6 +16,7 @@ from cluster.spec.load import override_spec
 from cluster.spec.resolve import ResolvedRun
 from cluster.spec.search import SearchSpec
 from cluster.store.run_folder import RunFolder, list_runs
+from cluster.store.stage_facts import SearchFacts
 from trainers.search.space import contains, current_point, distributions
 
 Start = tuple[str, dict[str, Any]]
@@ -48,15 +49,15 @@ def winners_beside(run: RunFolder, resolved: ResolvedRun, search: SearchSpec) ->
 
 
 def _winner(other: RunFolder, resolved: ResolvedRun, search: SearchSpec) -> dict[str, Any] | None:
-    record = other.record("search")
-    theirs = other.read_resolved() if record else None
-    if record is None or theirs is None:
+    facts = SearchFacts.of(other.records())
+    theirs = other.read_resolved() if facts else None
+    if facts is None or theirs is None:
         return None
     alike = (
         theirs.spec.model.family == resolved.spec.model.family
         and theirs.spec.train.optimizer.name == resolved.spec.train.optimizer.name
     )
-    values = record.facts.get("best", {})
+    values = facts.best
     if not alike or set(values) != set(search.space):
         return None
     space = distributions(search)

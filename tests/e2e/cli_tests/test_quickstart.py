@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cluster.bundle import open_bundle
-from cluster.pipeline.stage import PIPELINE
+from cluster.pipeline.stages import STAGES
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EndpointReady, EpochFinished, TrialUpdated, read_events
 from tests.bundles import softmax
@@ -25,7 +25,7 @@ ACCURACY_MIN = 0.975
 
 def test_every_stage_ran_and_the_model_is_good(quickstart: KeptRun) -> None:
     assert quickstart.summary["ok"] is True
-    assert list(quickstart.summary["stages"]) == [stage.name for stage in PIPELINE]
+    assert list(quickstart.summary["stages"]) == [stage.name for stage in STAGES]
     assert quickstart.summary["metrics"]["accuracy"] >= ACCURACY_MIN
 
 

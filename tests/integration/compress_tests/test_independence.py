@@ -188,7 +188,7 @@ def test_rows_that_influence_one_another_in_float_are_known_and_never_joined(sea
     targets = run_batches(open_session(tmp_path / "mean.onnx"), {"x": x})["logits"].argmax(1)
     search = search_on(tmp_path / "mean.onnx", {"x": x}, targets, ("int8_weight_only",))
     assert "as in the float graph" in search.candidates[0].reason
-    facts = compression_facts(search, None)
+    facts = compression_facts(search, None).to_json()
     assert facts["variants"][0]["rows_independent"] is False
     assert facts["baseline"]["independence"]["change"] > 1e-3
 

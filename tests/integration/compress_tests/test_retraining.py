@@ -84,7 +84,7 @@ def test_fine_tuning_runs_on_the_workers_of_a_running_ray(ray_local: str, make_c
         "prune": {"ratios": (0.5,), "epochs": 1},
     }  # fmt: skip
     context = make_context("compress", compress=section, train={"epochs": 1, "workers": 2, "batch_size_global": 32})
-    facts = run_compression(replace(context, ensure_ray=lambda: True)).facts
+    facts = run_compression(replace(context, ensure_ray=lambda: True)).facts.to_json()
     assert [request.batch.workers for request in asked] == [2]
     assert facts["candidates"][0]["name"] == "prune50"
     assert facts["candidates"][0]["accuracy"] > 0.8

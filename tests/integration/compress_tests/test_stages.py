@@ -23,7 +23,7 @@ def record_of(stage: str, result: StageResult) -> StageRecord:
     return StageRecord(
         stage=stage,
         inputs_digest="0" * 64,
-        facts=result.facts,
+        facts=result.facts.to_json(),
         started_unix_s=0.0,
         duration_s=0.0,
         status=result.status,
@@ -74,7 +74,7 @@ def test_without_a_compress_section_the_float_graph_alone_is_exported(make_conte
 def test_every_candidate_is_an_event_with_its_reason_and_rejected_ones_leave_no_file(make_context: Any) -> None:
     context = make_context("compress", compress={"budget": {"max_drop": 1e-6}, "on_inconclusive": "keep_baseline"})
     result = run_compression(context)
-    assert result.facts["chosen"] == "fp32"
+    assert result.facts.to_json()["chosen"] == "fp32"
     assert [path.name for path in context.folder.glob("*.onnx")] == ["model.onnx"]
     assert isinstance(context.events, ListSink)
     last = [event for event in context.events.events if isinstance(event, TrialUpdated)][-1]

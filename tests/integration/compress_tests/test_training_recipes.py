@@ -44,7 +44,7 @@ def test_pruning_removes_arithmetic_and_bytes_and_is_compared_with_a_dense_netwo
         "prune": {"ratios": (0.25, 0.5, 0.75), "epochs": 2, "learning_rate": 3e-3},
     }  # fmt: skip
     context = make_context("compress", compress=section, train={**TRAIN, "epochs": 2})
-    facts = run_compression(context).facts
+    facts = run_compression(context).facts.to_json()
     found = by_name(facts)
     half = found["prune50"]
     assert half["accepted"], half["reason"]
@@ -67,7 +67,7 @@ def test_the_pruned_network_is_rebuilt_from_its_plan_and_answers_like_its_graph(
         "prune": {"ratios": (0.5,), "epochs": 2, "learning_rate": 3e-3, "distill": False},
     }  # fmt: skip
     context = make_context("compress", compress=section, train=TRAIN)
-    assert run_compression(context).facts["chosen"] == "prune50"
+    assert run_compression(context).facts.to_json()["chosen"] == "prune50"
     prepared = open_prepared(context.files("prepare"))
     plan = json.loads((context.folder / "plan.prune50.json").read_text())
     model = json.loads((context.folder / "network.prune50.json").read_text())["model"]
@@ -85,13 +85,13 @@ def test_a_network_that_was_made_is_not_trained_again(make_context: Any, monkeyp
         "recipes": ("prune",), "budget": LOOSE, "dense_rival": False, "max_class_drop": 1.0, "target": SMALL,
         "prune": {"ratios": (0.5,), "epochs": 1, "distill": False},
     }  # fmt: skip
-    first = run_compression(make_context("compress", compress=section, train=TRAIN)).facts
+    first = run_compression(make_context("compress", compress=section, train=TRAIN)).facts.to_json()
 
     def no_training(*_: Any, **__: Any) -> None:
         raise AssertionError("it was trained again")
 
     monkeypatch.setattr("trainers.compress.retraining.fit", no_training)
-    again = run_compression(make_context("compress", compress=section, train=TRAIN)).facts
+    again = run_compression(make_context("compress", compress=section, train=TRAIN)).facts.to_json()
     assert by_name(again)["prune50"]["accuracy"] == by_name(first)["prune50"]["accuracy"]
     with pytest.raises(AssertionError, match="trained again"):
         other = {**section, "prune": {**section["prune"], "ratios": (0.75,)}}
@@ -105,7 +105,7 @@ def test_a_student_learns_from_the_network_and_a_bundle_together(make_context: A
         "distill": {"width": 0.5, "epochs": 6, "teachers": (teacher,), "feature_weight": 0.5},
     }  # fmt: skip
     context = make_context("compress", compress=section, train=TRAIN)
-    facts = run_compression(context).facts
+    facts = run_compression(context).facts.to_json()
     student = by_name(facts)["student50"]
     assert student["accepted"], student["reason"]
     assert student["notes"]["model"]["width"] == 8
@@ -182,7 +182,7 @@ def test_the_test_split_is_read_once_after_the_choice(make_context: Any, monkeyp
         "target": SMALL,
         "prune": {"ratios": (0.5,), "epochs": 1, "distill": False},
     }  # fmt: skip
-    facts = run_compression(make_context("compress", compress=section, train=TRAIN)).facts
+    facts = run_compression(make_context("compress", compress=section, train=TRAIN)).facts.to_json()
     assert facts["chosen"] != "fp32"
     assert seen.count("test") == 1
     assert seen.index("test") > seen.index("chosen")

@@ -43,7 +43,7 @@ def test_a_trial_that_runs_out_of_memory_is_rejected_with_its_reason_and_not_tri
     huge = next(item for item in table(context) if item["values"]["model.hidden"] == [10**12])
     assert huge["state"] == "oom"
     assert "memory" in huge["note"]
-    assert result.facts["best"] == {"model.hidden": [8]}
+    assert result.facts.to_json()["best"] == {"model.hidden": [8]}
     assert isinstance(context.events, ListSink)
     states = [e.state for e in context.events.events if isinstance(e, TrialUpdated) and e.trial == str(huge["trial"])]
     assert states == ["running", "rejected"]

@@ -36,17 +36,17 @@ def test_the_best_values_go_into_the_run(make_context: MakeContext) -> None:
     context = make_context()
     result = run_search(context)
     trials = table(context)
-    best = trials[result.facts["best_trial"]]
-    assert result.facts["trials"] == len(trials) == 4
+    best = trials[result.facts.to_json()["best_trial"]]
+    assert result.facts.to_json()["trials"] == len(trials) == 4
     assert trials[0]["source"] == "current"
     assert trials[0]["values"] == {RATE: 3e-3, BATCH: 16}
     whole = [item["value"] for item in trials if item["state"] == "done"]
     assert best["value"] == min(whole)
-    assert result.facts["best"] == best["values"]
-    assert result.facts["metrics"]["validation.loss"] == pytest.approx(best["value"])
-    assert result.resolved is not None
-    assert result.resolved.spec.train.optimizer.learning_rate == best["values"][RATE]
-    assert result.resolved.batch.batch_size_global == best["values"][BATCH]
+    assert result.facts.to_json()["best"] == best["values"]
+    assert result.facts.to_json()["metrics"]["validation.loss"] == pytest.approx(best["value"])
+    resolved = result.facts.changes(context.run_resolved, result.details)
+    assert resolved.spec.train.optimizer.learning_rate == best["values"][RATE]
+    assert resolved.batch.batch_size_global == best["values"][BATCH]
     assert sorted(path.name for path in context.folder.iterdir()) == [TRIALS]
 
 
@@ -78,7 +78,7 @@ def test_a_trial_that_diverges_is_rejected_and_the_search_goes_on(make_context: 
     result = run_search(context)
     wild = next(item for item in table(context) if item["values"][RATE] == 1e30)
     assert wild["state"] == "diverged"
-    assert result.facts["best"][RATE] < 1
+    assert result.facts.to_json()["best"][RATE] < 1
     assert updates(context)[-1].state != "running"
     assert any(event.state == "rejected" and event.note for event in updates(context))
 
@@ -99,7 +99,7 @@ def test_trials_that_ended_before_an_interruption_are_not_run_again(make_context
     journal.reported(1, 1, 0.5, {})
     result = run_search(context)
     trials = table(context)
-    assert result.facts["best_trial"] == 0
+    assert result.facts.to_json()["best_trial"] == 0
     assert trials[0]["value"] == 1e-9
     assert trials[1]["values"] == {RATE: 0.02, BATCH: 32}
     assert len(trials) == 3
@@ -181,12 +181,12 @@ def test_after_a_search_the_resources_are_free_and_ctrl_c_is_heard(make_context:
 def test_the_best_points_are_trained_again_under_other_seeds(make_context: MakeContext) -> None:
     context = make_context(trials=3, repeats=2, scheduler="none")
     result = run_search(context)
-    finalists = result.facts["repeats"]
+    finalists = result.facts.to_json()["repeats"]
     assert len(finalists) == 2
     assert all(len(item["values"]) == 3 and item["low"] <= item["mean"] <= item["high"] for item in finalists)
     assert all(len(set(item["values"])) == 3 for item in finalists)  # other seeds, other weights
     assert finalists[0]["mean"] <= finalists[1]["mean"]
-    assert result.facts["best_trial"] == finalists[0]["trial"]
+    assert result.facts.to_json()["best_trial"] == finalists[0]["trial"]
     told = {event.trial for event in updates(context)}
     assert {f"{item['trial']}/{seed}" for item in finalists for seed in (8, 9)} <= told
 
@@ -194,5 +194,5 @@ def test_the_best_points_are_trained_again_under_other_seeds(make_context: MakeC
 @pytest.mark.parametrize("scheduler", ["hyperband", "median"])
 def test_the_other_schedulers_run_a_search_to_its_end(make_context: MakeContext, scheduler: str) -> None:
     context = make_context(trials=5, scheduler=scheduler)
-    assert run_search(context).facts["trials"] == 5
+    assert run_search(context).facts.to_json()["trials"] == 5
     assert {item["state"] for item in table(context)} <= {"done", "stopped"}

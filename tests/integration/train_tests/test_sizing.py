@@ -49,24 +49,29 @@ def test_auto_is_probed_by_the_train_stage_and_written_with_its_reason(ray_local
     run.stage("prepare").mkdir(parents=True)
     prepared = prepare_data(replace(context, stage="prepare", resolved=resolved, folder=run.stage("prepare")))
     record = StageRecord(
-        stage="prepare", inputs_digest="", status="done", facts=prepared.facts, started_unix_s=0.0, duration_s=0.0
+        stage="prepare",
+        inputs_digest="",
+        status="done",
+        facts=prepared.facts.to_json(),
+        started_unix_s=0.0,
+        duration_s=0.0,
     )
     (tmp_path / "train").mkdir()
     train = replace(context, stage="train", resolved=resolved, folder=tmp_path / "train", records={"prepare": record})
     result = run_training(train)
-    assert result.resolved is not None
-    (reason,) = (reason for reason in result.resolved.reasons if reason.path == MICRO_BATCH)
+    sized = result.facts.changes(resolved, result.details)
+    (reason,) = (reason for reason in sized.reasons if reason.path == MICRO_BATCH)
     rows = reason.value
     assert 1 < rows < 32
     assert reason.reason.startswith(f"{rows} rows a worker fit (bound by memory)")
-    assert result.resolved.spec.train.batch_size_per_worker == rows
-    plan = result.resolved.batch
+    assert sized.spec.train.batch_size_per_worker == rows
+    plan = sized.batch
     assert plan.batch_size_per_worker == rows
     assert plan.workers * rows * plan.accumulation_steps >= 64, "accumulation makes up for it"
-    rate = result.resolved.spec.train.optimizer.learning_rate
+    rate = sized.spec.train.optimizer.learning_rate
     assert rate != resolved.spec.train.optimizer.learning_rate
-    assert any(reason.path == LEARNING_RATE and "range test" in reason.reason for reason in result.resolved.reasons)
-    assert result.facts["found"] == {MICRO_BATCH: rows, LEARNING_RATE: rate}, (
+    assert any(reason.path == LEARNING_RATE and "range test" in reason.reason for reason in sized.reasons)
+    assert result.facts.to_json()["found"] == {MICRO_BATCH: rows, LEARNING_RATE: rate}, (
         "so that a run that is reused says the same"
     )
     said = [record.text for record in read_events(run.events) if isinstance(record, Message)]

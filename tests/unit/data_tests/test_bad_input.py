@@ -99,7 +99,12 @@ def test_a_target_of_many_numbers_that_cannot_be_classes_is_told_how_to_be_a_qua
     source = {"kind": "csv", "path": str(tmp_path / "t.csv")}
     with pytest.raises(DataError, match=r"set data\.task: regression"):
         check(tmp_path / "run", run_spec(source, target="y"))
-    assert check(tmp_path / "mended", run_spec(source, target="y", task="regression")).facts["data"]["num_classes"] == 0
+    assert (
+        check(tmp_path / "mended", run_spec(source, target="y", task="regression")).facts.to_json()["data"][
+            "num_classes"
+        ]
+        == 0
+    )
     texts = "\n".join(row.rpartition(",")[0] + ",w" + row.rpartition(",")[2] for row in rows)
     (tmp_path / "t.csv").write_text("a,b,y\n" + texts + "\n")
     with pytest.raises(DataError) as caught:

@@ -172,7 +172,7 @@ def test_images_are_balanced_in_training_alone(method: str, tmp_path: Path) -> N
     np.savez(tmp_path / "a.npz", x=rng.random((200, 3, 3)), y=(np.arange(200) % 5 == 0).astype(int))
     source = {"kind": "numpy", "inputs": f"{tmp_path}/a.npz:x", "targets": f"{tmp_path}/a.npz:y"}
     spec = run_spec(source, balance={"method": method})
-    rows = prepare(tmp_path / "run", spec).facts["splits"]["train"]
+    rows = prepare(tmp_path / "run", spec).facts.to_json()["splits"]["train"]
     data = open_prepared(tmp_path / "run")
     train = data.splits["train"]
     assert rows == check(tmp_path / "again", spec).resolved.data.num_rows_train == len(train)

@@ -33,7 +33,7 @@ def fitted(folder: Path, head: str, lines: list[str], **values: Any) -> Found:
     rows = [f"{line},{part}" for line, part in zip(lines, parts(len(lines)), strict=True)]
     path.write_text("\n".join([f"{head},part", *rows]) + "\n")
     spec = run_spec({"kind": "csv", "path": str(path)}, target="y", split={"column": "part"}, **values)
-    facts = prepare(folder, spec).facts
+    facts = prepare(folder, spec).facts.to_json()
     return json.loads((folder / "transforms.json").read_text()), open_prepared(folder).splits["train"], facts
 
 

@@ -43,7 +43,7 @@ def test_a_class_that_is_read_as_missing_is_named_with_its_rows_and_the_line_tha
     line = message[message.index("data.clean.map_values") :].partition(" keeps")[0]
     kept = yaml.safe_load(line.removeprefix("data.clean.map_values: "))
     result = check(tmp_path / "run", run_spec(source, **values, clean={"map_values": kept}))
-    assert result.facts["class_rows"] == {"EU": ROWS - NUM_NA, word: NUM_NA}
+    assert result.facts.to_json()["class_rows"] == {"EU": ROWS - NUM_NA, word: NUM_NA}
     alone = file(tmp_path / "alone.csv", [word] * ROWS)
     with pytest.raises(DataError, match="zero rows are left") as caught:
         check(tmp_path / "run", run_spec(alone, **values))

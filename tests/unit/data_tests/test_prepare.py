@@ -28,7 +28,7 @@ def test_digits_become_standardized_images_and_every_auto_is_decided(tmp_path: P
     result = check(tmp_path / "a", spec)
     assert isinstance(result.resolved, ResolvedRun)
     assert result.resolved.spec.model.family == "cnn"
-    assert result.resolved.data.num_rows_train == result.facts["splits"]["train"]
+    assert result.resolved.data.num_rows_train == result.facts.to_json()["splits"]["train"]
     data = prepared(tmp_path / "b", spec)
     assert data.inputs[0].shape == (-1, 1, 8, 8)
     assert data.num_outputs == 10
@@ -173,9 +173,9 @@ def test_selection_keeps_the_k_best_and_serving_makes_the_same_columns(method: s
     path = write_table(tmp_path / "t.csv")
     spec = run_spec({"kind": "csv", "path": str(path)}, target="y", select={"method": method, "k": 2})
     result = prepare(tmp_path, spec)
-    assert len(result.facts["selection"]["kept"]) == 2
+    assert len(result.facts.to_json()["selection"]["kept"]) == 2
     if method != "variance":
-        assert "age" in result.facts["selection"]["kept"]
+        assert "age" in result.facts.to_json()["selection"]["kept"]
     transforms = load_transforms(json.loads((tmp_path / "transforms.json").read_text()))
     assert transforms.apply_rows([{"age": 1, "size": None, "color": "red"}])["features"].shape == (1, 2)
     assert open_prepared(tmp_path).inputs[0].shape == (-1, 2)
@@ -189,7 +189,7 @@ def test_correlated_columns_are_thinned(tmp_path: Path) -> None:
     select = {"method": "correlation", "threshold": 0.95}
     result = prepare(tmp_path / "run", run_spec({"kind": "csv", "path": str(tmp_path / "t.csv")}, target="y",
                                                 select=select))  # fmt: skip
-    assert result.facts["selection"]["kept"] == ["a", "b"]
+    assert result.facts.to_json()["selection"]["kept"] == ["a", "b"]
 
 
 @pytest.mark.parametrize(("text", "name", "datatype"), [("word_counts", "features", "FP32"),
@@ -205,9 +205,9 @@ def test_text_becomes_weights_or_ids(text: str, name: str, datatype: str, tmp_pa
     source = {"kind": "csv", "path": str(tmp_path / "t.tsv"), "delimiter": "\t", "quote": None}
     encode = {"text": text, "vocabulary": 60, "text_length": 12}
     result = prepare(tmp_path / "run", run_spec(source, target="kind", encode=encode))
-    tensor = result.facts["inputs"][0]
+    tensor = result.facts.to_json()["inputs"][0]
     assert (tensor["name"], tensor["datatype"]) == (name, datatype)
-    assert result.facts["columns"] == {"message": "text"}
+    assert result.facts.to_json()["columns"] == {"message": "text"}
     transforms = load_transforms(json.loads((tmp_path / "run" / "transforms.json").read_text()))
     assert transforms.apply_rows([{"message": "free prize"}])[name].any()
 

@@ -27,7 +27,7 @@ def test_chosen_names_and_scores_are_in_facts_bundle_and_report(method: str, tmp
     run = RunFolder(tmp_path / "run")
     folder = run.stage("prepare")
     spec = run_spec(source, target="y", select={"method": method, **METHODS[method]})
-    facts = prepare(folder, spec).facts
+    facts = prepare(folder, spec).facts.to_json()
     selection = facts["selection"]
     assert selection["method"] == method
     assert 0 < len(selection["kept"]) < len(selection["scores"])
@@ -50,8 +50,8 @@ def test_chosen_names_and_scores_are_in_facts_bundle_and_report(method: str, tmp
 def test_anova_scores_are_scikit_learns_on_the_training_rows(tmp_path: Path) -> None:
     source = {"kind": "csv", "path": str(write_table(tmp_path / "t.csv"))}
     whole = prepare(tmp_path / "whole", run_spec(source, target="y"))
-    assert "selection" not in whole.facts
+    assert "selection" not in whole.facts.to_json()
     train = open_prepared(tmp_path / "whole").splits["train"]
     expected = f_classif(np.array(train.inputs["features"], dtype=np.float64), train.targets)[0]
-    facts = prepare(tmp_path / "some", run_spec(source, target="y", select={"method": "anova", "k": 2})).facts
+    facts = prepare(tmp_path / "some", run_spec(source, target="y", select={"method": "anova", "k": 2})).facts.to_json()
     np.testing.assert_allclose(list(facts["selection"]["scores"].values()), expected, rtol=1e-3, atol=1e-4)

@@ -117,12 +117,12 @@ def test_publishing_stops_midway_without_a_set_and_goes_on_with_the_next_call(
 def test_the_prepare_stage_publishes_what_the_spec_says(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     spec = run_spec({"kind": "sklearn", "dataset": "iris"}, shards_url=store)
-    facts = prepare(tmp_path / "run", spec).facts
+    facts = prepare(tmp_path / "run", spec).facts.to_json()
     assert facts["shards"]["store"] == store
     fetched = fetch_shards(**facts["shards"], cache=tmp_path / "cache")
     assert (fetched / "dataset.json").read_bytes() == (tmp_path / "run" / "dataset.json").read_bytes()
     other = prepare(tmp_path / "other", run_spec({"kind": "sklearn", "dataset": "wine"}, shards_url=store))
-    assert other.facts["shards"]["digest"] != facts["shards"]["digest"]
+    assert other.facts.to_json()["shards"]["digest"] != facts["shards"]["digest"]
     assert len(list((tmp_path / "store").iterdir())) == 2
 
 

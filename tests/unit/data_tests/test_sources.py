@@ -36,7 +36,7 @@ def test_a_group_is_never_in_two_splits_and_is_no_feature(tmp_path: Path) -> Non
     assert len(set.union(*homes)) == sum(len(home) for home in homes) == len(set(patients))
     assert all(abs(len(plan.rows[name]) - 80) <= 16 for name in ("validation", "test"))
     result = prepare(tmp_path / "run", run_spec(source, target="y", split={"group": "patient", **SPLIT}))
-    assert result.facts["columns"] == {"v": "number"}
+    assert result.facts.to_json()["columns"] == {"v": "number"}
 
 
 def test_a_row_without_a_group_is_refused_with_its_remedy(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_row_without_a_group_is_refused_with_its_remedy(tmp_path: Path) -> Non
         check(tmp_path / "run", spec)
     clean = {"drop_missing_rows": ["patient"]}
     result = check(tmp_path / "two", run_spec(source, target="y", split={"group": "patient", **SPLIT}, clean=clean))
-    assert sum(result.facts["splits"].values()) == 399
+    assert sum(result.facts.to_json()["splits"].values()) == 399
 
 
 def test_groups_that_a_test_file_tears_apart_are_said(tmp_path: Path) -> None:

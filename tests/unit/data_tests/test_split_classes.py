@@ -149,7 +149,7 @@ def test_other_words_of_a_split_column_are_mapped_as_the_remedy_says(past: bool,
     ((_, mapped),) = advice(error.remedy)
     assert mapped == {"s": {"learn": "train"}}
     result = check(tmp_path / "mended", run_spec(source, target="y", clean={"map_values": mapped}, **values))
-    assert result.facts["splits"] == {"train": 60, "test": 30}
+    assert result.facts.to_json()["splits"] == {"train": 60, "test": 30}
 
 
 def test_a_class_that_only_the_test_file_has_is_not_counted_as_too_few_rows_to_stratify(tmp_path: Path) -> None:

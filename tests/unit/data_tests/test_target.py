@@ -135,9 +135,8 @@ def test_what_prepare_chose_is_part_of_the_resolved_run_and_is_said(tmp_path: Pa
     resolved = check_data(context(tmp_path / "r", spec)).resolved
     made = context(tmp_path / "r", spec, "prepare", resolved)
     result = prepare_data(made)
-    assert result.resolved is not None
-    assert result.resolved.spec.data.target_transform == "log1p"
-    assert result.facts["found"] == {"data.target_transform": "log1p"}
+    assert result.facts.changes(resolved, result.details).spec.data.target_transform == "log1p"
+    assert result.facts.to_json()["found"] == {"data.target_transform": "log1p"}
     assert isinstance(made.events, ListSink)
     assert any("learned with transform 'log1p'" in event.text for event in made.events.events if hasattr(event, "text"))
 

@@ -39,20 +39,20 @@ def test_a_table_is_evaluated_with_its_baseline_and_columns_and_drawn(tmp_path: 
     result = run_evaluation(made)
 
     evidence = json.loads((run.stage("evaluate") / "evidence.json").read_text())
-    assert result.facts["baseline"]["model"]["name"] == "boosted trees"
+    assert result.facts.to_json()["baseline"]["model"]["name"] == "boosted trees"
     wanted = {"age", "size", "color", "y"} - {target}
     assert {row["name"] for row in evidence["importance"]["columns"]} == wanted
     with np.load(run.stage("evaluate") / "predictions.npz") as found:
         truth = found["targets"]
     if task == "regression":
         assert set(evidence["curves"]["actual"]) <= {float(f"{value:.6g}") for value in truth}, "in the target's unit"
-        assert result.facts["baseline"]["constant"]["answer"] == pytest.approx(42, abs=3)
+        assert result.facts.to_json()["baseline"]["constant"]["answer"] == pytest.approx(42, abs=3)
     again = run_evaluation(replace(made, folder=tmp_path))
     assert again.facts == result.facts
     assert (tmp_path / "evidence.json").read_bytes() == (run.stage("evaluate") / "evidence.json").read_bytes()
 
     record = StageRecord(
-        stage="evaluate", inputs_digest="x", facts=result.facts, started_unix_s=0.0, duration_s=1.0
+        stage="evaluate", inputs_digest="x", facts=result.facts.to_json(), started_unix_s=0.0, duration_s=1.0
     )  # fmt: skip
     (run.stage("evaluate") / RECORD).write_text(record.model_dump_json(), encoding="utf-8")
     html = write_report(run).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from cluster.cli.run_process import prepare_folder
 from cluster.cli.seam import call
 from cluster.errors import RequestError
 from cluster.pipeline.plan import reusable
-from cluster.pipeline.stage import PIPELINE
+from cluster.pipeline.stages import STAGES
 from cluster.spec.load import load_spec
 from cluster.store.run_folder import RunFolder, find_run
 from tests.bundles import make_bundle
@@ -86,7 +86,7 @@ def test_a_damaged_record_or_state_counts_as_none(tmp_path: Path, capsys: pytest
     (run.path / "spec.yaml").write_text(SPEC)
     (run.stage("prepare") / "record.json").write_bytes(b'{"stage": "prep\xff')
     run.state.write_bytes(b"\xff[]")
-    assert reusable(PIPELINE[1], run, "digest") == (None, "its record cannot be read")
+    assert reusable(STAGES[1], run, "digest") == (None, "its record cannot be read")
     assert call(app, ["show", "a", "--runs-dir", str(tmp_path), "--json"]) == 0
     write_json(run.state, ["not", "a", "state"])
     assert call(app, ["runs", "--runs-dir", str(tmp_path)]) == 0

@@ -85,9 +85,10 @@ def default_run(folder: Path, x: np.ndarray, y: np.ndarray, **data: str) -> Trai
         {"version": 1, "data": {"source": source, "target": "y", "task": "regression", **data}, "train": {"workers": 1}}
     )
     resolved = check_data(context(folder, spec)).resolved
+    assert resolved is not None
     (folder / "prepare").mkdir()
     done = prepare_data(context(folder / "prepare", spec, "prepare", resolved))
-    resolved = done.resolved or resolved
+    resolved = done.facts.changes(resolved, done.details)
     request = FitRequest(
         train=resolved.spec.train, batch=resolved.batch, model=resolved.spec.model, seed=resolved.spec.seed,
         prepared=folder / "prepare", stage="train", checkpoints=None,

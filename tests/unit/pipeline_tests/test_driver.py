@@ -1,6 +1,6 @@
 """The driver runs what must run, reuses what is unchanged, and resumes after any end.
 
-Stages here are small functions of this module, put in the place of the rooms' by name; everything else is real.
+Stages here are small functions of this module, in a table of their own; everything else is real.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cluster import entrypoints
 from cluster.errors import DataError
 from cluster.pipeline import driver as driver_module
 from cluster.pipeline.driver import DriveOptions, run_driver
-from cluster.pipeline.stage import StageContext, StageDefinition, StageResult
+from cluster.pipeline.stage import StageContext, StageResult
+from cluster.pipeline.stages import Stage
 from cluster.spec.resolve import DataFacts, resolve
 from cluster.store.run_folder import RunFolder
+from cluster.store.stage_facts import StageFacts
 from cluster.telemetry.events import Message, RunFailed, RunFinished, StageFinished, TrainStep, read_events
 
 SPEC = "version: 1\ndata:\n  source: {kind: sklearn, dataset: digits}\nserve: null\nseed: 1\n"
@@ -29,12 +31,14 @@ RAY: list[str] = []
 FAIL: dict[str, BaseException] = {}
 BREAK: list[Callable[[RunFolder], object]] = []
 
+HERE = __name__
+ANY = partial(Stage, entrypoint=f"{HERE}:stage_any", facts="cluster.store.stage_facts:StageFacts")
 STAGES = (
-    StageDefinition("check", ("data",), (), always=True),
-    StageDefinition("prepare", ("data", "seed"), ("check",)),
-    StageDefinition("search", ("search",), ("prepare",), skip_without="search"),
-    StageDefinition("train", ("train",), ("prepare",)),
-    StageDefinition("evaluate", ("model",), ("train",)),
+    ANY(name="check", entrypoint=f"{HERE}:stage_check", sections=("data",), always=True),
+    ANY(name="prepare", sections=("data", "seed"), needs=("check",)),
+    ANY(name="search", sections=("search",), needs=("prepare",), skip_without="search", early=f"{HERE}:begin"),
+    ANY(name="train", sections=("train",), needs=("prepare",), early=f"{HERE}:begin"),
+    ANY(name="evaluate", sections=("model",), needs=("train",)),
 )
 TRAINS_ON_RAY = tuple(
     replace(stage, needs_ray=lambda spec, host: True) if stage.name == "train" else stage for stage in STAGES
@@ -64,7 +68,9 @@ def _result(context: StageContext, **more: object) -> StageResult:
         context.events.emit(TrainStep(stage="train", samples_per_s=1.0, **step))  # type: ignore[arg-type]
         for damage in BREAK:
             damage(context.run)
-    return StageResult(facts={"stage": context.stage}, headline=f"did {context.stage}", **more)  # type: ignore[arg-type]
+    return StageResult(
+        facts=StageFacts.model_validate({"made": context.stage}), headline=f"did {context.stage}", **more
+    )  # type: ignore[arg-type]
 
 
 class Begun:
@@ -90,10 +96,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     CALLS.clear()
     FAIL.clear()
     BREAK.clear()
-    here = __name__
-    names = {stage.name: f"{here}:stage_any" for stage in STAGES} | {"check": f"{here}:stage_check"}
-    monkeypatch.setattr(entrypoints, "STAGE_ENTRYPOINTS", names)
-    monkeypatch.setattr(entrypoints, "EARLY_ENTRYPOINTS", {"train": f"{here}:begin", "search": f"{here}:begin"})
     EARLY.clear()
     monkeypatch.setattr(driver_module, "stages_until", lambda last: STAGES)
     RAY.clear()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.pipeline.stage import PIPELINE
+from cluster.pipeline.stages import STAGES
 from cluster.spec.load import validate_spec
 from cluster.spec.resolve import GpuFacts, HostFacts
 
@@ -40,4 +40,4 @@ def test_a_stage_needs_ray_for_what_runs_beside_or_after_the_driver(
 ) -> None:
     data = {"source": {"kind": "sklearn", "dataset": "digits"}}
     spec = validate_spec({"version": 1, "data": data, **sections})
-    assert [stage.name for stage in PIPELINE if stage.needs_ray(spec, host)] == needing
+    assert [stage.name for stage in STAGES if stage.needs_ray(spec, host)] == needing

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.report import write_report
 from cluster.report.compression import BASELINE, candidate_rows, frontier, pareto_plot, points_of
+from cluster.store.stage_facts import CompressFacts
 from tests.unit.report_tests.test_report import full_run, record
 
 
@@ -19,17 +20,17 @@ def candidate(name: str, accuracy: float | None, speedup: float | None, *, accep
             "speedup": speedup, **bounds}  # fmt: skip
 
 
-FACTS = {
-    "chosen": "prune75",
-    "candidates": [
+FACTS = CompressFacts(
+    chosen="prune75",
+    candidates=[
         candidate("int8", 0.991, 2.5),
         candidate("prune75", 0.989, 7.0),
         candidate("prune75_int8", 0.988, 6.0),
         candidate("prune88", 0.98, 7.2, accepted=False),
         candidate("stopped", None, None, accepted=False),
     ],
-    "skipped": [{"name": "prune50", "recipe": "prune", "reason": "a stronger ratio keeps the budget"}],
-}
+    skipped=[{"name": "prune50", "recipe": "prune", "reason": "a stronger ratio keeps the budget"}],
+)
 
 
 def test_the_frontier_is_what_no_other_one_beats_in_both() -> None:
@@ -46,7 +47,7 @@ def test_rows_lie_on_one_scale_with_the_budget() -> None:
     assert min(places) >= 0.0
     assert max(places) <= 100.0
     assert [row["name"] for row in table["rows"] if row["pareto"]] == ["int8", "prune75", "prune88"]
-    assert candidate_rows({}, 0.01) is None
+    assert candidate_rows(CompressFacts(), 0.01) is None
 
 
 def test_the_plot_names_every_candidate_that_was_measured() -> None:
@@ -56,7 +57,7 @@ def test_the_plot_names_every_candidate_that_was_measured() -> None:
     for name in points_of(FACTS):
         assert f">{name}<" in svg
     assert ">stopped<" not in svg
-    assert pareto_plot("pareto", {"candidates": [candidate("stopped", None, None)]}, 0.01) is None
+    assert pareto_plot("pareto", CompressFacts(candidates=[candidate("stopped", None, None)]), 0.01) is None
 
 
 def test_two_ratios_of_a_row_each_say_what_they_are(tmp_path: Path) -> None:
@@ -80,12 +81,12 @@ def test_two_ratios_of_a_row_each_say_what_they_are(tmp_path: Path) -> None:
 
 def test_a_quantitys_r2_is_no_percentage() -> None:
     row = {"name": "int8", "metric": "r2", "accuracy": 0.551, "drop": 0.0003, "low": -0.0005, "high": 0.0011, "n": 44}
-    table = candidate_rows({"candidates": [row]}, 0.01)
+    table = candidate_rows(CompressFacts(candidates=[row]), 0.01)
     assert table is not None
     assert table["metric"] == "r2"
     assert table["rows"][0]["change"] == "-0.0003, between -0.0011 and +0.0005, 44 rows"
     assert table["budget_said"] == "0.01"
-    share = candidate_rows({"candidates": [{**row, "metric": "accuracy", "drop": 0.0, "n": 1}]}, 0.01)
+    share = candidate_rows(CompressFacts(candidates=[{**row, "metric": "accuracy", "drop": 0.0, "n": 1}]), 0.01)
     assert share is not None
     assert share["rows"][0]["change"] == "0.00 points, between -0.11 and +0.05, 1 row"
     assert share["budget_said"] == "1 point"

@@ -73,19 +73,18 @@ class Driver:
     host: HostFacts
     ray: RayThread
     early: EarlyStarts
+    stages: tuple[Stage, ...]
     records: dict[str, StageRecord] = field(default_factory=dict)
     resolved: ResolvedRun | None = None
-    stages: tuple[Stage, ...] = ()
 
     def drive(self) -> dict[str, Any]:
         """Run or reuse every stage; returns the summary. Raises MantaError."""
-        self.stages = stages = stages_until(self.options.until)
-        for index, stage in enumerate(stages):
-            first = self.resolved is None
+        for index, stage in enumerate(self.stages):
+            undecided = self.resolved is None
             self._one(stage)
-            if first and self.resolved is not None:
-                self._start_early(stages[index + 1 :])
-        return summarize(self.run, self.records, kept=self.options.keep, remote=self.ray.outlives_the_run)
+            if undecided and self.resolved is not None:
+                self._start_early(self.stages[index + 1 :])
+        return summarize(self.run, self.records, kept=self.options.keep, remote=not self.ray.private)
 
     def _start_early(self, later: tuple[Stage, ...]) -> None:
         """Begin with what later stages need, where they will run: a finished stage is taken to be reused."""
@@ -190,7 +189,7 @@ class Driver:
             records=dict(self.records),
             events=self.run.sink(),
             ensure_ray=partial(self._wait_for_ray, stage.name),
-            owns_host=not _address(self.options),
+            owns_host=self.ray.private,
             later=tuple(other.name for other in self.stages[self.stages.index(stage) + 1 :]),
         )
 
@@ -210,14 +209,12 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     events.emit(
         RunStarted(run=run.name, stages=names, pid=os.getpid(), host=socket.gethostname(), address=options.address)
     )
-    with RayThread(options.address, logs=run.path / "ray-logs") as ray, EarlyStarts() as early:
+    address = options.address or os.environ.get("RAY_ADDRESS") or None
+    with RayThread(address, logs=run.path / "ray-logs") as ray, EarlyStarts() as early:
         try:
             spec = load_checked(run.path / "spec.yaml")
-            check_this_host(
-                spec, address=options.address, serves=any(stage.skip_without == "serve" for stage in stages)
-            )
-            driver = Driver(run, options, spec, _host_facts(options, ray), ray, early)
-            summary = driver.drive()
+            check_this_host(spec, private=ray.private, serves=any(stage.skip_without == "serve" for stage in stages))
+            summary = Driver(run, options, spec, _host_facts(ray), ray, early, stages).drive()
         except KeyboardInterrupt:
             return _fail(run, interrupted(run))
         except MantaError as error:
@@ -227,7 +224,7 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
         finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
         make_views(run, "finished", finished)
         events.emit(finished)
-        keeps = options.keep and "endpoint" in summary and not ray.outlives_the_run
+        keeps = options.keep and "endpoint" in summary and ray.private
         _write_state(run, "serving" if keeps else "done", address=options.address, summary=summary)
         if keeps:
             wait()
@@ -240,14 +237,9 @@ def _call_named(entrypoint: str, context: StageContext) -> Any:
     return entrypoints.load(entrypoint)(context)
 
 
-def _address(options: DriveOptions) -> str | None:
-    """Of the cluster that the run uses; None for a Ray of its own."""
-    return options.address or os.environ.get("RAY_ADDRESS")
-
-
-def _host_facts(options: DriveOptions, ray: RayThread) -> HostFacts:
+def _host_facts(ray: RayThread) -> HostFacts:
     """Facts of the place where the run happens: all nodes of a cluster, or this host. Raises ResourceError."""
-    if not _address(options):
+    if ray.private:
         return host_facts()
     from cluster.runtime.nodes.tasks import on_every_node  # imports ray: only once a cluster is in use
 

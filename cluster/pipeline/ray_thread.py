@@ -16,6 +16,7 @@ class RayThread:
     """`start()` begins, `ready()` waits and raises what starting raised, leaving the context shuts Ray down."""
 
     def __init__(self, address: str | None, *, logs: Path) -> None:
+        """`address`: of the cluster that the run uses; None for a Ray of its own."""
         self._address = address
         self._logs = logs
         self._stack = ExitStack()
@@ -24,9 +25,9 @@ class RayThread:
         self._session: RaySession | None = None
 
     @property
-    def outlives_the_run(self) -> bool:
-        """Whether the Ray that was used is a cluster of its own, so that an endpoint on it goes on answering."""
-        return self._session is not None and not self._session.private
+    def private(self) -> bool:
+        """Whether the run's Ray, if it starts one, ends with the run; a cluster's outlives it, with endpoints on it."""
+        return self._address is None
 
     @property
     def stands(self) -> bool:

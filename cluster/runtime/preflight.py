@@ -7,21 +7,19 @@ Covered: private runs; packages also of a run on a cluster. Not covered: a port 
 
 from __future__ import annotations
 
-import os
-
 from cluster.runtime.extras import check_extras
 from cluster.runtime.ports import claim_port
 from cluster.runtime.private.shared_memory import object_store_bytes, shared_memory_free_bytes
 from cluster.spec.run import RunSpec
 
 
-def check_this_host(spec: RunSpec, *, address: str | None, serves: bool) -> None:
+def check_this_host(spec: RunSpec, *, private: bool, serves: bool) -> None:
     """Raise MissingDependencyError, PortInUseError or MemoryShortError for what is known to be missing.
 
-    `serves`: the run goes on to deploy.
+    `private`: the run uses no cluster; `serves`: it goes on to deploy.
     """
     check_extras(spec)
-    if address or os.environ.get("RAY_ADDRESS"):
+    if not private:
         return
     object_store_bytes(shared_memory_free_bytes)
     if serves and spec.serve is not None and spec.serve.port:

@@ -159,6 +159,6 @@ def test_check_and_the_start_of_a_run_name_the_extra(
     spec.write_text(TEXT + f"tracking: {{{section}}}\n")
     assert call(app, ["check", str(spec)]) == 3
     assert "manta-ml[trackers]" in capsys.readouterr().err
-    for address in (None, "127.0.0.1:1"):
+    for private in (True, False):
         with pytest.raises(MissingDependencyError, match="trackers"):
-            check_this_host(load_spec(spec), address=address, serves=False)
+            check_this_host(load_spec(spec), private=private, serves=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import signal
 import sys
 import threading
@@ -13,6 +15,7 @@ from cluster import entrypoints
 from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.pipeline.driver import DriveOptions, run_driver
+from cluster.pipeline.ray_thread import still_starting
 from cluster.store.locks import hold_lock
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.log import setup_logging
@@ -44,7 +47,11 @@ def _drive(arguments: list[str]) -> int:
         if not free:
             raise RequestError(f"Cannot run '{run.name}'", found="another process works on it")
         drive = DriveOptions(options.address, options.until, options.keep)
-        return run_driver(run, drive, wait=lambda: _wait(stop))
+        code = run_driver(run, drive, wait=lambda: _wait(stop))
+    if still_starting():  # a run that failed at once: nobody waits for its Ray, which the reaper ends with this process
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -79,6 +79,7 @@ class Driver:
 
     def drive(self) -> dict[str, Any]:
         """Run or reuse every stage; returns the summary. Raises MantaError."""
+        self._start_ray(self._coming(self.stages, self.spec), self.spec)
         for index, stage in enumerate(self.stages):
             undecided = self.resolved is None
             self._one(stage)
@@ -87,20 +88,26 @@ class Driver:
         return summarize(self.run, self.records, kept=self.options.keep, remote=not self.ray.private)
 
     def _start_early(self, later: tuple[Stage, ...]) -> None:
-        """Begin with what later stages need, where they will run: a finished stage is taken to be reused."""
+        """Begin with what later stages need, where they will run."""
         assert self.resolved is not None
-        spec = self.resolved.spec
-        coming = [
-            stage
-            for stage in later
-            if not is_skipped(stage, spec) and (stage.always or not self.run.stage(stage.name).exists())
-        ]
-        if any(stage.needs_ray(spec, self.host) for stage in coming):
-            self.ray.start()
+        coming = self._coming(later, self.resolved.spec)
+        self._start_ray(coming, self.resolved.spec)
         for stage in coming:
             if stage.early:
                 context = replace(self._context(stage, self.run.path, ""), ensure_ray=self.ray.ready)
                 self.early.begin(stage.name, partial(_call_named, stage.early, context))
+
+    def _coming(self, stages: tuple[Stage, ...], spec: RunSpec) -> list[Stage]:
+        """Those that will run: a finished stage is taken to be reused."""
+        return [
+            stage
+            for stage in stages
+            if not is_skipped(stage, spec) and (stage.always or not self.run.stage(stage.name).exists())
+        ]
+
+    def _start_ray(self, coming: list[Stage], spec: RunSpec) -> None:
+        if any(stage.needs_ray(spec, self.host) for stage in coming):
+            self.ray.start()
 
     def _one(self, stage: Stage) -> None:
         events = self.run.sink()

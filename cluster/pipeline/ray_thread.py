@@ -1,4 +1,8 @@
-"""A Ray session that starts in a thread, so that preparing data and starting Ray take the time of one of them."""
+"""A Ray session that starts in a thread, so that checking and preparing data and starting Ray take the time of one.
+
+Invariant: a run that ends while Ray is still starting does not wait for it. The thread ends what it has started; where
+the process ends first (`still_starting` tells its main to leave at once), the reaper does (cluster/runtime/reaper.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,14 @@ if TYPE_CHECKING:
     from cluster.runtime.session import RaySession
 
 
+NAME = "ray-start"
+
+
+def still_starting() -> bool:
+    """Whether a run of this process has ended before its Ray stood."""
+    return any(thread.name == NAME for thread in threading.enumerate())
+
+
 class RayThread:
     """`start()` begins, `ready()` waits and raises what starting raised, leaving the context shuts Ray down."""
 
@@ -23,6 +35,11 @@ class RayThread:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._session: RaySession | None = None
+        self._handover = threading.Lock()
+        self._left = False
+        """Whether the context was left before Ray stood: then the thread closes the session."""
+        self._over = False
+        """Whether the thread has done its work."""
 
     @property
     def private(self) -> bool:
@@ -37,7 +54,7 @@ class RayThread:
     def start(self) -> None:
         """Begin to start or attach to Ray; returns at once."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._open, name="ray-start", daemon=True)
+            self._thread = threading.Thread(target=self._open, name=NAME, daemon=True)
             self._thread.start()
 
     def ready(self) -> bool:
@@ -56,6 +73,10 @@ class RayThread:
             self._session = self._stack.enter_context(ray_session(self._address, logs=self._logs))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self._error = error
+        with self._handover:
+            self._over = True
+        if self._left:
+            self._stack.close()
 
     def __enter__(self) -> RayThread:
         return self
@@ -63,6 +84,7 @@ class RayThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None:
-            self._thread.join()
-        self._stack.close()
+        with self._handover:
+            self._left = self._thread is not None and not self._over
+        if not self._left:
+            self._stack.close()

@@ -61,8 +61,8 @@ class Stage:
     always: bool = False
     """Run it even when nothing changed: it looks at the world, or starts something that ends with the run."""
     needs_ray: Callable[[RunSpec, HostFacts], bool] = _never
-    """Whether the spec says that it needs Ray: then Ray starts while earlier stages work, and stands when it begins. An
-    `auto` that is not decided yet says no. A stage that finds out later calls `context.ensure_ray`."""
+    """Whether the spec says that it needs Ray: then Ray starts while earlier stages work, and stands when it begins.
+    Before the check stage, an `auto` says no. A stage that finds out later calls `context.ensure_ray`."""
     early: str | None = None
     """`function(StageContext) -> Any`: starts what the stage will need, in a thread of the driver, while earlier stages
     work. The stage finds the result in `context.early` and ends it."""

@@ -213,7 +213,7 @@ def test_no_ray_starts_where_no_stage_that_runs_needs_it(run: RunFolder, monkeyp
     (run.path / "spec.yaml").write_text(SPEC + "train: {epochs: 3}\n")
     shutil.rmtree(run.stage("train"))
     assert drive(run) == 0
-    assert RAY == ["start", "ready"], "after check, and before train"
+    assert RAY == ["start", "start", "ready"], "at once, again when every auto is decided, and before train"
 
 
 def test_a_finished_stage_that_runs_again_finds_ray(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

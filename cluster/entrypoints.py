@@ -6,7 +6,6 @@ Stages are in a table of their own (cluster/pipeline/stages.py). A test resolves
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 TENSORBOARD_ENTRYPOINT = "trainers.tensorboard:write_tensorboard"
@@ -29,7 +28,7 @@ COMMAND_MODULES: dict[str, str] = {
 """What `manta` starts as `python -m MODULE …` in a process of its own."""
 
 
-def load(entrypoint: str) -> Callable[..., Any]:
+def load(entrypoint: str) -> Any:
     """The function or class that `module:name` names. Imports the module: call it in the process that does the work."""
     module, _, name = entrypoint.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -39,6 +39,7 @@ from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.rules import load_checked
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
+from cluster.store.stage_facts import StageFacts
 from cluster.telemetry.events import (
     Message,
     Progress,
@@ -125,7 +126,8 @@ class Driver:
             record = self._execute(stage, digest)
             status = record.status
         self.records[stage.name] = record
-        facts = entrypoints.load(stage.facts).of(self.records)
+        model: type[StageFacts] = entrypoints.load(stage.facts)
+        facts = model.of(self.records)
         if facts is not None and self.resolved is not None:
             self._resolve(facts.changes(self.resolved, record.details))
         events.emit(

@@ -4,7 +4,8 @@
     StageResult(facts=EvaluateFacts(…)) write one
 
 Invariant: the JSON of facts is exactly what was set: a field that was not set is not written, and one that this version
-does not know (of another version's run) is kept. So digests of outputs do not change when a field is added here.
+does not know (of another version's run) is kept. So digests of outputs do not change when a field is added here. What
+the report reads has defaults.
 
 Covered: names and types of facts, what they change of the resolved run. Not covered: how they come about (the rooms).
 """
@@ -91,9 +92,9 @@ class PrepareFacts(FoundFacts):
     """And whatever else the fit of the transforms has learned: columns, balance, mean, deviation, …"""
 
     stage = "prepare"
-    splits: dict[str, int]
+    splits: dict[str, int] = {}
     """Rows of each split."""
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...] = ()
     selection: dict[str, Any] | None = None
     """Features that were kept, and every one's score (trainers/data/fit/select.py)."""
     target: TargetFacts | None = None

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.pipeline.stage import StageContext, trains_on_ray
+from cluster.pipeline.stage import StageContext
+from cluster.pipeline.stages import trains_on_ray
 from cluster.spec.train import WorkersSpec
 from trainers.launch.local_worker import LocalWorker
 

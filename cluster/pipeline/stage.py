@@ -31,6 +31,10 @@ def _no_ray() -> bool:
     return False
 
 
+def _ray_stands() -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Everything a stage may know. Made by the driver, read by the stage."""
@@ -58,6 +62,10 @@ class StageContext:
     """Stages that will come after this one."""
     early: Any = None
     """What the stage's early entry point has started (stages.py); the stage ends it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A context travels within closures to processes of Ray: there it stands, and what starts it stays behind."""
+        return {**self.__dict__, "ensure_ray": _ray_stands, "early": None}
 
     @property
     def run_resolved(self) -> ResolvedRun:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.pipeline.ray_thread import RayThread, still_starting
+from cluster.pipeline.stage import StageContext
 
 TIMEOUT_S = 20.0
 
@@ -71,3 +74,11 @@ def test_a_block_that_starts_none_ends_none(slow: SlowRay, tmp_path: Path) -> No
     with RayThread(None, logs=tmp_path) as ray:
         assert ray.private
     assert not slow.begun.is_set()
+
+
+def test_a_context_travels_without_what_starts_ray(tmp_path: Path) -> None:
+    """Ray Tune pickles the search stage's listeners, which hold it."""
+    given: dict[str, Any] = dict.fromkeys(("run", "spec", "resolved", "host", "events"))
+    with RayThread(None, logs=tmp_path) as ray:
+        context = StageContext(stage="search", folder=tmp_path, digest="d", records={}, ensure_ray=ray.ready, **given)
+        assert pickle.loads(pickle.dumps(context)).ensure_ray()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cluster.atomic import hash_tree
 from cluster.errors import DataError
 from tests.unit.data_tests.every_finding import PLANTED
 from tests.unit.data_tests.every_finding import write as write_findings
-from tests.unit.data_tests.making import data_spec
+from tests.unit.data_tests.making import context, data_spec, run_spec
 from tests.unit.data_tests.test_past_memory import SPLIT, write
 from trainers.data import check
 from trainers.data.check import source_of
@@ -47,7 +48,9 @@ def test_one_table_has_one_digest_on_three_executors(
     digests = {executor.name: digest(spec, files, tmp_path / executor.name, executor)
                for executor in (ONE_PROCESS, THREADS, RAY_DATA)}  # fmt: skip
     assert len(set(digests.values())) == 1, digests
-    assert standing_executor() is RAY_DATA  # of the prepare stage of a run with Ray
+    stage = context(tmp_path / "run", run_spec(source, target="y"))
+    assert standing_executor(replace(stage, ensure_ray=lambda: True)) is RAY_DATA
+    assert standing_executor(stage) is THREADS  # of a stage outside of a run
 
 
 def test_a_damaged_file_is_the_same_sentence_from_a_worker(ray_local: str, tmp_path: Path) -> None:

@@ -53,11 +53,12 @@ test-core: ## Unit tests on another Python or torch: PYTHON=python3.12 TORCH=2.1
 	fi; \
 	"$$env/bin/python" -m pytest $(CORE) $(ARGS)
 
-check: $(VENV)/.installed-dev ## Format, lint, types, import contracts, docs-fresh
+check: $(VENV)/.installed-dev ## Format, lint, types, import contracts, dead code, docs-fresh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/dead_code.py
 	$(BIN)/python -m docs.generate --check
 
 format: $(VENV)/.installed-dev ## Format and fix what can be fixed

@@ -5,7 +5,6 @@ Not covered: gRPC (use tritonclient), retries of requests that may have run.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import httpx
@@ -16,7 +15,6 @@ from serve.access import TOKEN_VARIABLE
 from serve.protocol.codec import InferAnswer, InferRequest, decode_answer, encode_request
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-READY_POLL_S = 0.05
 
 
 class EndpointClient:
@@ -92,14 +90,6 @@ class EndpointClient:
         except httpx.TransportError:
             return []
         return list(response.json()) if response.status_code == 200 else []
-
-    def wait_ready(self, deadline_s: float) -> bool:
-        """Poll until ready; False when `time.monotonic()` passes `deadline_s` first."""
-        while not self.is_ready():
-            if time.monotonic() >= deadline_s:
-                return False
-            time.sleep(READY_POLL_S)
-        return True
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         attempted = f"Cannot ask endpoint '{self.model}' at {self.url}"

@@ -30,7 +30,6 @@ COLORS = {  # stand-ins that no palette uses -> CSS variables of the page
 }
 TEXT, MUTED, LINE, PANEL = "#010101", "#020202", "#030303", "#050505"
 SERIES = ("#040401", "#040402", "#040403", "#040404")
-INCH_PX = 72  # SVG points of matplotlib
 LABEL_CHARACTERS_MAX = 28
 TICK_WHOLE, TICK_LONG = 1_000, 100_000_000  # between them a tick has its digits; beyond, `7.8e+10` is shorter
 SMOOTH_POINTS = 400  # more than a screen has pixels for; longer series are thinned

@@ -1,4 +1,4 @@
-"""A port to serve on: is it free, and which one when the user does not care.
+"""Ports to serve on: whether one is free, and which are when the user names none.
 
 HAProxy listens with SO_REUSEPORT, so that a second one on the same port starts without an error and takes half of
 the requests; this check, without that option, is the only one there is.
@@ -7,6 +7,7 @@ the requests; this check, without that option, is the only one there is.
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 
 import psutil
 
@@ -29,6 +30,15 @@ def claim_port(host: str, port: int) -> int:
                 details={"port": port, "holder": holder},
             ) from None
         return int(probe.getsockname()[1])
+
+
+def free_ports(num_ports: int) -> list[int]:
+    """Different TCP ports that are free now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _holder(port: int) -> str:

@@ -82,17 +82,6 @@ def fetch_bundle(store: str, name: str, target: Path, *, version: str | None = N
     return Bundle(target, read_manifest(target))
 
 
-def list_published(store: str) -> list[str]:
-    """Names of the runs that have a bundle in the store."""
-    with _store(f"Cannot list the store {store}", store) as (files, root):
-        if not files.exists(root):
-            return []
-        entries = files.ls(root, detail=False)
-        return sorted(
-            str(entry).rstrip("/").rpartition("/")[2] for entry in entries if files.exists(f"{entry}/{LATEST}")
-        )
-
-
 @contextmanager
 def _store(attempted: str, store: str) -> Iterator[tuple[Any, str]]:
     """The store's file system and root path; its errors become ours."""

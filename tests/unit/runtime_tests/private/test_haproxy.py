@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.runtime.ports import free_ports
 from cluster.runtime.private.haproxy import (
     BINARY_VARIABLE,
     OUTER_VARIABLE,
     PORT_VARIABLES,
     SCRIPT,
-    free_ports,
     haproxy_environment,
     private_haproxy,
 )

@@ -66,7 +66,7 @@ MLP = {"family": "mlp", "hidden": [128, 128]}
 CNN = {"family": "cnn", "width": 16, "dropout": 0.0}
 RUNNERS: dict[str, Callable[[Path], tuple[float, float]]] = {
     "mlp": lambda folder: _fit(folder / "mlp", MLP, MLP_BATCH, MLP_BATCH, 1),
-    "mlp_looked_at": lambda folder: _fit(folder / "mlp", MLP, MLP_BATCH, MLP_BATCH, 1, diagnostics_every_updates=200),
+    "mlp_inspected": lambda folder: _fit(folder / "mlp", MLP, MLP_BATCH, MLP_BATCH, 1, diagnostics_every_updates=200),
     "cnn": lambda folder: _fit(folder / "cnn", CNN, CNN_BATCH, CNN_BATCH // 2, 2),
     "cnn_8": lambda folder: _fit(folder / "cnn", CNN, CNN_BATCH, CNN_BATCH // 16, 2),
 }

@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mlp_lightning": {"ours": "mlp", "other": "mlp_lightning", "workers": 1, "goal": 2.2, "peer": True},
     "ddp": {"ours": "cnn", "other": "cnn_ddp", "workers": 2, "goal": 0.98},
     "ddp_accumulate_8": {"ours": "cnn_8", "other": "cnn_ddp_8", "workers": 2, "goal": 0.98},
-    "diagnostics": {"ours": "mlp_looked_at", "other": "mlp", "workers": 1, "goal": 0.99},
+    "diagnostics": {"ours": "mlp_inspected", "other": "mlp", "workers": 1, "goal": 0.99},
     "start": {"clocks": ("first_update", "whole"), "goal": 1.3},
     "start_one": {"clocks": ("first_update", "whole"), "goal": 1.3},
     "run": {"clocks": ("table_700", "quickstart"), "goal": "12 s, 35 s"},

@@ -83,7 +83,7 @@ def _fit(request: Any, deferred: bool, monkeypatch: pytest.MonkeyPatch, **more: 
 def test_reading_one_update_late_ends_with_the_same_bytes(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With windows that are not finite (skipped, once past the budget), looks, checkpoints and short last windows."""
+    """With windows that are not finite (also past the budget), inspections, checkpoints and short last windows."""
     prepared = write_data(tmp_path / "data", 22, dtype="FP32")
     ends = []
     for deferred in (False, True):
@@ -112,7 +112,7 @@ def test_reading_one_update_late_ends_with_the_same_bytes(
     )
     assert [s[1:] for s in steps] == [s[1:] for s in steps_late], "the same losses at the same learning rates"
     kinds = [sorted(event.model_dump()["kind"] for event in sink.events) for sink in (told, told_late)]
-    assert kinds[0] == kinds[1], "the same looks, checkpoints and epochs"
+    assert kinds[0] == kinds[1], "the same inspections, checkpoints and epochs"
 
 
 def ends_of(ends: list[tuple[FitResult, ListSink]]) -> list[ListSink]:

@@ -1,4 +1,4 @@
-"""What a look sees, and where a value that is not finite came from."""
+"""What an inspection records, and where a value that is not finite came from."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def test_a_look_sees_gradients_updates_and_dead_units(tmp_path: Path) -> None:
         after = state.model.second.weight.detach()  # type: ignore[union-attr]
         changed = float((after - before).norm() / before.norm())  # type: ignore[operator]
         weights.append(after.clone())  # type: ignore[operator]
-    looks = [event for event in job.sink.events if isinstance(event, Diagnostics)]  # type: ignore[attr-defined]
-    assert [look.update for look in looks] == [0, 2]
-    assert looks[1].values["act"]["dead_share"] == 0.5
-    assert looks[1].values["second.weight"]["update_ratio"] == pytest.approx(changed, rel=1e-5)
-    assert "change_since_last_look" not in looks[0].values["second.weight"]
+    inspections = [event for event in job.sink.events if isinstance(event, Diagnostics)]  # type: ignore[attr-defined]
+    assert [event.update for event in inspections] == [0, 2]
+    assert inspections[1].values["act"]["dead_share"] == 0.5
+    assert inspections[1].values["second.weight"]["update_ratio"] == pytest.approx(changed, rel=1e-5)
+    assert "change_since_last_look" not in inspections[0].values["second.weight"]
     moved = float((weights[2] - weights[0]).norm() / before.norm())  # type: ignore[operator]
-    assert looks[1].values["second.weight"]["change_since_last_look"] == pytest.approx(moved, rel=1e-5)
+    assert inspections[1].values["second.weight"]["change_since_last_look"] == pytest.approx(moved, rel=1e-5)
     assert moved > changed, "two updates, not one"
     gradient = state.model.second.weight.grad  # type: ignore[union-attr]
-    assert looks[1].values["second.weight"]["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)  # type: ignore[union-attr, operator]
-    assert not state.model.act._forward_hooks, "hooks are gone between looks"  # type: ignore[union-attr]
+    assert inspections[1].values["second.weight"]["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)  # type: ignore[union-attr, operator]
+    assert not state.model.act._forward_hooks, "hooks are gone between inspections"  # type: ignore[union-attr]
 
 
 def test_a_unit_of_a_transformer_is_a_feature_not_a_token(tmp_path: Path) -> None:

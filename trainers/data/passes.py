@@ -23,6 +23,7 @@ import pyarrow as pa
 from cluster.bundle.transforms import Transforms
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec, FileSource, SplitSpec
+from cluster.spec.rules import SYNTHETIC
 from trainers.data.executors import Executor
 from trainers.data.fit.seen import example_row
 from trainers.data.fit.statistics import Statistics, exact_output
@@ -108,7 +109,10 @@ IN_MEMORY_ONLY = (
         "target encoding is cross-fitted over all rows: choose another data.encode.category",
     ),
     Step(lambda spec: spec.select, "data.select needs all rows together: leave it out"),
-    Step(lambda spec: spec.balance, "data.balance needs all rows together: leave it out"),
+    Step(
+        lambda spec: spec.balance and spec.balance.method in SYNTHETIC,
+        "data.balance makes rows out of all rows together: choose class_weights, over, under or sampler",
+    ),
     Step(lambda spec: spec.clean.drop_duplicates, "data.clean.drop_duplicates needs all rows together: leave it out"),
 )
 
@@ -307,8 +311,11 @@ def fit(plan: FilePlan) -> tuple[Transforms, dict[str, Any]]:
     return transforms, facts
 
 
-def write(folder: Path, plan: FilePlan, executor: Executor) -> tuple[Transforms, dict[str, Any]]:
-    """Fit, then write every piece's rows to their places in the shards, which are made first; the list last."""
+def write(folder: Path, plan: FilePlan, executor: Executor) -> tuple[Transforms, dict[str, int], dict[str, Any]]:
+    """Fit, then write every piece's rows to their places in the shards, which are made first; the list last.
+
+    Returns the transforms, the rows of each split, and facts.
+    """
     transforms, facts = fit(plan)
     inputs, rows = transforms.signature(), plan.rows
     for name, count in rows.items():
@@ -323,11 +330,17 @@ def write(folder: Path, plan: FilePlan, executor: Executor) -> tuple[Transforms,
              for piece, splits, start in zip(plan.pieces, plan.splits, starts, strict=False)]  # fmt: skip
     for _ in executor.map(write_piece, items, plan.rules, plan.target, plan.test_file, transforms, str(folder)):
         pass
+    if plan.rules.spec.balance is not None:
+        from trainers.data.fit.balance import balance_shards
+
+        train = open_split(folder / "train", inputs)
+        rows["train"], balanced = balance_shards(plan.rules.spec.balance, folder / "train", train)
+        facts |= balanced
     if not plan.target.classes:
         opened = {name: open_split(folder / name, inputs) for name in rows}
         facts |= target_facts(plan.rules.spec.target_transform, opened)
     write_description(folder, rows, task=plan.target.task, classes=plan.target.classes, inputs=inputs, facts=facts)
-    return transforms, facts
+    return transforms, rows, facts
 
 
 def write_piece(

@@ -31,7 +31,7 @@ from trainers.data.executors import THREADS, Executor
 from trainers.data.fit.arrays import fit_arrays
 from trainers.data.fit.target import target_facts
 from trainers.data.handoff import Checked, Handoff, load_handoff, save_handoff
-from trainers.data.passes import choose_way, plan_files, write
+from trainers.data.passes import FilePlan, choose_way, plan_files, write
 from trainers.data.plan import RowPlan, Target, plan_rows
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.raw import TableRules
@@ -141,7 +141,7 @@ def _check_past_memory(spec: DataSpec, notes: Notes) -> Found:
                   for index, label in enumerate(target.classes)}  # fmt: skip
     headline = f"{data.num_rows:,} rows (table, past memory), {rows['train']:,} for training"
     checked = Checked(data, rows, class_rows, headline, tuple(notes.said))
-    return Found(checked, plan.rules, target, plan.assigned, lambda _: rows["train"], plan.piece_rows)
+    return Found(checked, plan.rules, target, plan.assigned, partial(_training_rows, plan=plan), plan.piece_rows)
 
 
 def _settled(context: StageContext) -> tuple[StageContext, list[Reason]]:
@@ -171,9 +171,9 @@ def _prepare_past_memory(context: StageContext, spec: DataSpec, handoff: Handoff
     """`prepare_data` in passes over the files, on Ray Data where the run's Ray session stands."""
     executor = standing_executor(context)
     plan = plan_files(spec, executor, handoff)
-    transforms, facts = write(context.folder, plan, executor)
+    transforms, rows, facts = write(context.folder, plan, executor)
     write_json(context.folder / TRANSFORMS, transforms.to_json())
-    return plan.rows, transforms.signature(), facts
+    return rows, transforms.signature(), facts
 
 
 def standing_executor(context: StageContext) -> Executor:
@@ -191,6 +191,17 @@ def _wait_for_ray(context: StageContext, spec: DataSpec) -> None:
         context.ensure_ray()
 
 
+def _training_rows(spec: DataSpec, plan: FilePlan) -> int:
+    """`count_training_rows` of a table past memory, where only its classes' rows count."""
+    rows, classes = plan.rows["train"], plan.target.classes
+    if spec.balance is None:
+        return rows
+    from trainers.data.fit.balance import count_balanced
+
+    counts = np.array([plan.statistics.classes[0, index] for index in range(len(classes))])
+    return count_balanced(spec, plan.rules.roles, counts, classes) or rows
+
+
 def count_training_rows(spec: DataSpec, plan: RowPlan) -> int:
     """Rows that the training split will have after cleaning and balancing: the batch plan counts updates with it."""
     from trainers.data.fit.table import prepare_table, training_rows
@@ -198,17 +209,13 @@ def count_training_rows(spec: DataSpec, plan: RowPlan) -> int:
     rows = training_rows(spec, plan.raw, plan.rows["train"], plan.targets)
     if spec.balance is None:
         return len(rows)
-    from trainers.data.fit.balance import balanced_rows, check_balance
+    from trainers.data.fit.balance import count_balanced
 
-    counts = (
-        np.bincount(plan.targets[rows], minlength=len(plan.target.classes))
-        if plan.target.classes
-        else np.zeros(1, np.int64)
-    )
-    check_balance(spec, plan.raw.table.roles if plan.raw.table else {}, counts, plan.target.classes)
-    count = balanced_rows(spec.balance, counts)
+    classes = plan.target.classes
+    counts = np.bincount(plan.targets[rows], minlength=len(classes)) if classes else np.zeros(1, np.int64)
+    count = count_balanced(spec, plan.raw.table.roles if plan.raw.table else {}, counts, classes)
     if count is None:
-        count = len(prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.target.classes).splits["train"])
+        count = len(prepare_table(spec, plan.raw, plan.rows, plan.targets, classes).splits["train"])
     return count
 
 

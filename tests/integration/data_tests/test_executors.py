@@ -30,7 +30,7 @@ from trainers.data.stages import standing_executor
 def digest(spec: Any, files: tuple[str, str], folder: Path, executor: Executor) -> str:
     """Of all that prepare writes, its transforms and facts, and of the quality report."""
     folder.mkdir()
-    transforms, facts = write_shards(folder, plan_files(spec, executor), executor)
+    transforms, _, facts = write_shards(folder, plan_files(spec, executor), executor)
     path, test = files
     report = check_files([Path(path)], source_of(path), "y", test=[Path(test)], executor=executor)
     assert {(finding.rule, finding.column) for finding in report.findings} == PLANTED

@@ -15,11 +15,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.atomic import hash_tree
 from cluster.bundle.transforms import load_transforms
 from cluster.errors import DataError
 from cluster.spec.resolve import HostFacts
 from tests.unit.data_tests.making import check, context, prepare, run_spec
 from trainers.data import plan, sample
+from trainers.data.fit import balance
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data
 
@@ -164,6 +166,17 @@ def test_a_split_that_orders_all_rows_is_that_of_memory(
     assert_same(memory, past, 0.0)
 
 
+@pytest.mark.parametrize("method", ["class_weights", "over", "under", "sampler"])
+def test_balancing_by_counts_gives_the_training_shards_of_memory(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balance, "BLOCK_ROWS", 500)
+    source = write(tmp_path, "parquet", table(3_000))
+    memory, past = both(tmp_path, source, monkeypatch, balance={"method": method})
+    assert hash_tree(memory / "train") == hash_tree(past / "train")
+    assert (memory / "dataset.json").read_bytes() == (past / "dataset.json").read_bytes()
+
+
 def test_a_test_file_beside_a_shuffled_one_divides_as_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +205,7 @@ def test_what_needs_all_rows_together_is_refused_with_its_remedy(tmp_path: Path)
     cases: list[tuple[dict, str]] = [
         ({"split": {}}, "data.split.by_hash: true"),
         ({"encode": {"category": "target"}}, "another data.encode.category"),
-        ({"balance": {"method": "over"}}, "data.balance needs all rows"),
+        ({"balance": {"method": "smotenc"}}, "data.balance makes rows out of all rows"),
         ({"select": {"method": "anova", "k": 2}}, "data.select needs all rows"),
     ]
     for values, words in cases:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from cluster.spec.data import BalanceSpec, DataSpec
 from cluster.spec.rules import SYNTHETIC
 from trainers.data.read.raw import Role, Table
 from trainers.data.shards import Split
+
+BLOCK_ROWS = 1 << 14  # of a shard that are drawn at a time
 
 
 def balance_training(
@@ -70,6 +73,25 @@ def balance_rows(spec: BalanceSpec, train: Split) -> tuple[Split, dict[str, Any]
     return balanced, _facts(spec, train, balanced)
 
 
+def balance_shards(spec: BalanceSpec, folder: Path, train: Split) -> tuple[int, dict[str, Any]]:
+    """`balance_rows` of the training split that lies in `folder`, a block of rows at a time; how many rows it then has,
+    and facts. Raises DataError."""
+    targets = np.asarray(_classes_of(train))
+    if spec.method == "class_weights":
+        np.save(folder / "weights.npy", class_weights(targets))
+        return len(train), _facts(spec, train, train)
+    rows = drawn_rows(spec, targets)
+    facts = _facts(spec, train, Split({}, targets[rows]))
+    for path in (*(folder / f"inputs.{name}.npy" for name in train.inputs), folder / "targets.npy"):
+        array, drawn = np.load(path, mmap_mode="r", allow_pickle=False), path.with_suffix(".drawn")
+        shard = np.lib.format.open_memmap(drawn, "w+", array.dtype, (len(rows), *array.shape[1:]))
+        for start in range(0, len(rows), BLOCK_ROWS):
+            shard[start : start + BLOCK_ROWS] = array[rows[start : start + BLOCK_ROWS]]
+        shard.flush()
+        drawn.replace(path)
+    return len(rows), facts
+
+
 def _classes_of(train: Split) -> np.ndarray:
     """(N,) class indices. Raises DataError for a quantity."""
     if not np.issubdtype(train.targets.dtype, np.integer):
@@ -97,6 +119,15 @@ def balanced_rows(spec: BalanceSpec, counts: np.ndarray) -> int | None:
     if spec.method == "under":
         return smallest * len(present)
     return max(smallest, largest // 2) * len(present) if spec.method == "smote_under" else None
+
+
+def count_balanced(
+    data: DataSpec, roles: Mapping[str, Role], counts: np.ndarray, classes: tuple[str, ...]
+) -> int | None:
+    """`balanced_rows` of a spec that balances. Raises DataError as `check_balance` does."""
+    assert data.balance is not None
+    check_balance(data, roles, counts, classes)
+    return balanced_rows(data.balance, counts)
 
 
 def class_weights(targets: np.ndarray) -> np.ndarray:

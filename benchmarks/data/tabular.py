@@ -30,7 +30,7 @@ from cluster.spec.load import apply_overrides, validate_spec
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import ListSink
-from trainers.data.plan import plan_rows
+from trainers.data.row_plan import plan_rows
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data, prepare_data
 from trainers.export.bundle import versions

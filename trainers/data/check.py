@@ -24,9 +24,9 @@ from cluster.command import run_main
 from cluster.errors import DataError
 from cluster.spec.base import Auto
 from cluster.spec.data import CsvSource, FileSource, JsonlSource, ParquetSource
+from trainers.data.quality.check_files import check_files
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import QualityReport, check_table
-from trainers.data.quality.scan import check_files
 from trainers.data.read.batches import read_batches, whole_bytes
 from trainers.data.read.columns import plain_numbers
 from trainers.data.read.delimited import file_start, settle_source

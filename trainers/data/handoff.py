@@ -20,10 +20,10 @@ from pydantic import TypeAdapter
 from cluster.atomic import digest_json, new_folder, sha256_file
 from cluster.spec.data import DataSpec, FileSource
 from cluster.spec.resolve import DataFacts
-from trainers.data.plan import Target
 from trainers.data.read.fetch import find_files
 from trainers.data.read.files import digest_files
 from trainers.data.read.raw import TableRules
+from trainers.data.row_plan import Target
 
 FOLDER, PLAN, ASSIGNED = "plan", "plan.json", "splits.npy"
 FORMAT = 1  # raise it when what is read, inferred or divided changes: older plans are then not taken

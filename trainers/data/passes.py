@@ -26,20 +26,20 @@ from cluster.spec.data import SPLITS, DataSpec, FileSource, SplitSpec
 from cluster.spec.rules import SYNTHETIC
 from trainers.data.executors import Executor
 from trainers.data.fit.seen import example_row
-from trainers.data.fit.statistics import Statistics, exact_output
 from trainers.data.fit.table import fit_transforms, take_rows
 from trainers.data.fit.target import target_facts
+from trainers.data.fit.training_statistics import Statistics, exact_output
 from trainers.data.handoff import Handoff
-from trainers.data.plan import Target, assign_rows, settle_words
 from trainers.data.read.arrow_types import parents_of, type_notes, usable_table, with_parts
 from trainers.data.read.batches import Piece, find_pieces, read_piece, whole_bytes
+from trainers.data.read.column_scan import TableScan, kept_rows, scan_piece
 from trainers.data.read.columns import read_values
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.fetch import called_by_url, find_files
 from trainers.data.read.files import digest_files
 from trainers.data.read.raw import FREE, TableRules
-from trainers.data.read.scan import TableScan, kept_rows, scan_piece
 from trainers.data.read.tables import TypedRows, check_columns, table_rules, type_rows
+from trainers.data.row_plan import Target, assign_rows, settle_words
 from trainers.data.sample import FILE_ROWS_BITS
 from trainers.data.shards import open_split, write_description
 from trainers.data.split_classes import check_split_classes

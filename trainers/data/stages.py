@@ -3,7 +3,7 @@
     check:    source -> rules, target, split of each row -> DataFacts -> every `auto` decided
     prepare:  the same rules and split (handoff.py) -> fit on the training rows alone -> shards and transforms.json
 
-A table in memory is one batch (plan.py); tables past memory go the same way in passes over their files (passes.py).
+A table in memory is one batch (row_plan.py); tables past memory go the same way in passes over their files (passes.py).
 
 Invariant: whatever is fitted has seen the training split and nothing else, because the fit functions are handed
 only its rows.
@@ -32,10 +32,10 @@ from trainers.data.fit.arrays import fit_arrays
 from trainers.data.fit.target import target_facts
 from trainers.data.handoff import Checked, Handoff, load_handoff, save_handoff
 from trainers.data.passes import FilePlan, choose_way, plan_files, write
-from trainers.data.plan import RowPlan, Target, plan_rows
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.raw import TableRules
 from trainers.data.read.sources import read_source
+from trainers.data.row_plan import RowPlan, Target, plan_rows
 from trainers.data.shard_store import publish_shards
 from trainers.data.shards import TARGET_FACTS, write_prepared
 from trainers.data.splits import split_rows

@@ -19,7 +19,7 @@ from cluster.bundle.transforms.columns import Texts, Values
 from cluster.spec.base import StrictSpec
 
 REACH = 0.5  # of the training range; a value up to there is extrapolated without a word
-WORDS_MAX = 1 << 16  # as many as a pass over a large table keeps (trainers/data/read/scan.py)
+WORDS_MAX = 1 << 16  # as many as a pass over a large table keeps (trainers/data/read/column_scan.py)
 
 
 class SeenNumbers(StrictSpec):

@@ -20,7 +20,7 @@ from cluster.bundle import open_bundle
 from cluster.store.run_folder import RunFolder
 from tests.bundles import softmax
 from tests.e2e.conftest import ROOT, call_manta
-from trainers.data.plan import plan_rows
+from trainers.data.row_plan import plan_rows
 from trainers.data.shards import open_prepared
 
 pytestmark = pytest.mark.slow  # three real runs of about a minute

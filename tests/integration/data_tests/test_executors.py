@@ -22,7 +22,7 @@ from trainers.data.executors import ONE_PROCESS, THREADS, Executor
 from trainers.data.passes import plan_files
 from trainers.data.passes import write as write_shards
 from trainers.data.quality import label_noise
-from trainers.data.quality.scan import check_files
+from trainers.data.quality.check_files import check_files
 from trainers.data.ray_data import RAY_DATA
 from trainers.data.stages import standing_executor
 

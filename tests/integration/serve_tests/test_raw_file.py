@@ -24,7 +24,7 @@ from cluster.telemetry.events import ListSink
 from tests.contract.protocol_tests.conftest import server_process
 from tests.e2e.cli_tests.test_configs import FILES, ROWS_MAX, TOLERANCE, raw_rows
 from tests.e2e.conftest import ROOT
-from trainers.data.plan import plan_rows
+from trainers.data.row_plan import plan_rows
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data, prepare_data
 from trainers.export.stage import run_export

@@ -38,8 +38,8 @@ from serve.deployments import commands
 from tests.bundles import linear_graph
 from tests.contract.protocol_tests.conftest import server_process
 from trainers.data.fit.table import PreparedTable, prepare_table
-from trainers.data.plan import plan_rows
 from trainers.data.read.sources import read_source
+from trainers.data.row_plan import plan_rows
 
 TOLERANCE = 1e-5
 START = datetime(2020, 1, 1)

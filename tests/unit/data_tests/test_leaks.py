@@ -15,7 +15,7 @@ import pytest
 from cluster.spec.data import SPLITS
 from tests.unit.data_tests.making import check, prepare, run_spec, write_table
 from trainers.data.fit.arrays import fit_arrays
-from trainers.data.plan import plan_rows
+from trainers.data.row_plan import plan_rows
 from trainers.data.shards import Split, open_prepared
 
 ROWS = 300

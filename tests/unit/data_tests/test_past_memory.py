@@ -20,7 +20,7 @@ from cluster.bundle.transforms import load_transforms
 from cluster.errors import DataError
 from cluster.spec.resolve import HostFacts
 from tests.unit.data_tests.making import check, context, prepare, run_spec
-from trainers.data import plan, sample
+from trainers.data import row_plan, sample
 from trainers.data.fit import balance
 from trainers.data.shards import open_prepared
 from trainers.data.stages import check_data
@@ -67,7 +67,7 @@ def both(folder: Path, source: dict, monkeypatch: pytest.MonkeyPatch, **values: 
     check_there = check(folder / "memory", run_spec(source, **spec))
     prepare(folder / "memory", run_spec(source, **spec))
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "read_source", lambda *_: pytest.fail("the whole table was read"))
+        patch.setattr(row_plan, "read_source", lambda *_: pytest.fail("the whole table was read"))
         past = run_spec(source, memory_bytes=1, **spec)
         check_here = check(folder / "past", past)
         prepare(folder / "past", past)

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 
 from trainers.data.check import main
+from trainers.data.quality.check_files import check_batches
 from trainers.data.quality.drift import stability_index
 from trainers.data.quality.findings import Finding
 from trainers.data.quality.page import to_html
 from trainers.data.quality.report import QualityReport, check_table
-from trainers.data.quality.scan import check_batches
 
 
 def planted(num_rows: int = 300) -> dict[str, np.ndarray]:

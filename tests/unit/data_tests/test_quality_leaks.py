@@ -11,10 +11,10 @@ import pytest
 
 from tests.unit.data_tests.making import data_spec
 from trainers.data.quality import label_noise
+from trainers.data.quality.check_files import check_batches
 from trainers.data.quality.findings import Finding
 from trainers.data.quality.leaks import by_alphabet
 from trainers.data.quality.report import check_table
-from trainers.data.quality.scan import check_batches
 from trainers.data.read.columns import to_texts
 from trainers.data.read.sources import read_source
 

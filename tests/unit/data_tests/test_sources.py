@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import DataError
 from tests.unit.data_tests.making import check, data_spec, prepare, run_spec, write_table
 from trainers.data.check import make_report
-from trainers.data.plan import plan_rows
+from trainers.data.row_plan import plan_rows
 from trainers.data.shards import open_prepared
 
 SPLIT = {"validation": 0.2, "calibration": 0, "gate": 0, "test": 0.2}

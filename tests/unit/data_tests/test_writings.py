@@ -421,7 +421,7 @@ def test_a_writing_that_no_date_has_is_refused(value: Any, words: str) -> None:
 
 
 def test_more_words_than_are_kept_are_judged_by_their_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("trainers.data.read.scan.WORDS_MAX", 120)
+    monkeypatch.setattr("trainers.data.read.column_scan.WORDS_MAX", 120)
     raw = read(tmp_path, {"ticket": [f"PC {17000 + row * 3 // 4}" for row in range(300)]})
     assert raw.table is not None
     assert raw.table.roles["ticket"] == "text"

@@ -1,7 +1,7 @@
 """What the bundle keeps of the raw training rows: range and words of each column, and one row to ask with.
 
-Invariant: sees training rows only; no tensor depends on it. Past memory trainers/data/fit/statistics.py puts the exact
-facts of all training rows in place of those of the sample.
+Invariant: sees training rows only; no tensor depends on it. Past memory training_statistics.py puts the exact facts of
+all training rows in place of those of the sample.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec, FileSource, JsonlSource, ParquetSource
+from trainers.data.quality.check_files import check_batches
 from trainers.data.quality.findings import SEVERITIES, Finding
 from trainers.data.quality.report import QualityReport, check_table
-from trainers.data.quality.scan import check_batches
 from trainers.data.read.arrow_types import check_usable, parents_of, with_parts
 from trainers.data.read.batches import read_batches
 from trainers.data.read.columns import make_column, to_texts

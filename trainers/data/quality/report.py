@@ -1,6 +1,6 @@
 """The quality report: what is odd in a table, how bad it is, with evidence and the spec line that mends it.
 
-    batches -> scan (summary.py) -> merge -> report_of: facts and findings
+    batches -> scan (table_summary.py) -> merge -> report_of: facts and findings
 
 Invariant: looks only, changes nothing; the report depends neither on how the rows were divided nor on the executor.
 What adds up is counted in all rows; what needs values together is judged on the summary's sample, which holds all rows
@@ -8,7 +8,7 @@ of a table in memory. A rule that counts decide is never decided by a sample, a 
 carries its bound.
 
 Covered: all findings: of counts in rules.py, of a column's values in column_findings.py, leakage in leaks.py, wrong
-labels in label_noise.py, two tables in drift.py. Not covered: reading files (scan.py).
+labels in label_noise.py, two tables in drift.py. Not covered: reading files (check_files.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainers.data.quality.drift import find_drift
 from trainers.data.quality.findings import SEVERITIES, Finding
 from trainers.data.quality.leaks import find_leaks
 from trainers.data.quality.rules import OUTLIER_FENCE_IQR, SUSPICIOUS, word_counts
-from trainers.data.quality.summary import Scan, Summary
+from trainers.data.quality.table_summary import Scan, Summary
 from trainers.data.read.columns import to_numbers, to_texts
 from trainers.data.sample import FILE_ROWS_BITS, QUANTILE_RANK_ERROR
 

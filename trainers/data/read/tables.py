@@ -21,12 +21,12 @@ from cluster.spec.data import SPLITS, CsvSource, DataSpec
 from cluster.spec.remedy import map_line, written_line
 from trainers.data.hashing import column_keys, table_keys
 from trainers.data.read.arrow_types import check_usable, parents_of, type_notes, with_parts
+from trainers.data.read.column_scan import TableScan, feature_columns, kept_rows, scan_batch
 from trainers.data.read.columns import make_column, read_values, to_numbers, to_texts
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.dialect import looks_like_row
 from trainers.data.read.infer import Inferred, target_column
 from trainers.data.read.raw import FREE, RawData, TableRules
-from trainers.data.read.scan import TableScan, feature_columns, kept_rows, scan_batch
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cluster.spec.data import FileSource
 from trainers.data.executors import THREADS, Executor
 from trainers.data.quality.column_counts import ColumnCounts
 from trainers.data.quality.report import QualityReport, report_of
-from trainers.data.quality.summary import Scan, Summary
+from trainers.data.quality.table_summary import Scan, Summary
 from trainers.data.read.batches import Piece, find_pieces, read_piece
 from trainers.data.read.columns import plain_numbers
 from trainers.data.sample import FILE_ROWS_BITS, place_limit

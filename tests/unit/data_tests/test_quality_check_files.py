@@ -16,8 +16,8 @@ import pytest
 from cluster.errors import DataError
 from trainers.data import check, sample, sketch
 from trainers.data.quality import label_noise
+from trainers.data.quality.check_files import check_batches
 from trainers.data.quality.report import check_table
-from trainers.data.quality.scan import check_batches
 from trainers.data.read import batches
 from trainers.data.sample import QUANTILE_RANK_ERROR, SAMPLE_ROWS
 from trainers.data.sketch import DistinctSketch

@@ -23,7 +23,7 @@ from serve.doors.raw_rows import RowsRequest, read_rows
 from serve.doors.rest import Answer, error_answer, read_json
 from serve.doors.uploads import uploaded_files
 from serve.handlers.controlplane import ControlPlane
-from serve.handlers.dataplane import CountBadRequests, DataPlane
+from serve.handlers.dataplane import DataPlane, counting_bad_requests
 from serve.models.model import ServedModel
 from serve.observe.monitor import add_monitor
 from serve.protocol.codec import InferAnswer
@@ -121,7 +121,7 @@ def _add_rows(app: FastAPI, dataplane: DataPlane) -> None:
     )
     async def predict(request: Request) -> RowsResponse:
         body = await request.body()
-        with CountBadRequests(dataplane.repository.default):  # the version is in the body
+        with counting_bad_requests(dataplane.repository.default):  # the version is in the body
             small, limits = len(body) <= SMALL_BYTES, dataplane.limits
             asked = read_request(body, limits) if small else await asyncio.to_thread(read_request, body, limits)
         dataplane.admit(name, asked.version)
@@ -144,7 +144,7 @@ def _add_images(app: FastAPI, dataplane: DataPlane) -> None:
     )
     async def predict_image(request: Request, version: str = "") -> ImageResponse:
         model = dataplane.admit(name, version)
-        with CountBadRequests(model):  # refused before the body is read: a model that takes no images
+        with counting_bad_requests(model):  # refused before the body is read: a model that takes no images
             image_pixels(model.transforms)
         files = await uploaded_files(request, dataplane.limits)
 

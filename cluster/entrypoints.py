@@ -11,8 +11,8 @@ from typing import Any
 TENSORBOARD_ENTRYPOINT = "trainers.tensorboard:write_tensorboard"
 """`function(RunFolder) -> Path`: the run's events as TensorBoard files. The driver calls it when a run has ended."""
 
-KEEPER_ENTRYPOINT = "serve.deployments.stages:keeper"
-"""`function() -> (() -> bool)`: what a run with `--keep` asks again and again: whether its Ray is still needed."""
+RAY_LIFETIME_ENTRYPOINT = "serve.deployments.stages:ray_lifetime"
+"""`function() -> (() -> bool)`: whether the Ray of a run with `--keep` is still needed; called again and again."""
 
 COMMAND_MODULES: dict[str, str] = {
     "driver": "cluster.pipeline",

@@ -11,7 +11,6 @@ from typing import Any
 
 from cluster.bundle import read_manifest
 from cluster.command import run_main
-from cluster.spec.serve import BatchingSpec, QueueSpec
 from serve.config import EndpointConfig, VersionConfig, endpoint_name
 from serve.server import listen, run_endpoint
 
@@ -30,20 +29,27 @@ def _serve(arguments: list[str]) -> int:
 
 
 def _config(options: argparse.Namespace) -> EndpointConfig:
-    return EndpointConfig(
+    """The configuration that the command line means. Raises RequestError, BundleError."""
+    version = VersionConfig(version="1", bundle=str(options.bundle.resolve()), variant=options.variant)
+    config = EndpointConfig(
         name=options.name or endpoint_name(read_manifest(options.bundle).name),
-        versions=(VersionConfig(version="1", bundle=str(options.bundle.resolve()), variant=options.variant),),
+        versions=(version,),
         default_version="1",
-        batching=BatchingSpec(max_rows=options.max_rows, max_wait_ms=options.max_wait_ms),
-        device=options.device,
+        engine_device=options.device,
         num_threads=options.threads,
-        token_file=options.token_file,
-        admin_token_file=options.admin_token_file,
-        access_log=options.access_log,
-        allow_non_finite=options.allow_non_finite,
-        unseen=options.unseen,
-        queue=QueueSpec(max_rows=options.queue_rows, max_wait_ms=options.queue_wait_ms),
     )
+    values = {
+        "batching.max_rows": options.max_rows,
+        "batching.max_wait_ms": options.max_wait_ms,
+        "queue.max_rows": options.queue_rows,
+        "queue.max_wait_ms": options.queue_wait_ms,
+        "access_log": options.access_log,
+        "allow_non_finite": options.allow_non_finite or None,
+        "unseen": options.unseen,
+        "token_file": options.token_file,
+        "admin_token_file": options.admin_token_file,
+    }
+    return config.with_values(values)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -57,20 +63,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--token-file", help="one bearer token a line; without it anyone may ask")
     parser.add_argument("--admin-token-file", help="tokens that may load and unload; without it nobody may")
     parser.add_argument("--variant", help="fp32, int8_static, … (default: the bundle's default)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
+    parser.add_argument("--device", help="cpu, cuda:0, …")
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call; 0 lets the engine choose")
-    parser.add_argument("--access-log", type=float, default=0.0, help="share of the requests to log, 0 to 1")
+    parser.add_argument("--access-log", type=float, help="share of the requests to log, 0 to 1")
     parser.add_argument("--allow-non-finite", action="store_true", help="let NaN and infinity reach the model")
-    parser.add_argument(
-        "--unseen",
-        choices=("answer", "refuse"),
-        default="answer",
-        help="raw rows with values that training had not",
-    )
-    parser.add_argument("--queue-rows", type=int, default=QueueSpec().max_rows, help="rows that may wait")
-    parser.add_argument("--queue-wait-ms", type=float, default=QueueSpec().max_wait_ms, help="longest expected wait")
-    parser.add_argument("--max-rows", type=auto_or(int), default=64, help="rows of one engine call, or auto")
-    parser.add_argument("--max-wait-ms", type=auto_or(float), default=1.0, help="wait for other requests, or auto")
+    parser.add_argument("--unseen", choices=("answer", "refuse"), help="raw rows with values that training had not")
+    parser.add_argument("--queue-rows", type=int, help="rows that may wait")
+    parser.add_argument("--queue-wait-ms", type=float, help="longest expected wait")
+    parser.add_argument("--max-rows", type=auto_or(int), help="rows of one engine call, or auto")
+    parser.add_argument("--max-wait-ms", type=auto_or(float), help="wait for other requests, or auto")
     return parser.parse_args(arguments)
 
 

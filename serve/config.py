@@ -1,14 +1,17 @@
 """What an endpoint serves, as one frozen value that travels as JSON: to a process, or to Ray Serve's replicas.
 
-Invariant: the value says everything; a replica that restarts with it becomes the same endpoint again.
+The value is the `serve` section of a YAML, as it stands, beside what a section does not have: the endpoint's name and
+its bundles. `manta deploy`, the deploy stage and `python -m serve` all make one.
+
+Invariant: the value is complete; a replica that restarts with it becomes the same endpoint again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,15 +19,8 @@ from cluster.atomic import sha256_file
 from cluster.bundle.manifest import MANIFEST
 from cluster.errors import RequestError
 from cluster.spec.base import PositiveFloat, StrictSpec
-from cluster.spec.serve import (
-    ENDPOINT_NAME,
-    BatchingSpec,
-    QueueSpec,
-    ReplicaSpec,
-    ServeSpec,
-    TensorRtSpec,
-    VersionPolicy,
-)
+from cluster.spec.load import override_section
+from cluster.spec.serve import ENDPOINT_NAME, ServeSpec, TensorRtSpec
 from serve.access import absolute
 
 VERSION = r"^[1-9][0-9]{0,8}$"
@@ -43,58 +39,89 @@ class VersionConfig(StrictSpec):
 
 
 class EndpointConfig(StrictSpec):
-    """All that a replica needs. `versions` is the endpoint's history, oldest first; the policy says what is loaded."""
+    """All that a replica needs. `versions` is the endpoint's history, oldest first; `spec.versions` names those of it
+    that are loaded beside the default one."""
 
     name: Annotated[str, Field(pattern=ENDPOINT_NAME)]
+    """The endpoint's name; `spec.name` may be null."""
     versions: Annotated[tuple[VersionConfig, ...], Field(min_length=1)]
     default_version: str
     """The version that answers requests which name none."""
-    policy: VersionPolicy = "latest"
-    """Which versions are loaded beside the default one: none, all, or these."""
-    batching: BatchingSpec = BatchingSpec()
-    queue: QueueSpec = QueueSpec()
-    access_log: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the requests that are logged."""
-    allow_non_finite: bool = False
-    """Whether NaN and infinity in inputs reach the model."""
-    unseen: Literal["answer", "refuse"] = "answer"
-    """What becomes of raw rows with values that training did not have."""
-    replicas: ReplicaSpec = ReplicaSpec()
-    token_file: str | None = None
-    admin_token_file: str | None = None
-    device: str = "cpu"
-    tensorrt: TensorRtSpec | None = None
-    """Serve ONNX graphs by TensorRT engines that are built on the replica's node; null: by ONNX Runtime."""
+    spec: ServeSpec = ServeSpec()
+    engine_device: str | None = None
+    """One GPU of several that the process sees: `cuda:1`, `tensorrt:0`; null: `spec.device`."""
     engine_process: bool | None = None
     """Run the engine in a process of its own; null: on a GPU yes, on a CPU no."""
     call_timeout_s: PositiveFloat = 60.0
     """Longest engine call, where the engine has a process of its own."""
     num_threads: Annotated[int, Field(ge=0)] = 1
     """Threads of one engine call on a CPU; replicas, not threads, use the other cores."""
-
     loads: Annotated[int, Field(ge=0)] = 0
-    """Grows with a deploy that follows an unload: replicas are told of a value that differs, and of no other."""
+    """Grows with a deploy that follows an unload: Ray Serve hands a value to the replicas only where it differs."""
+
+    @property
+    def device(self) -> str:
+        """What engines run on: `cpu`, `cuda`, `cuda:N`, `tensorrt:N`."""
+        return self.engine_device or self.spec.device
+
+    @property
+    def tensorrt(self) -> TensorRtSpec | None:
+        """How TensorRT engines are built from ONNX graphs on the replica's node; None: ONNX Runtime runs the graphs."""
+        return self.spec.tensorrt if self.spec.engine == "tensorrt" else None
+
+    @property
+    def engine_settings(self) -> tuple[Any, ...]:
+        """What a loaded engine depends on: a version is loaded anew where one of these changes."""
+        spec, process = self.spec, (self.num_threads, self.engine_process, self.call_timeout_s)
+        return (spec.batching, spec.queue, self.device, self.tensorrt, *process)
 
     @property
     def loaded(self) -> tuple[VersionConfig, ...]:
         """The versions that a replica loads, the default one first."""
-        wanted = [v.version for v in self.versions] if self.policy == "all" else list(self.policy)
+        policy = self.spec.versions
+        wanted = [v.version for v in self.versions] if policy == "all" else list(policy)
         chosen = [v for v in self.versions if v.version == self.default_version]
         return (*chosen, *(v for v in self.versions if v.version in wanted and v not in chosen))
+
+    @classmethod
+    def of_bundle(
+        cls, name: str, bundle: Path, variant: str | None = None, before: EndpointConfig | None = None
+    ) -> EndpointConfig:
+        """The endpoint whose default version is a bundle that it did not have: its first, or the one after `before`."""
+        digest = sha256_file(bundle / MANIFEST)
+        if before is not None:
+            return before.with_version(str(bundle), variant, digest)
+        first = VersionConfig(version="1", bundle=str(bundle), variant=variant, manifest_sha256=digest)
+        return cls(name=name, versions=(first,), default_version="1")
+
+    @classmethod
+    def of_run(cls, name: str, bundle: Path, spec: ServeSpec, before: EndpointConfig | None = None) -> EndpointConfig:
+        """The endpoint of a run's bundle and YAML. A bundle that `before` has already does not become a version again.
+
+        Raises RequestError for a `spec` that the endpoint's history does not allow.
+        """
+        digest = sha256_file(bundle / MANIFEST)
+        have = before.versions if before is not None else ()
+        same = next((v for v in have if (v.manifest_sha256, v.bundle) == (digest, str(bundle))), None)
+        if before is None or same is None:
+            return cls.of_bundle(name, bundle, before=before).with_spec(spec)
+        return before.model_copy(update={"default_version": same.version}).with_spec(spec)
 
     def with_version(
         self, bundle: str, variant: str | None = None, manifest_sha256: str | None = None
     ) -> EndpointConfig:
         """The endpoint with a new version, which becomes the default one. Old history beyond the limit is dropped.
 
-        A policy's list forgets versions that history has dropped.
+        A list in `spec.versions` forgets versions that history has dropped.
         """
         number = max(int(version.version) for version in self.versions) + 1
         new = VersionConfig(version=str(number), bundle=bundle, variant=variant, manifest_sha256=manifest_sha256)
         versions = (*self.versions[-(HISTORY_MAX - 1) :], new)
         names = {version.version for version in versions}
-        policy = self.policy if isinstance(self.policy, str) else tuple(v for v in self.policy if v in names)
-        return self.model_copy(update={"versions": versions, "default_version": new.version, "policy": policy})
+        policy = self.spec.versions
+        kept = policy if isinstance(policy, str) else tuple(v for v in policy if v in names)
+        spec = self.spec.model_copy(update={"versions": kept})
+        return self.model_copy(update={"versions": versions, "default_version": new.version, "spec": spec})
 
     def rolled_back(self) -> EndpointConfig | None:
         """The endpoint with the version before the default one as default, or None when there is none."""
@@ -102,38 +129,21 @@ class EndpointConfig(StrictSpec):
         place = names.index(self.default_version)
         return self.model_copy(update={"default_version": names[place - 1]}) if place else None
 
-    @classmethod
-    def of_spec(cls, spec: ServeSpec, name: str, bundle: Path, before: EndpointConfig | None = None) -> EndpointConfig:
-        """What a YAML asks for. An endpoint that is there gets a new version, unless it serves this very bundle."""
-        digest = sha256_file(bundle / MANIFEST)
-        first = VersionConfig(version="1", bundle=str(bundle), manifest_sha256=digest)
-        have = before.versions if before else ()
-        same = next((v for v in have if (v.manifest_sha256, v.bundle) == (digest, str(bundle))), None)
-        if before is None:
-            history = cls(name=name, versions=(first,), default_version="1")
-        elif same is not None:
-            history = before.model_copy(update={"default_version": same.version})
-        else:
-            history = before.with_version(str(bundle), manifest_sha256=digest)
-        asked = {
-            "policy": spec.versions,
-            "batching": spec.batching,
-            "queue": spec.queue,
-            "access_log": spec.access_log,
-            "allow_non_finite": spec.allow_non_finite,
-            "unseen": spec.unseen,
-            "replicas": spec.replicas,
-            "device": spec.device,
-            "tensorrt": spec.tensorrt if spec.engine == "tensorrt" else None,
-            "token_file": absolute(spec.token_file),
-            "admin_token_file": absolute(spec.admin_token_file),
-        }
-        return history.with_values(asked)
+    def with_values(self, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> EndpointConfig:
+        """The endpoint with values of its `serve` section by dotted path (null: as it is), and with `--set` overrides.
 
-    def with_values(self, values: Mapping[str, Any]) -> EndpointConfig:
-        """The endpoint with other values, every rule checked anew. Raises RequestError."""
+        Raises RequestError, with every problem and the nearest keys.
+        """
+        return self.with_spec(override_section(self.spec, values, overrides, attempted=f"Cannot deploy '{self.name}'"))
+
+    def with_spec(self, spec: ServeSpec) -> EndpointConfig:
+        """The endpoint with another `spec`, every rule checked anew. Raises RequestError.
+
+        Token files become absolute paths: a replica has another working folder.
+        """
+        files = {"token_file": absolute(spec.token_file), "admin_token_file": absolute(spec.admin_token_file)}
         try:
-            return EndpointConfig.from_json(self.model_copy(update=dict(values)).to_json())
+            return EndpointConfig.from_json(self.model_copy(update={"spec": spec.model_copy(update=files)}).to_json())
         except ValidationError as error:
             found = "; ".join(each["msg"] for each in error.errors(include_url=False))
             raise RequestError(f"Cannot deploy '{self.name}'", found=found) from None
@@ -144,19 +154,34 @@ class EndpointConfig(StrictSpec):
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> EndpointConfig:
-        """The inverse of `to_json`. Raises pydantic.ValidationError."""
-        return cls.model_validate_json(json.dumps(raw))
+        """The inverse of `to_json`; takes the form of before `spec` too. Raises pydantic.ValidationError."""
+        return cls.model_validate_json(json.dumps(raw if FLAT_MARK not in raw else _nested(raw)))
 
     @model_validator(mode="after")
     def _default_is_there(self) -> EndpointConfig:
         names = [version.version for version in self.versions]
         if len(set(names)) != len(names):
             raise ValueError(f"versions must differ, got {names}")
-        chosen = () if isinstance(self.policy, str) else self.policy
+        chosen = () if isinstance(self.spec.versions, str) else self.spec.versions
         for version in (self.default_version, *chosen):
             if version not in names:
                 raise ValueError(f"version {version!r} is not one of {names}")
         return self
+
+
+FLAT_MARK = "policy"  # what `spec.versions` was called while a configuration had its settings beside its versions
+FLAT_SETTINGS = ("batching", "queue", "access_log", "allow_non_finite", "unseen", "replicas", "token_file",
+                 "admin_token_file", "device")  # fmt: skip
+
+
+def _nested(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that an older Manta gave to Ray Serve, in today's form."""
+    spec = {name: raw[name] for name in FLAT_SETTINGS if name in raw}
+    spec["versions"] = raw[FLAT_MARK]
+    if raw.get("tensorrt") is not None:
+        spec |= {"engine": "tensorrt", "tensorrt": raw["tensorrt"]}
+    flat = (*FLAT_SETTINGS, FLAT_MARK, "tensorrt")
+    return {**{name: value for name, value in raw.items() if name not in flat}, "spec": spec}
 
 
 def endpoint_name(text: str) -> str:

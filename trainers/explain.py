@@ -8,7 +8,6 @@ Covered: text for people, `--json` for programs. Not covered: durations (they de
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from contextlib import ExitStack
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cluster.bundle.signature import TensorSpec
+from cluster.cli import runs
+from cluster.cli.forward import parse
 from cluster.command import run_main
 from cluster.pipeline.stage import StageContext
 from cluster.probe import host_facts
@@ -45,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_explained(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
-    facts = explain(options.spec, options.set)
-    text = json.dumps(facts, indent=2, sort_keys=True, default=str) if options.json else render(facts)
+    options = parse(arguments, runs.explain, module="trainers.explain")
+    facts = explain(options.spec, options.override or [])
+    text = json.dumps(facts, indent=2, sort_keys=True, default=str) if options.as_json else render(facts)
     sys.stdout.write(text + "\n")
     return 0
 
@@ -233,14 +234,6 @@ def _memory_lines(memory: dict[str, Any] | None) -> list[str]:
 
 def megabytes(count: int) -> str:
     return f"{count / (1 << 20):10.2f} MiB"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="manta explain", description="Print the resolved run.")
-    parser.add_argument("spec", type=Path)
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
-    parser.add_argument("--json", action="store_true")
-    return parser
 
 
 if __name__ == "__main__":

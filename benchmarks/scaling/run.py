@@ -56,17 +56,17 @@ def main() -> None:
 
 def deployed(folder: Path) -> Iterator[str]:
     """The URL of an endpoint of 0..2 replicas, for as long as it is asked for."""
-    from cluster.spec.serve import ReplicaSpec
+    from cluster.spec.serve import ReplicaSpec, ServeSpec
     from serve.config import EndpointConfig, VersionConfig
-    from serve.deployments.endpoint import EndpointOptions, deploy, undeploy
+    from serve.deployments.endpoint import deploy, undeploy
     from tests.bundles import make_bundle, mlp_graph
 
     graph = mlp_graph(WIDTH, WIDTH, 10, layers=3)
     bundle = make_bundle(folder / "bundle", name="scaling", item_shape=(WIDTH,), graph=graph)
     replicas = ReplicaSpec(min=0, max=2, target_busy=0.3, up_delay_s=UP_DELAY_S, down_delay_s=DOWN_DELAY_S)
     version = VersionConfig(version="1", bundle=str(bundle))
-    config = EndpointConfig(name="scaling", versions=(version,), default_version="1", replicas=replicas)
-    yield deploy(config, EndpointOptions(port=0, ready_timeout_s=DEADLINE_S)).url
+    spec = ServeSpec(port=0, replicas=replicas, ready_timeout_s=DEADLINE_S)
+    yield deploy(EndpointConfig(name="scaling", versions=(version,), default_version="1", spec=spec)).url
     undeploy("scaling")
 
 

@@ -23,3 +23,9 @@ Address = Annotated[
     str | None,
     typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster to use; a private local Ray when absent."),
 ]
+JobsAddress = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Head's URL, http://HOST:8265."),
+]
+RunOrJob = Annotated[str, typer.Argument(metavar="RUN|JOB", help="A run here, or with --address a job there.")]
+Store = Annotated[str | None, typer.Option("--store", metavar="URL", help="Bundle store: a folder or s3://…, gs://….")]

@@ -65,9 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _wait(stop: threading.Event) -> None:
     """Block until no endpoint is left, or a signal has come: its handler raises KeyboardInterrupt in this thread."""
-    keep = entrypoints.load(entrypoints.KEEPER_ENTRYPOINT)()
+    is_needed = entrypoints.load(entrypoints.RAY_LIFETIME_ENTRYPOINT)()
     try:
-        while not stop.wait(LOOK_EVERY_S) and keep():
+        while not stop.wait(LOOK_EVERY_S) and is_needed():
             pass
     except KeyboardInterrupt:
         return

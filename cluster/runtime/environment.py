@@ -19,8 +19,8 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
     # of one gRPC call from outside: twice what HTTP takes, as in `python -m serve` (Ray Serve's own: 2 GiB)
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(128 << 20),
-    # infer requests reach our door before Ray Serve's per-request wrapping (serve/deployments/shortcut.py)
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.deployments.shortcut:middlewares",
+    # infer requests reach our door before Ray Serve's per-request wrapping (serve/deployments/middleware.py)
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.deployments.middleware:middlewares",
     # a request whose replica died without a word is sent to another one: inference changes nothing, so that running
     # it twice is safe; it works for bodies within HAProxy's buffer of 16 KiB
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",

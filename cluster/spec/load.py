@@ -14,15 +14,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.errors import SpecError
+from cluster.spec.base import StrictSpec
 from cluster.spec.run import RunSpec
 from cluster.spec.suggest import models_of, nearest_key
 from cluster.spec.yaml_text import plain_values, typename
+
+Section = TypeVar("Section", bound=StrictSpec)
 
 MAX_SPEC_BYTES = 1 << 20  # a spec is written by a person: a megabyte is a wrong file
 
@@ -124,13 +127,31 @@ def override_spec(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
     return validate_spec(raw, origin="overrides " + ", ".join(values))
 
 
+def override_section(
+    section: Section, values: Mapping[str, Any], overrides: Sequence[str] = (), *, attempted: str
+) -> Section:
+    """A copy of one section with values by dotted path (null: as it is), then with `--set` overrides, paths relative
+    to it. Raises SpecError as loading does, its first words `attempted`.
+    """
+    raw = section.model_dump(mode="json")
+    for path, value in values.items():
+        if value is not None:
+            set_path(raw, path.split("."), value)
+    raw = apply_overrides(raw, overrides)
+    return _validate(type(section), raw, attempted)
+
+
 def validate_spec(raw: Mapping[str, Any], *, origin: str = "<values>") -> RunSpec:
     """Plain values -> RunSpec. Raises one SpecError that lists every problem."""
+    return _validate(RunSpec, raw, f"Cannot use the spec {origin}")
+
+
+def _validate(model: type[Section], raw: Mapping[str, Any], attempted: str) -> Section:
     try:
-        return RunSpec.model_validate_json(json.dumps(raw))  # JSON mode: strict, yet lists become tuples
+        return model.model_validate_json(json.dumps(raw))  # JSON mode: strict, yet lists become tuples
     except ValidationError as error:
-        unique = _one_each([_problem(item, raw) for item in error.errors(include_url=False)])
-    raise spec_error(f"Cannot use the spec {origin}", unique)
+        unique = _one_each([_problem(item, raw, model) for item in error.errors(include_url=False)])
+    raise spec_error(attempted, unique)
 
 
 def spec_error(attempted: str, problems: Sequence[Mapping[str, Any]]) -> SpecError:
@@ -164,7 +185,7 @@ def _one_each(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(joined.values())
 
 
-def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:
+def _problem(item: ErrorDetails, raw: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """One pydantic error as path, value, rule and nearest key, with union tags taken out of the path."""
     path = _path_in(raw, item["loc"], missing=item["type"] == "missing")
     value = None if item["type"] == "missing" else item["input"]
@@ -174,7 +195,7 @@ def _problem(item: ErrorDetails, raw: Mapping[str, Any]) -> dict[str, Any]:
     nearest = None
     if item["type"] == "extra_forbidden":
         rule = "unknown key"
-        nearest = nearest_key(path, _fields_at(path[:-1], raw))
+        nearest = nearest_key(path, _fields_at(path[:-1], raw, model), model)
     elif item["type"] == "missing":
         rule = "this key is required"
     else:
@@ -225,9 +246,9 @@ def _path_in(raw: Any, loc: Sequence[str | int], *, missing: bool) -> list[str |
     return path
 
 
-def _fields_at(path: Sequence[str | int], raw: Mapping[str, Any]) -> list[str]:
+def _fields_at(path: Sequence[str | int], raw: Mapping[str, Any], root: type[BaseModel]) -> list[str]:
     """Valid keys of the mapping at `path`, chosen among a union's members by its tag where it has one."""
-    models: list[type[BaseModel]] = [RunSpec]
+    models: list[type[BaseModel]] = [root]
     node: Any = raw
     for part in path:
         node = _child(node, part)

@@ -43,6 +43,7 @@ SYNONYMS: dict[str, str] = {
     "logging_steps": "log_every_updates",
     "lr": "learning_rate",
     "lr_scheduler": "schedule",
+    "max_batch_size": "max_rows",
     "max_epochs": "epochs",
     "max_grad_norm": "clip_norm",
     "micro_batch_size": "batch_size_per_worker",
@@ -67,31 +68,34 @@ SYNONYMS: dict[str, str] = {
     "wd": "weight_decay",
     "world_size": "workers",
 }
-"""Other tools' names (PyTorch Lightning, Hugging Face, scikit-learn, Ray) -> ours."""
+"""Other tools' names (PyTorch Lightning, Hugging Face, scikit-learn, Ray, Triton) -> ours."""
 
 
-def nearest_key(path: Sequence[str | int], fields: Sequence[str]) -> str | None:
-    """The dotted path that was meant by an unknown one. `fields`: valid keys of the mapping it lies in."""
+def nearest_key(path: Sequence[str | int], fields: Sequence[str], root: type[BaseModel] = RunSpec) -> str | None:
+    """The dotted path that was meant by an unknown one. `fields`: valid keys of the mapping it lies in.
+
+    `root`: the section that paths begin in.
+    """
     parent, key = [str(part) for part in path[:-1]], str(path[-1])
     here = ".".join(parent)
     meant = SYNONYMS.get(key.lower())
     if meant in fields:
         return _join(here, meant)
     for name in (key, meant):
-        places = [place for place in _places(name or "") if place != _join(here, key)]  # of another member of a union
+        places = [place for place in _places(name or "", root) if place != _join(here, key)]  # of another union member
         if name is not None and (found := _closest_place(places, parent)):
             return found
     if close := difflib.get_close_matches(key, fields, n=1, cutoff=NEAR):
         return _join(here, close[0])
-    names = {place.rpartition(".")[2] for place in all_paths()}
+    names = {place.rpartition(".")[2] for place in all_paths(root)}
     if close := difflib.get_close_matches(key, sorted(names), n=1, cutoff=NEAR_ELSEWHERE):
-        return _closest_place([place for place in _places(close[0]) if place != _join(here, key)], parent)
+        return _closest_place([place for place in _places(close[0], root) if place != _join(here, key)], parent)
     return None
 
 
 @cache
-def all_paths() -> tuple[str, ...]:
-    """Every dotted path of the format, of all members of its unions."""
+def all_paths(root: type[BaseModel] = RunSpec) -> tuple[str, ...]:
+    """Every dotted path of the format below `root`, of all members of its unions."""
     found: dict[str, None] = {}
 
     def visit(model: type[BaseModel], prefix: str, depth: int) -> None:
@@ -102,7 +106,7 @@ def all_paths() -> tuple[str, ...]:
                 for inner in models_of(field.annotation):
                     visit(inner, path, depth + 1)
 
-    visit(RunSpec, "", 0)
+    visit(root, "", 0)
     return tuple(found)
 
 
@@ -113,8 +117,8 @@ def models_of(annotation: object) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in models_of(part)]
 
 
-def _places(name: str) -> list[str]:
-    return [path for path in all_paths() if path.rpartition(".")[2] == name]
+def _places(name: str, root: type[BaseModel]) -> list[str]:
+    return [path for path in all_paths(root) if path.rpartition(".")[2] == name]
 
 
 def _closest_place(places: list[str], parent: Sequence[str]) -> str | None:

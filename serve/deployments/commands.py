@@ -6,7 +6,6 @@ Where the Ray is: `--address` or RAY_ADDRESS, else the private Ray that serves t
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -14,18 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace as Options
 from typing import Any
 
-from cluster.atomic import sha256_file
 from cluster.bundle import open_bundle
-from cluster.bundle.manifest import MANIFEST
+from cluster.bundle.files import bundle_in
+from cluster.cli.serving import replica_range
 from cluster.command import emit_json, write_line
 from cluster.errors import EndpointError, RequestError
-from serve.access import absolute, client_token, load_access
+from cluster.spec.load import apply_overrides, override_section
+from cluster.spec.serve import ServeSpec
+from serve.access import client_token, load_access
 from serve.client import EndpointClient
-from serve.config import EndpointConfig, VersionConfig, endpoint_name
+from serve.config import EndpointConfig, endpoint_name
 from serve.deployments.directory import EndpointRecord, drop, forget, recorded_here, records, remember
-from serve.deployments.keeping import Keeper
+from serve.deployments.lifetime import RayLifetime
 from serve.row_files import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0
@@ -33,21 +35,19 @@ WRONG_REQUEST = (400, 404, 413, 415, 422)  # answers that blame the rows or the 
 LOOK_EVERY_S = 2.0  # a private Ray ends this long after its last endpoint
 
 
-def deploy(options: argparse.Namespace) -> int:
+def deploy(options: Options) -> int:
     """Serve a bundle under a name; a name that is served already gets a new version."""
-    bundle = open_bundle(options.bundle)
+    bundle = open_bundle(bundle_in(options.bundle))
     bundle.variant(options.variant)
-    name = options.name or endpoint_name(bundle.manifest.name)
-    given = {"token_file": absolute(options.token_file), "admin_token_file": absolute(options.admin_token_file)}
-    tokens = {key: path for key, path in given.items() if path}
-    load_access(tokens.get("token_file"), tokens.get("admin_token_file"))
+    name = _given_name(options) or endpoint_name(bundle.manifest.name)
+    load_access(options.token_file, options.admin_token_file)
+    if _ray_address(options, _record(name)) is None:  # a Ray of its own has no endpoint yet: refused before it starts
+        _wanted(options, name, None)
     with _ray(options, name, start=True) as private:
         from serve.deployments import endpoint as place
 
-        config = _wanted(options, name, place.configuration(name), tokens)
-        place_options = place.EndpointOptions(host=options.host, port=options.port)
-        found = place.deploy(config, place_options, progress=write_line)
-        if options.json:
+        found = place.deploy(_wanted(options, name, place.configuration(name)), progress=write_line)
+        if options.as_json:
             emit_json({"ok": True, "name": name, "url": found.url, "version": found.version})
         else:
             write_line(f"Endpoint '{name}' version {found.version} answers at {found.url}")
@@ -55,41 +55,40 @@ def deploy(options: argparse.Namespace) -> int:
             remember(name, found.url, private)
             write_line("It lives until 'manta undeploy' or Ctrl-C.")
             try:
-                _wait_for_end(Keeper(place.still_serves, recorded_here).keep)
+                _wait_for_end(RayLifetime(place.still_serves, recorded_here).is_needed)
             finally:
                 forget(name)
     return 0
 
 
-def _wanted(
-    options: argparse.Namespace, name: str, before: EndpointConfig | None, tokens: dict[str, str]
-) -> EndpointConfig:
-    """What a deploy asks for; what it does not say stays as it was."""
-    folder = options.bundle.resolve()
-    digest = sha256_file(folder / MANIFEST)
-    if before is None:
-        version = VersionConfig(version="1", bundle=str(folder), variant=options.variant, manifest_sha256=digest)
-        config = EndpointConfig(name=name, versions=(version,), default_version="1")
-    else:
-        config = before.with_version(str(folder), options.variant, digest)
-    asked: dict[str, Any] = {**tokens}
-    if options.min_replicas is not None:
-        asked["replicas"] = config.replicas.model_copy(
-            update={"min": options.min_replicas, "max": options.max_replicas}
-        )
-    if options.device is not None:
-        asked["device"] = options.device
-    if options.versions is not None:
-        is_word = options.versions in ("latest", "all")
-        asked["policy"] = options.versions if is_word else tuple(options.versions.split(","))
-    return config.with_values(asked)
+def _wanted(options: Options, name: str, before: EndpointConfig | None) -> EndpointConfig:
+    """The endpoint with the bundle as its next version; each value that neither a flag nor `--set` gives stays."""
+    versions, (low, high) = options.versions, replica_range(options.replicas)
+    flags = {
+        "host": options.host,
+        "port": options.port,
+        "replicas.min": low,
+        "replicas.max": high,
+        "device": options.device,
+        "versions": versions if versions in (None, "latest", "all") else versions.split(","),
+        "token_file": options.token_file or None,
+        "admin_token_file": options.admin_token_file or None,
+    }
+    config = EndpointConfig.of_bundle(name, bundle_in(options.bundle).resolve(), options.variant, before)
+    return config.with_values(flags, options.override or ())
 
 
-def endpoints(options: argparse.Namespace) -> int:
+def _given_name(options: Options) -> str | None:
+    """The name of `--name` or `--set name=…`. Raises SpecError for one that no endpoint can have."""
+    given = options.name or apply_overrides({}, options.override or ()).get("name")
+    return override_section(ServeSpec(), {"name": given}, attempted="Cannot deploy").name
+
+
+def endpoints(options: Options) -> int:
     """List endpoints; with --watch again and again."""
     while True:
         rows = _endpoint_rows(options)
-        if options.json:
+        if options.as_json:
             emit_json({"ok": True, "endpoints": rows})
         else:
             sys.stdout.write(_table(rows))
@@ -99,7 +98,7 @@ def endpoints(options: argparse.Namespace) -> int:
         time.sleep(WATCH_EVERY_S)
 
 
-def predict(options: argparse.Namespace) -> int:
+def predict(options: Options) -> int:
     """Ask an endpoint about the rows of a file."""
     token = client_token(options.token_file)
     is_image = options.rows.suffix.lower() in IMAGES
@@ -118,7 +117,7 @@ def predict(options: argparse.Namespace) -> int:
         write_line(f"Note: {note}.")
     for column, values in answer.get("unseen", {}).items():
         write_line(f"Note: training did not have {', '.join(map(repr, values))} in column '{column}'.")
-    if options.json:
+    if options.as_json:
         emit_json({"ok": True, **answer})
         return 0
     for index, row in enumerate(answer["predictions"]):
@@ -127,7 +126,7 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def undeploy(options: argparse.Namespace) -> int:
+def undeploy(options: Options) -> int:
     """Take an endpoint away."""
     record = _record(options.name)
     with _ray(options, options.name):  # a private Ray ends itself when its last endpoint is gone
@@ -140,7 +139,7 @@ def undeploy(options: argparse.Namespace) -> int:
     return 0
 
 
-def rollback(options: argparse.Namespace) -> int:
+def rollback(options: Options) -> int:
     """Return to the version before; the endpoint answers all the while."""
     token = client_token(options.token_file)
     with _ray(options, options.name):
@@ -156,10 +155,10 @@ def rollback(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _ray(options: argparse.Namespace, name: str, *, start: bool = False) -> Iterator[str | None]:
+def _ray(options: Options, name: str, *, start: bool = False) -> Iterator[str | None]:
     """Connect to the Ray that matters for this endpoint; yields the address of a private Ray that was started."""
     record = _record(name)
-    address = _address(options) or (record.ray_address if record else None)
+    address = _ray_address(options, record)
     if address is None and not start:
         raise _unknown(name)
     if record is not None and address == record.ray_address and record.ray_token:
@@ -170,7 +169,7 @@ def _ray(options: argparse.Namespace, name: str, *, start: bool = False) -> Iter
         yield session.address if session.private else None
 
 
-def _url(options: argparse.Namespace, name: str) -> str:
+def _url(options: Options, name: str) -> str:
     record = _record(name)
     if record is not None and not _address(options):
         return record.url
@@ -183,7 +182,7 @@ def _url(options: argparse.Namespace, name: str) -> str:
     return urls[name]
 
 
-def _endpoint_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _endpoint_rows(options: Options) -> list[dict[str, Any]]:
     token = client_token(options.token_file)
     urls = {record.name: record.url for record in records()}
     if _address(options):
@@ -244,8 +243,13 @@ def _record(name: str) -> EndpointRecord | None:
     return next((record for record in records() if record.name == name), None)
 
 
-def _address(options: argparse.Namespace) -> str | None:
+def _address(options: Options) -> str | None:
     return options.address or os.environ.get("RAY_ADDRESS")
+
+
+def _ray_address(options: Options, record: EndpointRecord | None) -> str | None:
+    """The running Ray that matters for an endpoint with this record, or None."""
+    return _address(options) or (record.ray_address if record else None)
 
 
 def _unknown(name: str, have: list[str] | None = None) -> RequestError:
@@ -257,19 +261,19 @@ def _unknown(name: str, have: list[str] | None = None) -> RequestError:
     )
 
 
-def _wait_for_end(keep: Callable[[], bool]) -> None:
+def _wait_for_end(is_needed: Callable[[], bool]) -> None:
     """Until SIGINT or SIGTERM, or until the Ray is not needed any more."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     while not ended.wait(LOOK_EVERY_S):
-        if not keep():
+        if not is_needed():
             write_line("The last endpoint is gone.")
             return
 
 
-def _done(options: argparse.Namespace, text: str, value: dict[str, Any]) -> None:
-    if options.json:
+def _done(options: Options, text: str, value: dict[str, Any]) -> None:
+    if options.as_json:
         emit_json({"ok": True, **value})
     else:
         write_line(text)

@@ -1,7 +1,8 @@
 """Put an endpoint on a running Ray, see what is there, take it away.
 
-An endpoint is a Ray Serve application of one deployment, with the endpoint's name, at the path `/<name>`. What it
-serves lies in the deployment's `user_config`, so that the cluster itself is the only memory of its endpoints.
+An endpoint is a Ray Serve application of one deployment, with the endpoint's name, at the path `/<name>`. Its
+`EndpointConfig` lies in the deployment's `user_config`, so that the cluster itself is the only memory of its endpoints.
+Host and ports of the configuration are those of the first endpoint of a Ray: Ray Serve listens once for all.
 
 Invariant: `deploy` returns only when the endpoint answers through its public port with the asked version; when it
 cannot, what it had put up is taken down and what was served before still is.
@@ -14,7 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -27,7 +28,7 @@ from ray.serve.schema import LoggingConfig
 from cluster.errors import EndpointError, RequestError
 from cluster.runtime.ports import claim_port
 from cluster.runtime.ray_private import serve_address, serve_details, start_deleting, with_code_version
-from cluster.spec.serve import ReplicaSpec
+from cluster.spec.serve import ReplicaSpec, ServeSpec
 from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
@@ -53,20 +54,6 @@ CONSTRUCTOR_TRIES = 2  # a model that does not load will not load the third time
 
 
 @dataclass(frozen=True)
-class EndpointOptions:
-    """How an endpoint is run. What it serves is an `EndpointConfig`."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 takes a free port. Only the first endpoint of a cluster chooses."""
-    grpc_port: int | None = None
-    """None keeps gRPC shut, 0 takes a free port. Only the first endpoint of a cluster chooses."""
-    ready_timeout_s: float = 60.0
-    token: str = field(default="", repr=False)
-    """What to ask the endpoint with; the first of its token file when empty."""
-
-
-@dataclass(frozen=True)
 class Endpoint:
     """A live endpoint."""
 
@@ -76,13 +63,14 @@ class Endpoint:
     replicas: int
 
 
-def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callable[[str], None] = LOG.info) -> Endpoint:
-    """Start or change an endpoint and wait until it answers.
+def deploy(config: EndpointConfig, *, token: str = "", progress: Callable[[str], None] = LOG.info) -> Endpoint:
+    """Start or change an endpoint and wait until it answers, at most `spec.ready_timeout_s`.
 
-    Raises PortInUseError, EndpointError, BundleError, MemoryShortError.
+    `token`: sent with the questions; the first of the endpoint's token file when empty. Raises PortInUseError,
+    EndpointError, BundleError, MemoryShortError.
     """
-    deadline_s = time.monotonic() + options.ready_timeout_s
-    host, port = start_serve(options)
+    deadline_s = time.monotonic() + config.spec.ready_timeout_s
+    host, port = start_serve(config.spec)
     url = f"http://{_reachable(host)}:{port}/{config.name}"
     progress("starting replicas")
     before, options_before = configuration(config.name), _actor_options_now(config.name)
@@ -91,7 +79,7 @@ def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callab
         config = config.model_copy(update={"loads": config.loads + 1})
     _run(config, actor_options(config, before, options_before))
     try:
-        _wait(config, url, deadline_s, options)
+        _wait(config, url, deadline_s, token or first_token(config.spec.token_file))
     except EndpointError:
         if before is None:
             start_deleting(config.name)
@@ -99,23 +87,23 @@ def deploy(config: EndpointConfig, options: EndpointOptions, *, progress: Callab
             remember_unloaded(config.name, was_unloaded)
             _revert(before, options_before)
         raise
-    return Endpoint(config.name, url, config.default_version, max(1, config.replicas.min))
+    return Endpoint(config.name, url, config.default_version, max(1, config.spec.replicas.min))
 
 
-def start_serve(options: EndpointOptions) -> tuple[str, int]:
+def start_serve(spec: ServeSpec) -> tuple[str, int]:
     """Start Ray Serve on this Ray, or find it running; returns host and port. Raises PortInUseError."""
     running = serve_address()
     if running is not None:
         return running
-    port = claim_port(options.host, options.port)
-    _warn_of_loopback(options.host)
+    port = claim_port(spec.host, spec.port)
+    _warn_of_loopback(spec.host)
     ray_serve.start(
         proxy_location="EveryNode",
-        http_options={"host": options.host, "port": port},
-        grpc_options=_grpc_options(options),
+        http_options={"host": spec.host, "port": port},
+        grpc_options=_grpc_options(spec),
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return options.host, port
+    return spec.host, port
 
 
 def _warn_of_loopback(host: str) -> None:
@@ -130,10 +118,10 @@ def _warn_of_loopback(host: str) -> None:
         )
 
 
-def _grpc_options(options: EndpointOptions) -> dict[str, Any] | None:
-    if options.grpc_port is None:
+def _grpc_options(spec: ServeSpec) -> dict[str, Any] | None:
+    if spec.grpc_port is None:
         return None
-    port = claim_port(options.host, options.grpc_port)
+    port = claim_port(spec.host, spec.grpc_port)
     return {"port": port, "grpc_servicer_functions": list(SERVICER_FUNCTIONS)}
 
 
@@ -171,7 +159,7 @@ def _deployment_config(name: str) -> dict[str, Any]:
     return found
 
 
-def rollback(name: str, *, token: str = "", timeout_s: float = 60.0) -> Endpoint:
+def rollback(name: str, *, token: str = "") -> Endpoint:
     """Return an endpoint to the version before the one it serves. Raises RequestError, EndpointError."""
     config = configuration(name)
     previous = config.rolled_back() if config else None
@@ -181,7 +169,7 @@ def rollback(name: str, *, token: str = "", timeout_s: float = 60.0) -> Endpoint
             found="there is no such endpoint" if config is None else f"version {config.default_version} is its first",
             remedy="'manta endpoints' lists endpoints and their versions.",
         )
-    return deploy(previous, EndpointOptions(ready_timeout_s=timeout_s, token=token))
+    return deploy(previous, token=token)
 
 
 def undeploy(name: str) -> None:
@@ -228,7 +216,7 @@ def _deployment_options(config: EndpointConfig, replica: dict[str, Any]) -> dict
     return {
         "ray_actor_options": replica,
         "user_config": config.to_json(),
-        **_replica_options(config.replicas, replica),
+        **_replica_options(config.spec.replicas, replica),
         "max_ongoing_requests": ONGOING_REQUESTS_MAX,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "logging_config": LoggingConfig(enable_access_log=False),
@@ -261,12 +249,11 @@ def _replica_options(replicas: ReplicaSpec, replica: dict[str, Any]) -> dict[str
     return {"autoscaling_config": config}
 
 
-def _wait(config: EndpointConfig, url: str, deadline_s: float, options: EndpointOptions) -> None:
+def _wait(config: EndpointConfig, url: str, deadline_s: float, token: str) -> None:
     """Until every replica has the asked version and it answers through the public port. Raises EndpointError."""
     next_status_s = 0.0
     settled = False
     # short: while there is no replica, Ray Serve's fallback proxy holds a request instead of answering
-    token = options.token or first_token(config.token_file)
     with EndpointClient(url, config.name, token=token, timeout_s=PROBE_TIMEOUT_S) as client:
         while True:
             now = time.monotonic()
@@ -274,14 +261,14 @@ def _wait(config: EndpointConfig, url: str, deadline_s: float, options: Endpoint
                 settled = _settled(config.name)
                 next_status_s = now + STATUS_EVERY_S
             if client.serves(config.default_version):
-                if settled or config.replicas.max == 1:
+                if settled or config.spec.replicas.max == 1:
                     return
             else:
                 _raise_if_refused(client, config)
             if now >= deadline_s:
                 raise EndpointError(
                     f"Cannot deploy endpoint '{config.name}'",
-                    found=f"it did not answer at {url} within {options.ready_timeout_s:g} s; {_state(config.name)}",
+                    found=f"it did not answer at {url} within {config.spec.ready_timeout_s:g} s; {_state(config.name)}",
                     remedy="Raise serve.ready_timeout_s, or look at the replica's log in the run's ray-logs.",
                 )
             time.sleep(POLL_S)

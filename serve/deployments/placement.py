@@ -101,9 +101,9 @@ def actor_options(config: EndpointConfig, before: EndpointConfig | None, reserve
         # the same options: the replicas stay, and load the new version beside the old one
         mib = int(reserved.get("resources", {}).get(GPU_MEMORY, 0))
         share = GpuShare(reserved["num_gpus"], mib * MIB, is_counted=mib > 0)
-        more = config.replicas.min - before.replicas.min
+        more = config.spec.replicas.min - before.spec.replicas.min
     else:
-        share, more = gpu_share(footprint_bytes(config), nodes), max(1, config.replicas.min)
+        share, more = gpu_share(footprint_bytes(config), nodes), max(1, config.spec.replicas.min)
     _wait_for_room(share, max(0, more), nodes)
     resources = {GPU_MEMORY: share.memory_mib} if share.memory_mib else {}
     LOG.info("%s: a replica takes %.4f GPU and %d MiB", config.name, share.num_gpus, share.memory_mib)

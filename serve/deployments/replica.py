@@ -19,9 +19,9 @@ from ray import serve as ray_serve
 from cluster.errors import EndpointError, MantaError
 from serve.batching.batcher import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig
-from serve.deployments.neighbors import access_file, endpoint_peers
+from serve.deployments.middleware import take_infer_requests
+from serve.deployments.peer_discovery import access_file, endpoint_peers
 from serve.deployments.scaling import BUSY, LATENCY_S, LOOK_BACK_S, OLDEST_WAIT_S, QUEUED_ROWS
-from serve.deployments.shortcut import open_shortcut
 from serve.deployments.unloaded import is_unloaded, remember_unloaded
 from serve.doors.asgi import AsgiDoor
 from serve.doors.predict import predict_app
@@ -57,7 +57,7 @@ class EndpointReplica:
     def __serve_build_asgi_app__(self) -> AsgiDoor:
         door = AsgiDoor(self.dataplane, self.controlplane, predict_app(self.dataplane, self.controlplane))
         open_access_log(access_file(self.repository.name))
-        open_shortcut(door, self.repository.name)
+        take_infer_requests(door, self.repository.name)
         return door
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from serve.access import first_token
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, endpoint_name
 from serve.deployments.directory import recorded_here, remember
-from serve.deployments.keeping import Keeper
+from serve.deployments.lifetime import RayLifetime
 
 SINGLE_ROWS_MAX = 200  # requests of one row, for latency: enough for a p99 with two samples above it
 ROWS_MAX = 2000  # test rows that are asked; more does not change what is shown
@@ -31,7 +31,7 @@ AGREEMENT_MIN = 0.9  # below this the endpoint answers something else than what 
 
 def deploy(context: StageContext) -> StageResult:
     """Start the endpoint of this run on the running Ray."""
-    from serve.deployments.endpoint import EndpointOptions, configuration
+    from serve.deployments.endpoint import configuration
     from serve.deployments.endpoint import deploy as deploy_endpoint
 
     spec = context.run_resolved.spec.serve
@@ -39,12 +39,9 @@ def deploy(context: StageContext) -> StageResult:
         return StageResult(status="skipped", headline="serve: null")
     bundle = open_bundle(context.run.bundle)
     name = spec.name or endpoint_name(context.run.name)
-    config = EndpointConfig.of_spec(spec, name, context.run.bundle.resolve(), configuration(name))
-    options = EndpointOptions(
-        host=spec.host, port=spec.port, grpc_port=spec.grpc_port, ready_timeout_s=spec.ready_timeout_s
-    )
+    config = EndpointConfig.of_run(name, context.run.bundle.resolve(), spec, configuration(name))
     started = time.perf_counter()
-    endpoint = deploy_endpoint(config, options, progress=lambda text: context.progress(0, text=text))
+    endpoint = deploy_endpoint(config, progress=lambda text: context.progress(0, text=text))
     ready_s = time.perf_counter() - started
     context.events.emit(
         EndpointReady(name=endpoint.name, url=endpoint.url, version=endpoint.version, replicas=endpoint.replicas)
@@ -67,16 +64,16 @@ def start_early(context: StageContext) -> None:
     if spec is None or not context.owns_host:
         return
     context.ensure_ray()
-    from serve.deployments.endpoint import EndpointOptions, start_serve
+    from serve.deployments.endpoint import start_serve
 
-    start_serve(EndpointOptions(host=spec.host, port=spec.port, grpc_port=spec.grpc_port))
+    start_serve(spec)
 
 
-def keeper() -> Callable[[], bool]:
-    """What a kept run asks again and again: whether the Ray that this process uses is still needed."""
+def ray_lifetime() -> Callable[[], bool]:
+    """Whether the Ray of this process is still needed: a kept run calls it again and again until it is not."""
     from serve.deployments.endpoint import still_serves
 
-    return Keeper(still_serves, recorded_here).keep
+    return RayLifetime(still_serves, recorded_here).is_needed
 
 
 def predict(context: StageContext) -> StageResult:

@@ -1,5 +1,5 @@
 """One HTTP connection, as uvicorn's with what a hostile network needs: of `python -m serve`, and of Ray Serve's own
-HTTP servers in proxies and replicas (serve/deployments/shortcut.py). HAProxy before them does the same by its own
+HTTP servers in proxies and replicas (serve/deployments/middleware.py). HAProxy before them does the same by its own
 means (cluster/runtime/private/haproxy.sh).
 
 Invariants:

@@ -34,13 +34,13 @@ class ControlPlane:
 
     async def apply(self, config: EndpointConfig) -> None:
         """Serve `config`. Raises what its token files or loading its default version raised; all is then as it was."""
-        access = load_access(config.token_file, config.admin_token_file)
+        access = load_access(config.spec.token_file, config.spec.admin_token_file)
         await self.repository.apply(config)
         self._follow(config, access)
 
     async def apply_unloaded(self, config: EndpointConfig) -> None:
         """Take `config` over without loading anything: a replica that starts after an `unload`."""
-        access = load_access(config.token_file, config.admin_token_file)
+        access = load_access(config.spec.token_file, config.spec.admin_token_file)
         await self.repository.apply_unloaded(config)
         self._follow(config, access)
 
@@ -61,7 +61,7 @@ class ControlPlane:
 
     def _follow(self, config: EndpointConfig, access: Access) -> None:
         self.dataplane.access = access
-        self.dataplane.access_log.share = config.access_log
+        self.dataplane.access_log.share = config.spec.access_log
 
     def _check_name(self, name: str, verb: str) -> None:
         if name != self.repository.name:

@@ -5,7 +5,7 @@ it to the others on their own ports (`?replica=self` and a header make each answ
 answers.
 
 Invariant: a replica that does not answer within `TIMEOUT_S` is named as missing and holds nobody up longer.
-Covered: any number of replicas on any node. Not covered: who they are (serve/deployments/neighbors.py).
+Covered: any number of replicas on any node. Not covered: who they are (serve/deployments/peer_discovery.py).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
     isolated = config.engine_process if config.engine_process is not None else _wants_process(config)
     engine: Engine = ProcessEngine(request, call_timeout_s=config.call_timeout_s) if isolated else make_engine(request)
     try:
-        policy = batch_policy(engine, bundle.manifest.signature, config.batching)
+        policy = batch_policy(engine, bundle.manifest.signature, config.spec.batching)
         warm_up(engine, bundle.manifest.signature, policy.max_rows)
         check_parity(engine, bundle, variant)
         if not rows_independent(engine, bundle, variant, config.device, policy.max_rows):
@@ -85,8 +85,8 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
 
 def _rows_to_load_for(config: EndpointConfig) -> int:
     """The largest batch. `auto` measures after loading; a TensorRT profile must hold all that may be measured."""
-    if config.batching.max_rows != "auto":
-        return config.batching.max_rows
+    if config.spec.batching.max_rows != "auto":
+        return config.spec.batching.max_rows
     return 1 if config.tensorrt is None else ROWS_MAX
 
 

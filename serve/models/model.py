@@ -48,8 +48,8 @@ class ServedModel:
 
     def follow(self, config: EndpointConfig) -> None:
         """Take over what a new configuration may change without loading the version anew."""
-        self.allow_non_finite = config.allow_non_finite
-        self.refuse_unseen = config.unseen == "refuse"
+        self.allow_non_finite = config.spec.allow_non_finite
+        self.refuse_unseen = config.spec.unseen == "refuse"
 
     @property
     def engine_failure(self) -> str:
@@ -151,9 +151,9 @@ class ServedModel:
 
 def version_policy(config: EndpointConfig) -> dict[str, Any]:
     """The policy in the words of Triton's ModelConfig."""
-    if config.policy == "all":
+    if config.spec.versions == "all":
         return {"all": {}}
-    if config.policy == "latest":
+    if config.spec.versions == "latest":
         return {"latest": {"num_versions": 1}}
     return {"specific": {"versions": [int(version.version) for version in config.loaded]}}
 

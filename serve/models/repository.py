@@ -21,8 +21,6 @@ from serve.models.model import ServedModel
 from serve.protocol.errors import bad_request, not_found, overloaded
 from serve.protocol.limits import Limits
 
-# a change of these loads a version anew
-ENGINE_FIELDS = ("batching", "queue", "device", "tensorrt", "num_threads", "engine_process", "call_timeout_s")
 LOADING = "loading"
 UNLOADED = "unloaded"
 NOT_KEPT = "not among the versions that are kept loaded"
@@ -142,7 +140,7 @@ class ModelRepository:
         before = self.config
         if before is None or version not in before.versions:
             return False
-        return all(getattr(config, name) == getattr(before, name) for name in ENGINE_FIELDS)
+        return config.engine_settings == before.engine_settings
 
     async def _load(self, version: VersionConfig, config: EndpointConfig) -> None:
         name = version.version
@@ -154,7 +152,7 @@ class ModelRepository:
                 self.reasons[name] = error.message
             raise
         old = self.models.get(name)
-        self.models[name] = ServedModel(config, version, loaded, _with_queue(self.limits, config.queue))
+        self.models[name] = ServedModel(config, version, loaded, _with_queue(self.limits, config.spec.queue))
         self.reasons.pop(name, None)
         if old is not None:
             if self.default is old:

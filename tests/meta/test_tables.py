@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cluster import entrypoints
-from cluster.cli.spec_verbs import spec_schema
+from cluster.cli.runs import spec_schema
 from cluster.pipeline.stages import STAGES, Stage
 from cluster.spec.load import load_spec, parse_yaml
 from cluster.store.stage_facts import StageFacts
@@ -30,7 +30,7 @@ def test_the_names_in_the_table_of_stages_resolve(stage: Stage) -> None:
     assert facts.stage == stage.name
 
 
-@pytest.mark.parametrize("name", [entrypoints.TENSORBOARD_ENTRYPOINT, entrypoints.KEEPER_ENTRYPOINT])
+@pytest.mark.parametrize("name", [entrypoints.TENSORBOARD_ENTRYPOINT, entrypoints.RAY_LIFETIME_ENTRYPOINT])
 def test_other_entrypoints_resolve(name: str) -> None:
     assert callable(entrypoints.load(name))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from cluster.cli.bundles import compress
+from cluster.cli.forward import parse
 from cluster.command import emit_json, run_main, write_line
 from cluster.errors import RequestError
 from cluster.spec.compress import CompressSpec, GraphRecipe
@@ -34,16 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_facts(arguments: list[str]) -> int:
-    options = parse(arguments)
+    options = parse(arguments, compress, module="trainers.compress")
     facts = run(options)
-    if options.json:
+    if options.as_json:
         emit_json({"ok": True, **facts})
     else:
         write_line(f"{facts['headline']}\nbundle: {facts['bundle']}")
     return 0
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: SimpleNamespace) -> dict[str, Any]:
     """Compress by the options. Raises MantaError."""
     from trainers.compress.command import compress_source
 
@@ -55,10 +57,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return compress_source(source, options.data, out, spec, LineSink(), target=options.target_column)
 
 
-def spec_of(options: argparse.Namespace) -> CompressSpec:
+def spec_of(options: SimpleNamespace) -> CompressSpec:
     """The `compress` section that the options mean. Raises RequestError."""
     given = {
-        "recipes": options.recipes.split(","),
+        "recipes": (options.recipes or RECIPES).split(","),
         "budget": {"max_drop": options.max_drop},
         "target": {
             "device": options.target,
@@ -79,25 +81,6 @@ def spec_of(options: argparse.Namespace) -> CompressSpec:
             rule=str(first["msg"]).removeprefix("Value error, "),
             remedy=f"Recipes are {', '.join(get_args(GraphRecipe))}." if first["loc"][0] == "recipes" else "",
         ) from None
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="manta compress", description="Compress a bundle or an ONNX file.")
-    parser.add_argument("source", type=Path, help="folder of a bundle, or an ONNX file")
-    parser.add_argument("--data", type=Path, help="prepared folder, .npz with inputs and 'targets', or a table")
-    parser.add_argument("--target-column", help="column of a table with the answers; 'targets' or 'target' when absent")
-    parser.add_argument("--out", type=Path, help="folder of the new bundle")
-    parser.add_argument("--max-drop", type=float, default=0.01, help="largest accepted loss, 0.01 is one point")
-    parser.add_argument("--target", default="cpu", help="cpu or gpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--minimize", default="latency", help="latency, size or cost")
-    parser.add_argument("--recipes", default=RECIPES, help="comma-separated")
-    parser.add_argument("--on-inconclusive", default="keep_baseline", help="keep_baseline or accept_point_estimate")
-    parser.add_argument("--workers", type=int, default=1, help="trials at a time; above 1 they run as Ray tasks")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    return parser.parse_args(arguments)
 
 
 def _session(workers: int) -> AbstractContextManager[Any]:

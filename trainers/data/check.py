@@ -1,6 +1,4 @@
-"""`python -m trainers.data.check FILE [--target T] [--test FILE] [--json] [--html PATH] [--write SPEC]
-[--delimiter D] [--header H] [--names N] [--skip-lines N] [--skip-last-lines N] [--comment C] [--decimal D]
-[--encoding E] [--memory-mb N] [--distributed]`: `manta data check` starts it.
+"""`python -m trainers.data.check FILE …`: what `manta data check` starts; cluster/cli/data.py has its options.
 
 Invariant: exit code 0 when no finding is an error, 2 for errors and for a file that cannot be read. How a delimited
 file is written is found from it where no option says so, and `--write` writes the spec that reads it the same way.
@@ -8,18 +6,20 @@ file is written is found from it where no option says so, and `--write` writes t
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from cluster.atomic import write_text
+from cluster.cli.data import check as check_verb
+from cluster.cli.forward import parse
 from cluster.command import run_main
 from cluster.errors import DataError
 from cluster.spec.base import Auto
@@ -61,46 +61,23 @@ def main(argv: list[str] | None = None) -> int:
     return run_main(_check, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="manta data check")
-    parser.add_argument("file")
-    parser.add_argument("--target")
-    parser.add_argument("--test", help="a second file: overlap and drift against it")
-    parser.add_argument("--delimiter", help="of a text file; found, or a tab for .tsv, when absent")
-    parser.add_argument("--header", choices=("auto", "true", "false"), default="auto")
-    parser.add_argument("--names", help="of the columns, with commas between them")
-    parser.add_argument("--skip-lines", type=int, help="lines before the table; found when absent")
-    parser.add_argument("--skip-last-lines", type=int, help="lines after the table; found when absent")
-    parser.add_argument("--comment", help="lines that begin with it are no rows; found when absent")
-    parser.add_argument("--decimal", choices=("auto", ".", ","), default="auto")
-    parser.add_argument("--encoding", default="utf-8", help="of a delimited text file: cp1252, utf-16, …")
-    parser.add_argument("--memory-mb", type=int, default=MEMORY_MB,
-                        help="a table that would take more is read in one pass, with sketches")  # fmt: skip
-    parser.add_argument("--distributed", action="store_true",
-                        help="read on Ray Data: the cluster of RAY_ADDRESS, or a private one")  # fmt: skip
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--html", type=Path)
-    parser.add_argument("--write", type=Path, help="write a spec that reads the file as it was read here")
-    return parser
-
-
 def _check(argv: list[str]) -> int:
-    arguments = _parser().parse_args(argv)
-    asked = source_of(arguments.file, _text_format(arguments))
+    options = parse(argv, check_verb, module="trainers.data.check")
+    asked = source_of(options.file, _text_format(options))
     source, reasons = settle(asked)
-    if arguments.write:  # first: a file with bad values has its spec too
-        write_spec(arguments.write, source, asked, arguments.target, arguments.test)
+    if options.write:  # first: a file with bad values has its spec too
+        write_spec(options.write, source, asked, options.target, options.test)
     report = make_report(
         source,
-        arguments.target,
-        test=arguments.test,
-        memory_bytes=arguments.memory_mb << 20,
-        distributed=arguments.distributed,
+        options.target,
+        test=options.test,
+        memory_bytes=(options.memory_mb or MEMORY_MB) << 20,
+        distributed=options.distributed,
     )
-    if arguments.html:
-        write_text(arguments.html, to_html(report, arguments.file))
+    if options.html:
+        write_text(options.html, to_html(report, options.file))
     reading = {key: {"value": getattr(source, key), "reason": why} for key, why in reasons.items()}
-    if arguments.json:
+    if options.as_json:
         text = json.dumps({**report.to_json(), "reading": reading}, indent=2)
     else:
         text = "\n".join([*_reading_lines(reading), to_lines(report)])
@@ -108,20 +85,20 @@ def _check(argv: list[str]) -> int:
     return 2 if any(finding.severity == "error" for finding in report.findings) else 0
 
 
-def _text_format(arguments: argparse.Namespace) -> TextFormat:
+def _text_format(options: SimpleNamespace) -> TextFormat:
     def given(value: int | str | None) -> Any:
         return "auto" if value is None else value
 
-    header = arguments.header if arguments.header == "auto" else arguments.header == "true"
+    header = given(options.header)
     return TextFormat(
-        delimiter=arguments.delimiter,
-        encoding=arguments.encoding,
-        header=header,
-        names=tuple(name.strip() for name in arguments.names.split(",")) if arguments.names else None,
-        skip_lines=given(arguments.skip_lines),
-        skip_last_lines=given(arguments.skip_last_lines),
-        comment=given(arguments.comment),
-        decimal=arguments.decimal,
+        delimiter=options.delimiter,
+        encoding=options.encoding or "utf-8",
+        header=header if header == "auto" else header == "true",
+        names=tuple(name.strip() for name in options.names.split(",")) if options.names else None,
+        skip_lines=given(options.skip_lines),
+        skip_last_lines=given(options.skip_last_lines),
+        comment=given(options.comment),
+        decimal=given(options.decimal),
     )
 
 

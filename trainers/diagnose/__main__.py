@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -12,11 +11,13 @@ from typing import Any
 import yaml
 
 from cluster.atomic import write_text
+from cluster.cli.forward import parse
+from cluster.cli.runs import diagnose as diagnose_verb
 from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.spec.load import load_spec, set_path, validate_spec
 from cluster.spec.run import RunSpec
-from cluster.store.run_folder import RunFolder
+from cluster.store.run_folder import RunFolder, find_run
 from cluster.telemetry.events import read_events
 from trainers.diagnose.findings import Finding, diagnose
 
@@ -27,12 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_findings(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
-    run = RunFolder(options.run)
+    options = parse(arguments, diagnose_verb, module="trainers.diagnose")
+    run = find_run(options.runs_dir, options.run)
     findings = findings_of_run(run)
     if options.apply:
         apply_findings(run, findings, options.apply)
-    if options.json:
+    if options.as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:
         sys.stdout.write(render(findings) + "\n")
@@ -74,14 +75,6 @@ def render(findings: list[Finding]) -> str:
         lines.append(f"- {finding.text}")
         lines += [f"    try --set {path}={json.dumps(value)}" for path, value in finding.change.items()]
     return "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainers.diagnose", description="Say what a run's curves mean.")
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--apply", type=Path, metavar="OUT.yaml", help="write the spec with the remedies")
-    parser.add_argument("--json", action="store_true")
-    return parser
 
 
 if __name__ == "__main__":

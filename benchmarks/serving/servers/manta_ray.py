@@ -1,6 +1,6 @@
 """Manta's endpoint on a private Ray. Usage: python manta_ray.py BUNDLE PORT [CONFIG_JSON]; the URL is .../m.
 
-CONFIG_JSON changes fields of the endpoint's configuration. What happens to the endpoint while it serves comes as JSON
+CONFIG_JSON is a `serve` section of a YAML. What happens to the endpoint while it serves comes as JSON
 lines on standard input, `{"op": "deploy" | "replicas" | "kill" | "replace", …}`; each is answered by one JSON line.
 """
 
@@ -27,14 +27,13 @@ class Endpoint:
 
     def __init__(self, bundle: str, port: int, changes: dict[str, Any]) -> None:
         from serve.config import EndpointConfig, VersionConfig
-        from serve.deployments.endpoint import EndpointOptions, deploy
+        from serve.deployments.endpoint import deploy
 
         version = VersionConfig(version="1", bundle=bundle)
         plain = EndpointConfig(name="m", versions=(version,), default_version="1")
-        self.config = EndpointConfig.from_json({**plain.to_json(), **changes})
-        self.options = EndpointOptions(port=port)
+        self.config = plain.with_values({**changes, "port": port})
         self._deploy = deploy
-        deploy(self.config, self.options)
+        deploy(self.config)
 
     def deploy(self, bundle: str) -> dict[str, Any]:
         """The same endpoint with its next version."""
@@ -43,15 +42,13 @@ class Endpoint:
         number = str(int(self.config.default_version) + 1)
         versions = (*self.config.versions, VersionConfig(version=number, bundle=bundle))
         self.config = self.config.model_copy(update={"versions": versions, "default_version": number})
-        self._deploy(self.config, self.options)
+        self._deploy(self.config)
         return {"version": number}
 
     def replicas(self, count: int) -> dict[str, Any]:
         """A fixed number of replicas."""
-        from cluster.spec.serve import ReplicaSpec
-
-        self.config = self.config.model_copy(update={"replicas": ReplicaSpec(min=count, max=count)})
-        self._deploy(self.config, self.options)
+        self.config = self.config.with_values({"replicas.min": count, "replicas.max": count})
+        self._deploy(self.config)
         return {"pids": self.await_replicas(lambda pids: len(pids) == count)}
 
     def kill(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def config_of(bundle: Path, cache: Path, **settings: Any) -> EndpointConfig:
         batching=BatchingSpec(max_rows=8),
         tensorrt=TensorRtSpec(cache=str(cache), streams=2, **settings),
     )
-    return EndpointConfig.of_spec(spec, "digits", bundle)
+    return EndpointConfig.of_run("digits", bundle, spec)
 
 
 def test_an_endpoint_builds_its_engine_proves_it_and_answers_many_at_once(trt: Fake, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster.spec.serve import ServeSpec
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, VersionConfig
 from tests.bundles import make_bundle
@@ -20,16 +22,17 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("bundles") / "digits")
 
 
-def one_version(name: str, bundle: Path) -> EndpointConfig:
-    return EndpointConfig(name=name, versions=(VersionConfig(version="1", bundle=str(bundle)),), default_version="1")
+def one_version(name: str, bundle: Path, **serve: Any) -> EndpointConfig:
+    version = VersionConfig(version="1", bundle=str(bundle))
+    return EndpointConfig(name=name, versions=(version,), default_version="1", spec=ServeSpec(**serve))
 
 
 @pytest.fixture(scope="session")
 def endpoint(ray_local: str, digits_bundle: Path) -> Iterator[EndpointClient]:
     """A client of an endpoint 'digits' with one version."""
-    from serve.deployments.endpoint import EndpointOptions, deploy, undeploy
+    from serve.deployments.endpoint import deploy, undeploy
 
-    found = deploy(one_version("digits", digits_bundle), EndpointOptions(port=0, grpc_port=0))
+    found = deploy(one_version("digits", digits_bundle, port=0, grpc_port=0))
     with EndpointClient(found.url, "digits") as client:
         yield client
     undeploy("digits")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve.client import EndpointClient
 from tests.bundles import make_bundle
 
 DEADLINE_S = 150
@@ -83,7 +84,12 @@ def test_another_terminal_lists_asks_rolls_on_and_back_and_takes_away(
     assert by_file["predictions"] == first["predictions"]
     assert run(place, "endpoints", token="another-token-0123456789")["endpoints"][0]["state"] == "NO TOKEN"
     second = make_bundle(place / "second", name="shop", item_shape=(4,), num_outputs=3, seed=2)
-    assert run(place, "deploy", str(second), "--name", "shop", "--versions", "all")["version"] == "2"
+    values = ("--set", "batching.max_rows=16", "--set", "queue.max_wait_ms=null", "--set", "unseen=refuse")
+    found = run(place, "deploy", str(second), "--name", "shop", "--versions", "all", *values)
+    assert found["version"] == "2"
+    with EndpointClient(found["url"], "shop", token=TOKEN) as client:
+        sizes = [client.get(f"/v2/models/shop/versions/{version}/config")["max_batch_size"] for version in "12"]
+    assert sizes == [16, 16], "both versions are loaded with what the endpoint has now"
     old = run(place, "predict", "shop", rows, "--version", "1")
     assert (old["version"], old["predictions"]) == ("1", first["predictions"])
     after = run(place, "predict", "shop", str(place / "rows.json"))

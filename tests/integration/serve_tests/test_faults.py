@@ -26,7 +26,7 @@ from cluster.runtime.ray_private import serve_logs_folder
 from cluster.spec.serve import ReplicaSpec
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
-from serve.deployments.endpoint import Endpoint, EndpointOptions, configuration, deploy, undeploy
+from serve.deployments.endpoint import Endpoint, configuration, deploy, undeploy
 from tests.bundles import make_bundle
 from tests.integration.serve_tests.conftest import one_version
 
@@ -103,10 +103,7 @@ def ours(name: str) -> list[psutil.Process]:
 def faults(endpoint: EndpointClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Two replicas."""
     bundle = make_bundle(tmp_path_factory.mktemp("faults") / "bundle", name="faults")
-    changes = {"replicas": ReplicaSpec(min=2, max=2), "access_log": 0.2}
-    config = one_version("faults", bundle).model_copy(update=changes)
-    found = deploy(config, EndpointOptions())
-    yield found
+    yield deploy(one_version("faults", bundle, replicas=ReplicaSpec(min=2, max=2), access_log=0.2))
     undeploy("faults")
 
 
@@ -207,8 +204,7 @@ def test_a_replicas_own_port_asks_for_the_same_tokens(faults: Endpoint, tmp_path
     (tmp_path / "tokens").write_text("secret-token-0123456789\n")
     config = configuration("faults")
     assert config is not None
-    closed = config.model_copy(update={"token_file": str(tmp_path / "tokens")})
-    deploy(closed, EndpointOptions())
+    deploy(config.with_values({"token_file": str(tmp_path / "tokens")}))
     try:
         ports = replica_ports()
         assert len(ports) >= 2
@@ -218,7 +214,7 @@ def test_a_replicas_own_port_asks_for_the_same_tokens(faults: Endpoint, tmp_path
             headers = {"Authorization": "Bearer secret-token-0123456789"}
             assert httpx.get(url, headers=headers, trust_env=False).status_code == 200
     finally:
-        deploy(config, EndpointOptions(token="secret-token-0123456789"))
+        deploy(config, token="secret-token-0123456789")
 
 
 class Admin:
@@ -244,10 +240,10 @@ def admin(faults: Endpoint, tmp_path: Path) -> Iterator[Admin]:
     (tmp_path / "admin").write_text("admin-token-0123456789\n")
     config = configuration("faults")
     assert config is not None
-    closed = config.model_copy(update={"admin_token_file": str(tmp_path / "admin")})
-    deploy(closed, EndpointOptions())
+    closed = config.with_values({"admin_token_file": str(tmp_path / "admin")})
+    deploy(closed)
     yield Admin(faults.url, closed)
-    deploy(config, EndpointOptions())
+    deploy(config)
 
 
 def test_load_and_unload_reach_every_replica(admin: Admin) -> None:
@@ -258,7 +254,7 @@ def test_load_and_unload_reach_every_replica(admin: Admin) -> None:
 
 def test_a_deploy_loads_an_unloaded_endpoint_also_with_the_configuration_that_was_there(admin: Admin) -> None:
     admin.tell("unload")
-    deploy(admin.config, EndpointOptions())
+    deploy(admin.config)
     eventually(lambda: admin.ready() == {200})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.runtime.ray_private import serve_details
 from serve.client import EndpointClient
-from serve.deployments.endpoint import EndpointOptions, deploy, undeploy
+from serve.deployments.endpoint import deploy, undeploy
 from serve.doors.rpc import MESSAGE_BYTES_MAX
 from serve.proto import inference_pb2, inference_pb2_grpc
 from tests.bundles import make_echo_bundle
@@ -23,9 +23,8 @@ from tests.triton import ADMIN_TOKEN, GRPC_JUDGE, HTTP_JUDGE, admin_token_file, 
 def echo_url(endpoint: EndpointClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A second endpoint beside 'digits': their paths and their gRPC application names keep them apart."""
     folder = tmp_path_factory.mktemp("echo")
-    config = one_version("echo", make_echo_bundle(folder / "bundle"))
-    config = config.model_copy(update={"admin_token_file": str(admin_token_file(folder))})
-    yield deploy(config, EndpointOptions()).url
+    bundle = make_echo_bundle(folder / "bundle")
+    yield deploy(one_version("echo", bundle, admin_token_file=str(admin_token_file(folder)))).url
     undeploy("echo")
 
 

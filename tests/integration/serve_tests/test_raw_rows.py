@@ -6,7 +6,6 @@ asks ONNX Runtime; the other side is `python -m serve` as a process, asked with 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
@@ -35,6 +34,7 @@ from cluster.bundle.files import TRANSFORMS
 from cluster.pipeline.summary import predict_request
 from cluster.spec.data import DataSpec
 from serve.deployments import commands
+from serve.deployments.__main__ import parse
 from tests.bundles import linear_graph
 from tests.contract.protocol_tests.conftest import server_process
 from trainers.data.fit.table import PreparedTable, prepare_table
@@ -239,10 +239,7 @@ def test_manta_predict_tells_it_as_a_note(
         writer.writeheader()
         writer.writerows([{**people.rows[0], "job": "Q"}, {**people.rows[0], "job": "clerk"}])
     monkeypatch.setattr(commands, "_url", lambda *_: people.url)
-    options = argparse.Namespace(
-        name="people", rows=tmp_path / "rows.csv", version="", token_file=None, json=False, address=None
-    )
-    assert commands.predict(options) == 0
+    assert commands.predict(parse(["predict", "people", str(tmp_path / "rows.csv")])) == 0
     told = capsys.readouterr()
     assert "Note: training did not have 'Q' in column 'job'." in told.err + told.out
     assert told.out.count("\n") >= 2

@@ -14,7 +14,7 @@ from ray import serve as ray_serve
 from cluster.errors import EndpointError
 from cluster.spec.serve import ReplicaSpec
 from serve.client import EndpointClient
-from serve.deployments.endpoint import Endpoint, EndpointOptions, deploy, endpoints, undeploy
+from serve.deployments.endpoint import Endpoint, deploy, endpoints, undeploy
 from tests.bundles import make_bundle, mlp_graph
 from tests.integration.serve_tests.conftest import one_version
 from tests.integration.serve_tests.test_faults import eventually
@@ -28,10 +28,7 @@ def scaling(endpoint: EndpointClient, tmp_path: Path) -> Iterator[Endpoint]:
     graph = mlp_graph(WIDTH, WIDTH, 10, layers=3)
     bundle = make_bundle(tmp_path / "bundle", name="scaling", item_shape=(WIDTH,), graph=graph)
     replicas = ReplicaSpec(min=1, max=2, target_busy=0.3, up_delay_s=0.0, down_delay_s=2.0)
-    found = deploy(
-        one_version("scaling", bundle).model_copy(update={"replicas": replicas}), EndpointOptions(ready_timeout_s=90)
-    )
-    yield found
+    yield deploy(one_version("scaling", bundle, replicas=replicas, ready_timeout_s=90.0))
     undeploy("scaling")
 
 
@@ -70,8 +67,7 @@ def test_an_endpoint_rests_at_zero_and_comes_back_for_whoever_asks(endpoint: End
     """To zero when nobody asks; a request that comes then is held and answered; traffic during the start is too."""
     bundle = make_bundle(tmp_path / "bundle", name="resting")
     replicas = ReplicaSpec(min=0, max=1, up_delay_s=0.0, down_delay_s=1.0)
-    config = one_version("resting", bundle).model_copy(update={"replicas": replicas})
-    found = deploy(config, EndpointOptions(ready_timeout_s=90))
+    found = deploy(one_version("resting", bundle, replicas=replicas, ready_timeout_s=90.0))
     row = {"x": np.zeros((1, 1, 8, 8), np.float32)}
 
     def processes() -> int:

@@ -14,9 +14,10 @@ import pytest
 
 from cluster.errors import EndpointError, RequestError
 from serve.client import EndpointClient
-from serve.config import EndpointConfig, VersionConfig
-from serve.deployments.endpoint import EndpointOptions, configuration, deploy, rollback, undeploy
+from serve.config import EndpointConfig
+from serve.deployments.endpoint import configuration, deploy, rollback, undeploy
 from tests.bundles import make_bundle
+from tests.integration.serve_tests.conftest import one_version
 
 X = {"x": np.zeros((1, 1, 8, 8), np.float32)}
 
@@ -51,10 +52,8 @@ class Traffic:
 @pytest.fixture
 def rolling(ray_local: str, tmp_path: Path) -> Iterator[tuple[EndpointConfig, str]]:
     first = make_bundle(tmp_path / "first", name="rolling", seed=1)
-    config = EndpointConfig(
-        name="rolling", versions=(VersionConfig(version="1", bundle=str(first)),), default_version="1"
-    )
-    found = deploy(config, EndpointOptions(port=0))
+    config = one_version("rolling", first, port=0)
+    found = deploy(config)
     yield config, found.url
     undeploy("rolling")
 
@@ -66,7 +65,7 @@ def test_versions_change_under_traffic_without_a_lost_request(
     second = make_bundle(tmp_path / "second", name="rolling", seed=2)
     with Traffic(url, "rolling").running() as traffic, EndpointClient(url, "rolling") as client:
         before = client.infer(X).outputs["logits"]
-        assert deploy(config.with_version(str(second)), EndpointOptions()).version == "2"
+        assert deploy(config.with_version(str(second))).version == "2"
         after = client.infer(X)
         assert after.version == "2"
         assert not np.allclose(after.outputs["logits"], before)
@@ -84,7 +83,7 @@ def test_two_versions_answer_side_by_side_each_by_its_path(rolling: tuple[Endpoi
     with EndpointClient(url, "rolling") as client:
         before = client.infer(X).outputs["logits"]
         assert not client.serves("2")
-        deploy(second.model_copy(update={"policy": ("1",)}), EndpointOptions())
+        deploy(second.with_values({"versions": ["1"]}))
         old, new, default = client.infer(X, version="1"), client.infer(X, version="2"), client.infer(X)
         assert (old.version, new.version, default.version) == ("1", "2", "2")
         np.testing.assert_array_equal(old.outputs["logits"], before)
@@ -103,7 +102,7 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one(
     graph = torn / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-10])
     with Traffic(url, "rolling").running() as traffic, pytest.raises(EndpointError, match=r"model\.onnx") as caught:
-        deploy(config.with_version(str(torn)), EndpointOptions())
+        deploy(config.with_version(str(torn)))
     assert "version 2" in str(caught.value)
     assert traffic.failures == []
     assert set(traffic.versions) == {"1"}
@@ -114,6 +113,5 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one(
 def test_the_first_version_that_cannot_be_served_leaves_nothing(ray_local: str, tmp_path: Path) -> None:
     torn = make_bundle(tmp_path / "torn", name="torn")
     (torn / "sample.npz").unlink()
-    config = EndpointConfig(name="torn", versions=(VersionConfig(version="1", bundle=str(torn)),), default_version="1")
     with pytest.raises(EndpointError, match=r"sample\.npz"):
-        deploy(config, EndpointOptions(port=0, ready_timeout_s=60))
+        deploy(one_version("torn", torn, port=0))

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-import cluster.cli.data_verbs as verbs
 import trainers.data.check as check
-from cluster.cli.app import app
-from cluster.cli.seam import call
+from cluster.cli.app import call
 from cluster.spec.data import CsvSource
 from cluster.spec.load import load_spec
 from tests.unit.data_tests.making import write_table
@@ -34,7 +32,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     noted("check_files")
     noted("check_table")
-    monkeypatch.setattr(verbs, "run_module", lambda _, arguments: check.main(arguments))
+    monkeypatch.setattr("cluster.cli.forward.run_module", lambda _, arguments: check.main(arguments))
     return ways
 
 
@@ -47,21 +45,21 @@ def test_the_memory_budget_decides_how_the_table_is_read(
 ) -> None:
     path = write_table(tmp_path / "t.csv", 8000)
     assert path.stat().st_size > 1 << 17  # times eight: more than a MiB
-    assert call(app, ["data", "check", str(path), *options, "--json"]) == 0
+    assert call(["data", "check", str(path), *options, "--json"]) == 0
     assert in_process == [way]
     assert json.loads(capsys.readouterr().out)["rows"] == 8000
 
 
 def test_the_report_on_ray_data_is_asked_for_by_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(verbs, "run_module", lambda _, arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr("cluster.cli.forward.run_module", lambda _, arguments: asked.append(arguments) or 0)
     for options in ([], ["--distributed"]):
-        assert call(app, ["data", "check", "t.csv", *options]) == 0
+        assert call(["data", "check", "t.csv", *options]) == 0
     assert asked == [["t.csv"], ["t.csv", "--distributed"]]
 
 
 def test_a_budget_below_a_mebibyte_is_a_wrong_command(in_process: list[str], tmp_path: Path) -> None:
-    assert call(app, ["data", "check", str(tmp_path / "t.csv"), "--memory-mb", "0"]) == 2
+    assert call(["data", "check", str(tmp_path / "t.csv"), "--memory-mb", "0"]) == 2
     assert in_process == []
 
 
@@ -73,14 +71,14 @@ def test_target_test_file_delimiter_and_page_arrive(
         path.write_text(path.read_text().replace(",", ";"))
     page = tmp_path / "q.html"
     options = ["--target", "y", "--test", str(tmp_path / "other.csv"), "--delimiter", ";", "--html", str(page)]
-    call(app, ["data", "check", str(tmp_path / "t.csv"), *options, "--json"])
+    call(["data", "check", str(tmp_path / "t.csv"), *options, "--json"])
     report = json.loads(capsys.readouterr().out)
     assert (list(report["columns"]), page.exists(), in_process) == (
         ["age", "size", "color", "y"],
         True,
         ["check_table"],
     )
-    assert call(app, ["data", "check", str(tmp_path / "t.csv"), "--target", "z", "--delimiter", ";"]) == 2
+    assert call(["data", "check", str(tmp_path / "t.csv"), "--target", "z", "--delimiter", ";"]) == 2
     assert "no column 'z'" in capsys.readouterr().err
 
 
@@ -95,9 +93,9 @@ def test_the_encoding_that_is_given_is_the_one_that_is_read(
     path = tmp_path / "t.csv"
     path.write_bytes(ROWS.encode(encoding))
     arguments = ["data", "check", str(path), "--memory-mb", memory_mb, "--json"]
-    assert call(app, [*arguments, "--encoding", encoding]) == 0
+    assert call([*arguments, "--encoding", encoding]) == 0
     assert "Müller0" in json.loads(capsys.readouterr().out)["columns"]["name"]["most_frequent"]
-    assert call(app, arguments) == 2
+    assert call(arguments) == 2
     told = capsys.readouterr()
     assert {"cp1252": "is not utf-8", "utf-16": "mark of UTF-16", "utf-16-le": "NUL bytes"}[encoding] in (
         told.out + told.err
@@ -116,7 +114,7 @@ def test_an_odd_header_is_one_sentence(
 ) -> None:
     text, words = ODD[case]
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
-    assert call(app, ["data", "check", str(tmp_path / "t.csv")]) == 2
+    assert call(["data", "check", str(tmp_path / "t.csv")]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -124,7 +122,7 @@ def test_lines_that_end_with_a_carriage_return_alone_are_lines(
     in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,b,t\r1,x,0\r2,y,1\r")
-    call(app, ["data", "check", str(tmp_path / "t.csv"), "--json"])
+    call(["data", "check", str(tmp_path / "t.csv"), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 2
     assert list(found["columns"]) == ["a", "b", "t"]
@@ -142,7 +140,7 @@ def test_the_spec_that_is_written_reads_the_file_as_the_report_did(
     path, spec = tmp_path / "t.csv", tmp_path / "spec.yaml"
     path.write_text(ODD_FILE)
     options = ["--memory-mb", memory_mb, "--write", str(spec), *target]
-    call(app, ["data", "check", str(path), *options, "--json"])
+    call(["data", "check", str(path), *options, "--json"])
     report = json.loads(capsys.readouterr().out)
     assert report["rows"] == 90
     assert {name: facts["kind"] for name, facts in report["columns"].items()} == {
@@ -157,7 +155,7 @@ def test_the_spec_that_is_written_reads_the_file_as_the_report_did(
         ";", False, ",", 1, 1)  # fmt: skip
     raw = read_source(loaded.data)
     assert (len(raw), loaded.data.target, sorted(set(raw.targets))) == (90, "column_3", ["no", "yes"])
-    call(app, ["data", "check", str(path)])
+    call(["data", "check", str(path)])
     assert "reading  data.source.header is False: '0,05' is a number, as those below it" in capsys.readouterr().out
 
 
@@ -176,10 +174,10 @@ def test_what_cannot_be_told_is_said_by_options(
 ) -> None:
     path = tmp_path / "t.csv"
     path.write_text("anna,berlin\nbob,rome\ncarl,oslo\ndora,paris\n")
-    assert call(app, ["data", "check", str(path), "--write", str(tmp_path / "s.yaml")]) == 2
+    assert call(["data", "check", str(path), "--write", str(tmp_path / "s.yaml")]) == 2
     assert "--header true or false" in capsys.readouterr().err
     assert not (tmp_path / "s.yaml").exists()
-    call(app, ["data", "check", str(path), *options, "--json"])
+    call(["data", "check", str(path), *options, "--json"])
     report = json.loads(capsys.readouterr().out)
     assert list(report["columns"]) == columns
     lines = 4 - ("true" in options) - ("--skip-lines" in options) - 2 * ("--comment" in options)
@@ -191,7 +189,7 @@ def test_an_option_that_cannot_be_is_one_sentence(
     options: list[str], words: str, in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_table(tmp_path / "t.csv", 9)
-    assert call(app, ["data", "check", str(path), *options]) == 2
+    assert call(["data", "check", str(path), *options]) == 2
     told = capsys.readouterr().err
     assert words in told
     assert "Traceback" not in told

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
-from cluster.cli.app import app
-from cluster.cli.seam import call
+from cluster.cli.app import call
 from cluster.spec import load_spec, parse_spec
 from cluster.spec.resolve import DataFacts, HostFacts, resolve
 from cluster.store.run_folder import RunFolder
@@ -129,7 +128,7 @@ def test_a_training_that_has_it_is_told_and_its_remedy_is_a_valid_spec(
     target = tmp_path / "new.yaml"
     assert main([str(run.path), "--apply", str(target)]) == 0
     assert found[code].text in capsys.readouterr().out
-    assert call(app, ["check", str(target)]) == 0, "manta check takes the spec with the remedies"
+    assert call(["check", str(target)]) == 0, "manta check takes the spec with the remedies"
     before, after = load_spec(run.path / "spec.yaml"), load_spec(target)
     changed = any(finding.change for finding in found.values())
     assert (before != after) == changed
@@ -146,7 +145,7 @@ def test_the_verb_says_it_of_a_run_by_name_and_writes_the_spec(
 ) -> None:
     run_case(tmp_path, CASES["learning_rate_high"][0])
     target = tmp_path / "new.yaml"
-    assert call(app, ["diagnose", "run", "--runs-dir", str(tmp_path), "--apply", str(target), "--json"]) == 0
+    assert call(["diagnose", "run", "--runs-dir", str(tmp_path), "--apply", str(target), "--json"]) == 0
     assert "learning_rate_high" in [finding["code"] for finding in json.loads(capfd.readouterr().out)]
     assert load_spec(target).train.optimizer.learning_rate < 0.5
-    assert call(app, ["diagnose", "nothing", "--runs-dir", str(tmp_path)]) == 2
+    assert call(["diagnose", "nothing", "--runs-dir", str(tmp_path)]) == 2

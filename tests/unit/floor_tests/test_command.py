@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli.app import app
-from cluster.cli.seam import call
+from cluster.cli.app import call
 from cluster.command import DEBUG_VARIABLE, run_main
 from cluster.errors import DataError
 
@@ -106,12 +105,12 @@ def test_a_stdout_that_nobody_reads_is_no_fault(
 
 
 def test_a_wrong_command_line_is_a_json_value_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(app, ["run", "--nope", "--json"]) == 2
+    assert call(["run", "--nope", "--json"]) == 2
     assert "--nope" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_version_names_manta_and_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(app, ["--version"]) == 0
+    assert call(["--version"]) == 0
     line = capsys.readouterr().out.strip()
     assert line.startswith(f"manta {version('manta-ml')} (Python {platform.python_version()}, ")
     assert f"ray {version('ray')}" in line
@@ -128,5 +127,5 @@ def test_a_terminal_without_a_character_shows_a_question_mark(monkeypatch: pytes
 def test_a_runs_folder_that_is_a_file_is_a_wrong_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").write_text("")
     (tmp_path / "s.yaml").write_text("version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n")
-    assert call(app, ["run", str(tmp_path / "s.yaml"), "--runs-dir", str(tmp_path / "runs" / "deep")]) == 2
+    assert call(["run", str(tmp_path / "s.yaml"), "--runs-dir", str(tmp_path / "runs" / "deep")]) == 2
     assert "runs" in capsys.readouterr().err

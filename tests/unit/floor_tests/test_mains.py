@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.core import TyperCommand
 
 import cluster.cli
 from cluster.command import DEBUG_VARIABLE
@@ -119,5 +120,6 @@ def test_ctrl_c_is_one_word(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", interrupted)
+    monkeypatch.setattr(TyperCommand, "parse_args", interrupted)
     assert call(name, WRONG[name]) == 1
     assert capsys.readouterr() == ("", "Stopped.\n")

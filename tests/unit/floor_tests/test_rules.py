@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.cli.app import app
-from cluster.cli.seam import call
+from cluster.cli.app import call
 from cluster.errors import SpecError
 from cluster.spec.load import validate_spec
 from cluster.spec.rules import spec_problems, validate_checked
@@ -47,7 +46,7 @@ def test_every_door_refuses_a_misspelt_path_of_a_search(
     verb: list[str], misspelt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(app, [verb[0], misspelt, *verb[1:]]) == 2
+    assert call([verb[0], misspelt, *verb[1:]]) == 2
     said = capsys.readouterr().err
     assert "search.space.train.optimizer.learing_rate: unknown key" in said
     assert "did you mean train.optimizer.learning_rate?" in said
@@ -55,7 +54,7 @@ def test_every_door_refuses_a_misspelt_path_of_a_search(
 
 
 def test_what_is_wrong_is_told_for_programs_too(misspelt: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(app, ["check", misspelt, "--json"]) == 2
+    assert call(["check", misspelt, "--json"]) == 2
     captured = capsys.readouterr()
     problems = json.loads(captured.out or captured.err)["error"]["details"]["problems"]
     assert [item["nearest"] for item in problems] == ["train.optimizer.learning_rate"]

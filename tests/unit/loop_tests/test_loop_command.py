@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.cli import run_process, run_verbs
+from cluster.cli import run_process, runs
 from cluster.spec import load_spec, parse_spec
 from cluster.spec.resolve import DataFacts, HostFacts, resolve
 from cluster.store.run_folder import RunFolder
@@ -65,7 +65,7 @@ def test_profile_of_manta_train_is_a_value_of_the_spec(tmp_path: Path, monkeypat
     monkeypatch.setattr(run_process, "start_driver", lambda folder, flags: flags)
     monkeypatch.setattr(run_process, "watch", lambda folder, flags, **shown: folder.path)
     for number in (3, None):
-        folder = run_verbs.train(tmp_path / "digits.yaml", None, runs_dir=tmp_path / "runs", profile=number)
+        folder = runs.train(tmp_path / "digits.yaml", None, runs_dir=tmp_path / "runs", profile=number)
         assert load_spec(Path(folder) / "spec.yaml").train.profile_updates == number
 
 

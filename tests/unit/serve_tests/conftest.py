@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from cluster.bundle import open_bundle
-from cluster.spec.serve import BatchingSpec
+from cluster.spec.serve import BatchingSpec, ServeSpec
 from serve.config import EndpointConfig, VersionConfig
 from serve.doors.asgi import AsgiDoor
 from serve.doors.predict import predict_app
@@ -39,7 +39,7 @@ class Place:
         opened = open_bundle(bundle)
         self.engine = FakeEngine(opened.manifest.signature)
         version = VersionConfig(version="1", bundle=str(bundle))
-        config = EndpointConfig(name="m", versions=(version,), default_version="1", batching=batching)
+        config = EndpointConfig(name="m", versions=(version,), default_version="1", spec=ServeSpec(batching=batching))
         policy = batch_policy(self.engine, opened.manifest.signature, batching)
         self.engine.calls.clear()
         self.model = ServedModel(config, version, Loaded(opened, opened.variant(), self.engine, policy), limits)

@@ -198,7 +198,7 @@ def test_the_limit_follows_what_the_process_may_open(monkeypatch: pytest.MonkeyP
 def test_every_ray_serve_process_that_has_the_hook_gets_our_connections() -> None:
     from uvicorn.protocols.http import auto
 
-    from serve.deployments.shortcut import middlewares
+    from serve.deployments.middleware import middlewares
     from serve.doors.http import JsonHttpProtocol
 
     before = auto.AutoHTTPProtocol

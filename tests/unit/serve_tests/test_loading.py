@@ -15,7 +15,7 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cluster.bundle import Variant, finish_bundle, read_manifest, write_bundle
-from cluster.spec.serve import BatchingSpec
+from cluster.spec.serve import BatchingSpec, ServeSpec
 from serve.config import EndpointConfig, VersionConfig
 from serve.models.loading import Loaded, load_engine
 from serve.models.model import ServedModel
@@ -63,7 +63,7 @@ def batch_softmax_graph() -> onnx.ModelProto:
 def load(folder: Path, rows: int = 16) -> tuple[EndpointConfig, Loaded]:
     version = VersionConfig(version="1", bundle=str(folder))
     batching = BatchingSpec(max_rows=rows, max_wait_ms=50.0)
-    config = EndpointConfig(name="m", versions=(version,), default_version="1", batching=batching)
+    config = EndpointConfig(name="m", versions=(version,), default_version="1", spec=ServeSpec(batching=batching))
     return config, load_engine(config, version)
 
 

@@ -14,7 +14,7 @@ from cluster.probe.gpus import GpuSourceReading
 from cluster.probe.probe import GpuReading
 from cluster.runtime.node import resources_environment
 from cluster.runtime.nodes.gpu_memory import node_resources
-from cluster.spec.serve import ReplicaSpec
+from cluster.spec.serve import ServeSpec
 from serve.config import EndpointConfig, VersionConfig
 from serve.deployments.placement import (
     GpuNode,
@@ -91,7 +91,7 @@ def test_a_replica_reserves_for_every_version_that_it_loads(tmp_path: Path) -> N
     versions = tuple(VersionConfig(version=str(n), bundle=str(path)) for n, path in enumerate(paths, 1))
     config = EndpointConfig(name="m", versions=versions, default_version="2")
     assert footprint_bytes(config) == 2 * GIB
-    assert footprint_bytes(config.model_copy(update={"policy": "all"})) == 3 * GIB + CONTEXT_BYTES
+    assert footprint_bytes(config.with_values({"versions": "all"})) == 3 * GIB + CONTEXT_BYTES
 
 
 class Source:
@@ -223,7 +223,7 @@ def test_what_an_endpoint_has_reserved_stays_when_its_footprint_does(
     monkeypatch.setattr("serve.deployments.placement.SETTLE_S", 0.0)
     bundle = make_simulated_bundle(tmp_path / "bundle", footprint_bytes=19 * GIB + CONTEXT_BYTES)
     version = VersionConfig(version="1", bundle=str(bundle))
-    config = EndpointConfig(name="m", versions=(version,), default_version="1", device="cuda")
+    config = EndpointConfig(name="m", versions=(version,), default_version="1", spec=ServeSpec(device="cuda"))
     nodes = [node(room("a", 80, 79))]
     monkeypatch.setattr("serve.deployments.placement.gpu_nodes", lambda: nodes)
     first = actor_options(config, None, {})
@@ -231,7 +231,7 @@ def test_what_an_endpoint_has_reserved_stays_when_its_footprint_does(
     nodes[:] = [node(room("a", 80, 1), room("small", 16, 0))]  # another node's GPU would change the share
     again = config.with_version(str(bundle))
     assert actor_options(again, config, first) == first, "its replicas stay where they are: nothing more is needed"
-    more = again.model_copy(update={"replicas": ReplicaSpec(min=2, max=2)})
+    more = again.with_values({"replicas.min": 2, "replicas.max": 2})
     with pytest.raises(MemoryShortError, match="0 of 1 replicas"):
         actor_options(more, config, first)
     larger = make_simulated_bundle(tmp_path / "larger", footprint_bytes=30 * GIB)

@@ -49,7 +49,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, EngineRequest]]:
 
 def load(folder: Path, **serve: Any) -> loading.Loaded:
     spec = ServeSpec(device="cuda", engine="tensorrt", **serve)
-    config = EndpointConfig.of_spec(spec, "digits", make_bundle(folder / "bundle"))
+    config = EndpointConfig.of_run("digits", make_bundle(folder / "bundle"), spec)
     return loading.load_engine(config, config.versions[0])
 
 
@@ -74,6 +74,6 @@ def test_measuring_never_asks_for_more_rows_than_the_engine_was_built_for(
 
 
 def test_without_the_knob_no_engine_is_built(tmp_path: Path, made: Any) -> None:
-    config = EndpointConfig.of_spec(ServeSpec(), "digits", make_bundle(tmp_path / "bundle"))
+    config = EndpointConfig.of_run("digits", make_bundle(tmp_path / "bundle"), ServeSpec())
     loading.load_engine(config, config.versions[0])
     assert made[0][1].tensorrt is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.spec.serve import BatchingSpec
+from cluster.spec.serve import BatchingSpec, ServeSpec
 from serve.batching.tuning import Point, choose, measure
 from serve.config import EndpointConfig, VersionConfig
 from serve.models.repository import ModelRepository
@@ -52,9 +52,8 @@ def test_the_curve_stops_where_a_call_is_too_long(monkeypatch: pytest.MonkeyPatc
 
 def test_auto_is_decided_when_a_version_is_loaded(small_bundle: Path) -> None:
     version = VersionConfig(version="1", bundle=str(small_bundle))
-    config = EndpointConfig(
-        name="m", versions=(version,), default_version="1", batching=BatchingSpec(max_rows="auto", max_wait_ms="auto")
-    )
+    spec = ServeSpec(batching=BatchingSpec(max_rows="auto", max_wait_ms="auto"))
+    config = EndpointConfig(name="m", versions=(version,), default_version="1", spec=spec)
 
     async def load() -> tuple[int, float]:
         repository = ModelRepository("m", Limits())

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from cluster import entrypoints
-from cluster.cli.app import app
-from cluster.cli.seam import call
+from cluster.cli.app import call
 from cluster.pipeline.plan import stage_digest
 from cluster.pipeline.stages import STAGES
 from cluster.report import write_report
@@ -86,7 +85,7 @@ def test_facts_have_their_types() -> None:
 def test_an_old_run_is_shown(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = RunFolder(tmp_path / run.name)
     shutil.copytree(run.path, copy.path)
-    assert call(app, ["show", run.name, "--runs-dir", str(tmp_path), "--json"]) == 0
+    assert call(["show", run.name, "--runs-dir", str(tmp_path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["state"] == "done"
     assert set(shown["metrics"]) & {"accuracy", "rmse"}

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli.app import app
-from cluster.cli.seam import call
+from cluster.cli.app import call
 from cluster.errors import MissingDependencyError
 from cluster.pipeline.trackers import send_to_trackers
 from cluster.runtime.extras import check_extras, require
@@ -157,7 +156,7 @@ def test_check_and_the_start_of_a_run_name_the_extra(
         pytest.skip("the extra is installed")
     spec = tmp_path / "run.yaml"
     spec.write_text(TEXT + f"tracking: {{{section}}}\n")
-    assert call(app, ["check", str(spec)]) == 3
+    assert call(["check", str(spec)]) == 3
     assert "manta-ml[trackers]" in capsys.readouterr().err
     for private in (True, False):
         with pytest.raises(MissingDependencyError, match="trackers"):

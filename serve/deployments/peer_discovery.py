@@ -1,4 +1,4 @@
-"""Who the other replicas of an endpoint are, and on which ports of their own they answer: Ray Serve's controller knows.
+"""The other replicas of an endpoint and the ports of their own that they answer on, from Ray Serve's controller.
 
 The ports are those that HAProxy sends requests to. Covered: HTTP. Not covered: replicas that have not started yet.
 """

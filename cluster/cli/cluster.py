@@ -1,4 +1,4 @@
-"""`manta submit`, `logs`, `stop`, `status`, `publish`, `fetch`: runs on a cluster, and runs of this machine.
+"""`manta submit`, `logs`, `stop`, `status`, `probe`: jobs of a cluster, runs of this machine, and the nodes of both.
 
 With `--address http://HEAD:8265` a verb speaks to Ray's Jobs API; without one it looks into the runs folder. Nothing
 here loads ray: the Jobs API is plain HTTP (cluster/runtime/jobs/client.py).
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli.options import RUNS_DIR, AsJson, Overrides, RunsDir, SpecPath
+from cluster.cli.options import RUNS_DIR, Address, AsJson, JobsAddress, Overrides, RunOrJob, RunsDir, SpecPath, Store
 from cluster.command import emit_json
 from cluster.errors import RequestError
 from cluster.runtime.join.token import find_token
@@ -28,33 +28,26 @@ if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it
     from cluster.runtime.jobs.package import Package
     from cluster.spec.run import RunSpec
 
+PANEL = "Cluster"
 # A job that is stopped needs the time to write a checkpoint and stop its workers; Ray's own figure is 3 s
 STOP_WAIT_S = 30
 CLUSTER_RUNS_DIR = '"${MANTA_RUNS_DIR:-$HOME/manta-runs}"'  # read on the cluster; the images set it to a shared volume
 META_RUN, META_STORE = "manta.run", "manta.store"
 
-JobsAddress = Annotated[
-    str | None,
-    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Head's URL, http://HOST:8265."),
-]
-Target = Annotated[str, typer.Argument(metavar="RUN|JOB", help="A run here, or with --address a job there.")]
 MaybeTarget = Annotated[str | None, typer.Argument(metavar="[RUN|JOB]", help="One of them; all when absent.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")]
-Store = Annotated[str | None, typer.Option("--store", metavar="URL", help="Bundle store: a folder or s3://…, gs://….")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
 Folder = Annotated[Path, typer.Option("--folder", help="Working folder to ship.", exists=True, file_okay=False)]
 JobId = Annotated[str | None, typer.Option("--id", help="Job id; the same id again finds the job, not a second one.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the job is accepted.")]
 ClusterRuns = Annotated[str | None, typer.Option("--runs-dir", help="Runs folder on the cluster, seen by every node.")]
 NumCpus = Annotated[float, typer.Option("--driver-cpus", min=0, help="CPUs to reserve for the driver.")]
-To = Annotated[Path | None, typer.Option("--to", help="Folder for the bundle; else ./<run>-bundle.")]
-Version = Annotated[str | None, typer.Option("--version", help="Version in the store; else the latest.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (submit, logs, stop, status, publish, fetch):
-        app.command()(verb)
+    for verb in (submit, logs, stop, status, probe):
+        app.command(rich_help_panel=PANEL)(verb)
 
 
 def submit(
@@ -78,7 +71,7 @@ def submit(
     run = run_name(name, loaded, spec)
     shipped = _relative_spec(spec, folder)
     package = _package(folder, shipped, loaded)
-    with _client(address) as client:
+    with jobs_client(address) as client:
         client.ray_version()
         _note(f"Shipping {len(package.files)} files ({len(package.data) / 2**20:.1f} MiB) to {client.address}.")
         job = client.submit(
@@ -117,14 +110,14 @@ def entrypoint(spec: str, overrides: list[str], run: str, *, store: str | None, 
     return line
 
 
-def logs(target: Target, address: JobsAddress = None, follow: Follow = False, runs_dir: RunsDir = RUNS_DIR) -> int:
+def logs(target: RunOrJob, address: JobsAddress = None, follow: Follow = False, runs_dir: RunsDir = RUNS_DIR) -> int:
     """Print the log of a run or a job; -f goes on until it ends and returns its exit code."""
     if address is None:
         from cluster.cli.local_runs import follow_log
         from cluster.store.run_folder import find_run
 
         return follow_log(find_run(runs_dir, target), _write, follow=follow)
-    with _client(address) as client:
+    with jobs_client(address) as client:
         if follow:
             return _follow(client, target, as_json=False)
         client.job(target)
@@ -132,7 +125,7 @@ def logs(target: Target, address: JobsAddress = None, follow: Follow = False, ru
         return 0
 
 
-def stop(target: Target, address: JobsAddress = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
+def stop(target: RunOrJob, address: JobsAddress = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     """Stop a run or a job cleanly; what is finished is kept and the run can be resumed."""
     if address is None:
         from cluster.cli.local_runs import stop_run
@@ -140,7 +133,7 @@ def stop(target: Target, address: JobsAddress = None, runs_dir: RunsDir = RUNS_D
 
         stopped = stop_run(find_run(runs_dir, target))
     else:
-        with _client(address) as client:
+        with jobs_client(address) as client:
             stopped = client.stop(target) and _wait_for_end(client, target)
     if as_json:
         emit_json({"ok": True, "target": target, "stopped": stopped})
@@ -158,7 +151,7 @@ def status(
 
         rows = status_rows(runs_dir, target)
     else:
-        with _client(address) as client:
+        with jobs_client(address) as client:
             rows = [job_row(job) for job in ([client.job(target)] if target else client.jobs())]
     if as_json:
         emit_json(rows)
@@ -170,43 +163,16 @@ def status(
     return 0
 
 
-def publish(run: Target, store: Store = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
-    """Copy a run's bundle into a store that other machines can reach."""
-    from cluster.store.remote import publish_bundle
-    from cluster.store.run_folder import find_run
+def probe(address: Address = None, as_json: AsJson = False) -> None:
+    """Show cores, memory and GPUs of this host, or of every node of the cluster at --address."""
+    from cluster.cli.node_table import node_to_json, print_node, read_nodes
 
-    found = find_run(runs_dir, run)
-    published = publish_bundle(found.bundle, _needed_store(store), found.name)
+    nodes = read_nodes(address)
     if as_json:
-        emit_json({"ok": True, "run": found.name, "store": published.store, "version": published.version})
-    else:
-        _note(f"Bundle '{found.name}' is at {published.location}.")
-    return 0
-
-
-def fetch(
-    target: Target,
-    store: Store = None,
-    to: To = None,
-    version: Version = None,
-    address: JobsAddress = None,
-    as_json: AsJson = False,
-) -> int:
-    """Copy a bundle from a store and verify it. With --address the job says which run and which store."""
-    from cluster.store.remote import fetch_bundle
-
-    run = target
-    if address is not None:
-        with _client(address) as client:
-            job = client.job(target)
-        run, store = job.metadata.get(META_RUN, target), store or job.metadata.get(META_STORE)
-    folder = to or Path(f"{run}-bundle")
-    bundle = fetch_bundle(_needed_store(store), run, folder, version=version)
-    if as_json:
-        emit_json({"ok": True, "run": run, "bundle": str(folder.resolve()), "files": sorted(bundle.manifest.files)})
-    else:
-        _note(f"Bundle '{bundle.manifest.name}' is in {folder}: {len(bundle.manifest.files)} files, every hash right.")
-    return 0
+        emit_json({"nodes": [node_to_json(node) for node in nodes]})
+        return
+    for node in nodes:
+        print_node(node)
 
 
 def job_row(job: Job) -> dict[str, Any]:
@@ -224,7 +190,7 @@ def job_row(job: Job) -> dict[str, Any]:
 
 
 @contextmanager
-def _client(address: str | None) -> Iterator[JobsClient]:
+def jobs_client(address: str | None) -> Iterator[JobsClient]:
     if address is None:
         raise RequestError(
             "Cannot submit",
@@ -281,16 +247,6 @@ def _relative_spec(spec: Path, folder: Path) -> str:
             remedy="Run the command in the project's folder, or name the folder with --folder.",
         )
     return resolved.relative_to(folder.resolve()).as_posix()
-
-
-def _needed_store(store: str | None) -> str:
-    if store is None:
-        raise RequestError(
-            "Cannot reach a bundle store",
-            found="no store was named, and the job knows none",
-            remedy="Give --store with a folder or a URL such as s3://bucket/manta.",
-        )
-    return store
 
 
 def _write(text: str) -> None:

@@ -1,22 +1,24 @@
-"""`manta data check`: the quality report of a file, before there is a spec."""
+"""`manta data check`: the quality report of a file, before there is a spec (trainers/data/check.py)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli.children import run_module
+from cluster.cli.forward import ForwardedCommand, forward
 from cluster.cli.options import AsJson
 from cluster.entrypoints import COMMAND_MODULES
 
-DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, TSV, JSON Lines or Parquet file, or a pattern.")]
+PANEL = "Data"
+DataFile = Annotated[str, typer.Argument(metavar="FILE", help="A CSV, TSV, JSON Lines or Parquet file, or a pattern.")]
 Target = Annotated[str | None, typer.Option("--target", help="Target column: adds balance, leakage and label noise.")]
-Test = Annotated[Path | None, typer.Option("--test", help="A second file: overlap and drift against it.")]
+Test = Annotated[str | None, typer.Option("--test", help="A second file: overlap and drift against it.")]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of a text file; found, or a tab for .tsv.")]
 Header = Annotated[
-    str | None, typer.Option("--header", help="true, false or auto: whether the first line holds names; auto.")
+    Literal["auto", "true", "false"] | None,
+    typer.Option("--header", help="true, false or auto: whether the first line holds names; auto."),
 ]
 Names = Annotated[str | None, typer.Option("--names", help="Names of the columns, with commas between them.")]
 SkipLines = Annotated[int | None, typer.Option("--skip-lines", min=0, help="Lines before the table; found.")]
@@ -24,7 +26,7 @@ SkipLastLines = Annotated[
     int | None, typer.Option("--skip-last-lines", min=0, help="Lines after the table, such as totals; found.")
 ]
 Comment = Annotated[str | None, typer.Option("--comment", help="Lines that begin with it are no rows; found.")]
-Decimal = Annotated[str | None, typer.Option("--decimal", help="`.`, `,` or auto; auto.")]
+Decimal = Annotated[Literal["auto", ".", ","] | None, typer.Option("--decimal", help="`.`, `,` or auto; auto.")]
 Write = Annotated[Path | None, typer.Option("--write", help="Write a spec that reads the file as it was read here.")]
 Encoding = Annotated[
     str | None, typer.Option("--encoding", help="Of a delimited text file: cp1252, utf-16, …; utf-8 when absent.")
@@ -43,8 +45,8 @@ def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(help="Look at data.", no_args_is_help=True)
     group.callback()(_group)
-    group.command()(check)
-    app.add_typer(group, name="data")
+    group.command(cls=ForwardedCommand)(check)
+    app.add_typer(group, name="data", rich_help_panel=PANEL)
 
 
 def _group() -> None:
@@ -52,6 +54,7 @@ def _group() -> None:
 
 
 def check(
+    context: typer.Context,
     file: DataFile,
     target: Target = None,
     test: Test = None,
@@ -70,10 +73,4 @@ def check(
     as_json: AsJson = False,
 ) -> int:
     """Report the quality of a file: types, missing values, duplicates, outliers, balance, leakage, drift."""
-    options: dict[str, object] = {"--target": target, "--test": test, "--delimiter": delimiter, "--html": html}
-    options |= {"--header": header, "--names": names, "--skip-lines": skip_lines, "--write": write}
-    options |= {"--skip-last-lines": skip_last_lines, "--comment": comment, "--decimal": decimal}
-    options |= {"--memory-mb": memory_mb, "--encoding": encoding}
-    given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
-    flags = [*(["--distributed"] if distributed else []), *(["--json"] if as_json else [])]
-    return run_module(COMMAND_MODULES["data-check"], [str(file), *given, *flags])
+    return forward(context, COMMAND_MODULES["data-check"])

@@ -1,4 +1,4 @@
-"""How long a process keeps its private Ray: until no endpoint is left, and who took the last one away has left too.
+"""How long a process keeps its private Ray: until no endpoint is left, and whoever took the last one away has left too.
 
 `manta undeploy` drops the endpoint's record after it has left the Ray. A Ray that ended under it, a moment after the
 endpoint was gone, would leave it waiting for a dead cluster. Invariant: an undeploy that was killed before it dropped
@@ -13,8 +13,8 @@ from collections.abc import Callable
 FAREWELL_S = 30.0
 
 
-class Keeper:
-    """Asked again and again by the process that waits. `served`: an endpoint is left; `recorded`: a record is left."""
+class RayLifetime:
+    """Of the process that started a private Ray. `served`: an endpoint is left; `recorded`: a record is left."""
 
     def __init__(
         self, served: Callable[[], bool], recorded: Callable[[], bool], now: Callable[[], float] = time.monotonic
@@ -22,8 +22,8 @@ class Keeper:
         self._served, self._recorded, self._now = served, recorded, now
         self._gone_s: float | None = None
 
-    def keep(self) -> bool:
-        """Whether the Ray is still needed."""
+    def is_needed(self) -> bool:
+        """Whether the Ray is still needed; call it every few seconds."""
         if self._served():
             self._gone_s = None
             return True

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.atomic import write_json
-from cluster.cli.app import app
+from cluster.cli.app import call
 from cluster.cli.run_process import prepare_folder
-from cluster.cli.seam import call
 from cluster.errors import RequestError
 from cluster.pipeline.plan import reusable
 from cluster.pipeline.stages import STAGES
@@ -87,9 +86,9 @@ def test_a_damaged_record_or_state_counts_as_none(tmp_path: Path, capsys: pytest
     (run.stage("prepare") / "record.json").write_bytes(b'{"stage": "prep\xff')
     run.state.write_bytes(b"\xff[]")
     assert reusable(STAGES[1], run, "digest") == (None, "its record cannot be read")
-    assert call(app, ["show", "a", "--runs-dir", str(tmp_path), "--json"]) == 0
+    assert call(["show", "a", "--runs-dir", str(tmp_path), "--json"]) == 0
     write_json(run.state, ["not", "a", "state"])
-    assert call(app, ["runs", "--runs-dir", str(tmp_path)]) == 0
+    assert call(["runs", "--runs-dir", str(tmp_path)]) == 0
     assert "a" in capsys.readouterr().out
 
 
@@ -99,13 +98,13 @@ def test_brackets_in_a_headline_are_text_and_not_markup(tmp_path: Path, capsys: 
     (run.path / "spec.yaml").write_text(SPEC)
     message = "Cannot use column [price]: it has [/b] and [red]"
     write_json(run.state, {"state": "failed", "error": {"message": message}})
-    assert call(app, ["show", "a", "--runs-dir", str(tmp_path)]) == 0
+    assert call(["show", "a", "--runs-dir", str(tmp_path)]) == 0
     assert message in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["show", "verify"])
 def test_a_bundle_is_named_by_its_folder_or_by_its_run(tmp_path: Path, verb: str) -> None:
     make_bundle(tmp_path / "run" / "bundle")
-    assert call(app, ["bundle", verb, str(tmp_path / "run")]) == 0
-    assert call(app, ["bundle", verb, str(tmp_path / "run" / "bundle")]) == 0
-    assert call(app, ["bundle", verb, str(tmp_path)]) == 2
+    assert call(["bundle", verb, str(tmp_path / "run")]) == 0
+    assert call(["bundle", verb, str(tmp_path / "run" / "bundle")]) == 0
+    assert call(["bundle", verb, str(tmp_path)]) == 2

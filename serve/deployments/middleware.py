@@ -1,4 +1,4 @@
-"""The short way of an infer request through a replica: uvicorn -> our door, without Ray Serve's own wrapping.
+"""Middleware of a replica's HTTP server: infer requests go uvicorn -> our door, without Ray Serve's own wrapping.
 
 Ray Serve puts per-request tasks, contexts, an access record and metrics around every call of an ASGI application;
 on a small model that is most of the time. Its hook for middleware (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`,
@@ -27,7 +27,7 @@ RAYS_OWN = "/-/"  # health and routes, which HAProxy asks for
 ERROR_BYTES_MAX = 4096
 
 
-class Shortcut:
+class InferMiddleware:
     """Outermost ASGI middleware of a replica's HTTP server."""
 
     door: App | None = None
@@ -38,11 +38,11 @@ class Shortcut:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        door = Shortcut.door
+        door = InferMiddleware.door
         if door is not None and scope["type"] == "http":
             path: str = scope["path"]
-            if path.endswith("/infer") and path.startswith(Shortcut.prefix):
-                scope["root_path"] = Shortcut.prefix[:-1]
+            if path.endswith("/infer") and path.startswith(InferMiddleware.prefix):
+                scope["root_path"] = InferMiddleware.prefix[:-1]
                 await door(scope, receive, send)
                 return
         is_ours = scope["type"] == "http" and not scope["path"].startswith(RAYS_OWN)
@@ -89,9 +89,9 @@ def _answer_of(start: Message, text: bytes) -> Answer:
     return Answer(status, answer.body, (*answer.headers, *kept))
 
 
-def open_shortcut(door: App, name: str) -> None:
+def take_infer_requests(door: App, name: str) -> None:
     """Called once in a replica: infer requests below the endpoint's path go to `door`."""
-    Shortcut.door, Shortcut.prefix = door, f"/{name}/"
+    InferMiddleware.door, InferMiddleware.prefix = door, f"/{name}/"
 
 
 def middlewares() -> list[Any]:
@@ -105,4 +105,4 @@ def middlewares() -> list[Any]:
     from serve.doors.http import JsonHttpProtocol
 
     auto.AutoHTTPProtocol = JsonHttpProtocol
-    return [Middleware(Shortcut)]
+    return [Middleware(InferMiddleware)]

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from cluster.atomic import write_json
-from cluster.cli.app import app
-from cluster.cli.cluster_verbs import entrypoint, job_row
+from cluster.cli.app import call
+from cluster.cli.cluster import entrypoint, job_row
 from cluster.cli.local_runs import follow_log, status_rows, stop_run
-from cluster.cli.seam import call
 from cluster.errors import RequestError
 from cluster.runtime.jobs.client import Job
 from cluster.store.run_folder import RunFolder
@@ -78,13 +77,13 @@ def test_the_log_of_a_run_that_has_ended_is_shown_once(run: RunFolder) -> None:
 
 def test_verbs_without_an_address_speak_of_this_machine(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--runs-dir", str(run.path.parent)]
-    assert call(app, ["status", *where, "--json"]) == 0
+    assert call(["status", *where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["id"] == "digits"
-    assert call(app, ["logs", "digits", *where]) == 0
+    assert call(["logs", "digits", *where]) == 0
     assert capsys.readouterr().out == "one\ntwo\n"
-    assert call(app, ["stop", "digits", *where, "--json"]) == 0
+    assert call(["stop", "digits", *where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stopped"] is False
-    assert call(app, ["stop", "nobody", *where]) == 2
+    assert call(["stop", "nobody", *where]) == 2
     assert "Cannot find run 'nobody'" in capsys.readouterr().err
 
 
@@ -94,9 +93,9 @@ def test_submit_without_a_cluster_says_what_to_give(
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text("version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n", encoding="utf-8")
-    assert call(app, ["submit", "s.yaml"]) == 2
+    assert call(["submit", "s.yaml"]) == 2
     assert "--address http://HOST:8265" in capsys.readouterr().err
-    assert call(app, ["submit", "s.yaml", "--address", "10.0.0.5:6379"]) == 2
+    assert call(["submit", "s.yaml", "--address", "10.0.0.5:6379"]) == 2
     assert "not a URL" in capsys.readouterr().err
 
 
@@ -104,14 +103,14 @@ def test_a_spec_outside_the_working_folder_is_refused(tmp_path: Path, capsys: py
     (tmp_path / "project").mkdir()
     (tmp_path / "s.yaml").write_text("version: 1\ndata: {source: {kind: sklearn, dataset: digits}}\n", encoding="utf-8")
     words = ["submit", str(tmp_path / "s.yaml"), "--folder", str(tmp_path / "project"), "--address", "http://h:1"]
-    assert call(app, words) == 2
+    assert call(words) == 2
     assert "outside the working folder" in capsys.readouterr().err
 
 
 def test_probe_prints_data_and_says_why_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(app, ["probe", "--json"]) == 0
+    assert call(["probe", "--json"]) == 0
     (node,) = json.loads(capsys.readouterr().out)["nodes"]
     assert node["host"]["cpu_cores"] >= 1
     assert node["host"]["gpus"] or node["host"]["reasons"]["gpus"]
-    assert call(app, ["probe"]) == 0
+    assert call(["probe"]) == 0
     assert "cores" in capsys.readouterr().out

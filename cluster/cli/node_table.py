@@ -1,4 +1,4 @@
-"""`manta probe`: what this host, or every node of a cluster, has: cores, memory, /dev/shm, GPUs by UUID.
+"""What `manta probe` prints: cores, memory, /dev/shm and GPUs by UUID of this host, or of every node of a cluster.
 
 A value that could not be read is shown as "unknown" with its reason, never as 0.
 """
@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from cluster.cli.options import Address, AsJson
-from cluster.command import emit_json
 
 if TYPE_CHECKING:  # readings are loaded by the verb: `manta --help` stays fast
     from cluster.probe import GpuReading, HostReading
@@ -22,23 +18,11 @@ if TYPE_CHECKING:  # readings are loaded by the verb: `manta --help` stays fast
 UNKNOWN = "unknown"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(probe)
-
-
-def probe(address: Address = None, as_json: AsJson = False) -> None:
-    """Show cores, memory and GPUs of this host, or of every node of the cluster at --address."""
+def read_nodes(address: str | None) -> list[dict[str, Any]]:
+    """This host, or every node of the cluster at `address`, each with the reading or the problem."""
     from cluster.probe import read_host
 
-    nodes = _cluster(address) if address else [{"address": None, "problem": None, "host": read_host()}]
-    if as_json:
-        emit_json({"nodes": [_plain(node) for node in nodes]})
-        return
-    console = Console()
-    for node in nodes:
-        console.print(_host_line(node), soft_wrap=True)
-        _print_gpus(console, node)
+    return _cluster(address) if address else [{"address": None, "problem": None, "host": read_host()}]
 
 
 def _cluster(address: str) -> list[dict[str, Any]]:
@@ -51,9 +35,17 @@ def _cluster(address: str) -> list[dict[str, Any]]:
     return [{"address": result.address, "problem": result.problem, "host": result.value} for result in results]
 
 
-def _plain(node: dict[str, Any]) -> dict[str, Any]:
+def node_to_json(node: dict[str, Any]) -> dict[str, Any]:
+    """JSON-able form."""
     host = node["host"]
     return {**node, "host": None if host is None else host.model_dump(mode="json")}
+
+
+def print_node(node: dict[str, Any]) -> None:
+    """A line of the host, and a table of its GPUs."""
+    console = Console()
+    console.print(_host_line(node), soft_wrap=True)
+    _print_gpus(console, node)
 
 
 def _host_line(node: dict[str, Any]) -> Text:

@@ -6,6 +6,7 @@ the requests; this check, without that option, is the only one there is.
 
 from __future__ import annotations
 
+import random
 import socket
 from contextlib import ExitStack
 
@@ -13,10 +14,18 @@ import psutil
 
 from cluster.errors import PortInUseError
 
+CHOSEN_PORTS = range(20_000, 30_000)
+"""Where a port is chosen: above those of Ray's workers (10002 to 19999), below Kubernetes' node ports (30000) and the
+local ports of connections that programs open (32768 and more on Linux), one of which could take a port between its
+choice and its use."""
+TRIES = 100
+
 
 def claim_port(host: str, port: int) -> int:
     """`port`, or a free one for 0. Raises PortInUseError that names the holder where it can be known."""
     with socket.socket() as probe:
+        if not port:
+            return _bind_chosen(probe, host)
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier run is no holder
         try:
             probe.bind((host, port))
@@ -36,9 +45,19 @@ def free_ports(num_ports: int) -> list[int]:
     """Different TCP ports that are free now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        return [_bind_chosen(each, "127.0.0.1") for each in sockets]
+
+
+def _bind_chosen(probe: socket.socket, host: str) -> int:
+    """Bind to a free port of `CHOSEN_PORTS`, or to the system's choice where none is found."""
+    for port in random.SystemRandom().sample(CHOSEN_PORTS, min(TRIES, len(CHOSEN_PORTS))):
+        try:
+            probe.bind((host, port))
+        except OSError:
+            continue
+        return port
+    probe.bind((host, 0))
+    return int(probe.getsockname()[1])
 
 
 def _holder(port: int) -> str:

@@ -1,4 +1,4 @@
-"""The table of rules in docs/training.md names tests that exist, docs/architecture.md functions that exist."""
+"""docs/training.md names tests that exist for its rules; docs/architecture.md functions and files that exist."""
 
 from __future__ import annotations
 
@@ -38,3 +38,15 @@ def test_the_path_of_an_update_and_of_a_request_names_functions_that_exist(path:
             found = [node for node in body if isinstance(node, KINDS) and node.name == part]
             assert found, f"{file} has no {name}"
             body = found[0].body
+
+
+def test_each_recipe_names_the_files_of_an_example_that_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## Recipes\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) >= 8
+    for what, example, files in rows:
+        named = re.findall(r"`([\w/]+\.\w+)`", files)
+        assert len(named) >= 3, f"{what}: {named}"
+        without = [file for file in named if example.strip("` ") not in (ROOT / file).read_text(encoding="utf-8")]
+        assert not without, f"{what}: no {example} in {without}"

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from cluster.errors import DataError
+from trainers.data.read.infer import CLASSES_AS_NUMBERS_MAX
 from trainers.data.read.missing_words import keep_line, said_missing
 
-CLASSES_AS_NUMBERS_MAX = 50  # a numeric target with more distinct values than this is a quantity
 CLASSES_MAX = 10_000  # beyond it a softmax layer is the wrong model, and the column is an identifier
 
 Task = Literal["classification", "regression"]

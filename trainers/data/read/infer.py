@@ -30,8 +30,8 @@ from trainers.data.read.reading import (
     unit_reading,
 )
 from trainers.data.read.writing import Writing, date_writings, fits_date, forms_of, writing_of, writing_of_numbers
-from trainers.data.targets import CLASSES_AS_NUMBERS_MAX
 
+CLASSES_AS_NUMBERS_MAX = 50  # a numeric target with more distinct values than this is a quantity
 MOSTLY = 0.9  # a share of numbers or dates from which the rest are taken for mistakes
 MOSTLY_WORDS_MIN = 20
 TEXT_WORDS_MEAN = 3.0  # categories are names of a word or two; sentences have more

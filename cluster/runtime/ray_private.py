@@ -4,7 +4,7 @@ Ray may move any of these in any release. Each is a function here, under the fil
 tests/contract/ray_tests/test_ray_private.py asks the installed Ray for each: its failure says what has moved.
 
 Invariant: nothing of Ray is loaded before a function is called (Ray Train's and Tune's internals load torch), and no
-other file of Manta uses a private name of Ray (tests/meta/test_laws.py).
+other file of Manta uses a private name of Ray (tests/meta/test_ray_names.py).
 
 Covered: what is called. Not covered: variables that Ray's processes read (environment.py, private/haproxy.py), the
 configuration that Ray Serve writes for HAProxy (private/haproxy.sh).

@@ -3,8 +3,9 @@ HTTP servers in proxies and replicas (serve/deployments/middleware.py). HAProxy 
 means (cluster/runtime/private/haproxy.sh).
 
 Invariants:
-* a connection that has no request at work ends `head_timeout_s` after its first byte, or after it was made, unless a
-  whole head has come: a byte now and then keeps nothing open, be it of a head or of a body that was answered already;
+* while no request is at work, a whole head must come within `head_timeout_s`, counted from the connection's start or
+  from the first byte after an answer. Single bytes do not extend it, whether of a head or of a body that was already
+  answered;
 * a head of more than `HEAD_BYTES_MAX` ends its connection with 431;
 * a connection past `Limits.connections` is answered 503 at once, with Retry-After, and takes no one's place;
 * what uvicorn answers by itself (two lengths, a broken request line), as text and before any application, is JSON.

@@ -1,8 +1,9 @@
 """The requests of one endpoint, whichever door they came through. Read this first.
 
-The way of a request is `authorize` -> `admit` (before its body is read, so that overload stays cheap) -> `infer`: find
-the version, decode, check, queue, engine, answer. A door (serve/doors) turns a wire into these calls, and their results
-or the MantaError that they raise back into its wire; serve/protocol/errors.py has the statuses and codes.
+The way of a request is `authorize` -> `admit` (before its body is decoded, over REST before it is read, so that
+overload stays cheap) -> `infer`: find the version, decode, check, queue, engine, answer. A door (serve/doors) turns a
+wire into these calls, and their results or the MantaError that they raise back into its wire;
+serve/protocol/errors.py has the statuses and codes.
 
 Invariant: a request that arrived whole and does not fit its model is refused before the queue, and counted once as a
 `bad_request` of that version; every other request to a version has one outcome, which the batcher counts.

@@ -1,4 +1,4 @@
-"""Everything that changes while a run goes on: what a checkpoint must hold is here, and nothing else is.
+"""Everything that changes while a run goes on: all that a checkpoint must hold, and what only this process needs.
 
 Invariant: between two windows, `Job` (fixed by the request) and `State` determine the rest of the run, byte for byte.
 """

@@ -129,8 +129,8 @@ def accumulate(
     return error
 
 
-def forward_backward(job: Job, state: State, window: Window, share: float, *, send: bool) -> None:
-    """Forward and backward of all micro-batches of this worker; `share` is 1 / (weight of the whole window)."""
+def forward_backward(job: Job, state: State, window: Window, inverse_weight: float, *, send: bool) -> None:
+    """Forward and backward of all micro-batches of this worker; a loss sum is divided by the whole window's weight."""
     exchange, forward = state.exchange, state.forward
     change = job.augmenter.draw(window) if job.augmenter.active else None
     for where in window.micro_slices(state.micro_size):
@@ -147,7 +147,8 @@ def forward_backward(job: Job, state: State, window: Window, share: float, *, se
         exchange.add_loss(job.objective.reported_sum(batch, outputs, loss_sum))
         if state.norms.any:
             state.norms.collect(exchange.norm_sums)
-        loss = loss_sum * share  # backward(gradient=share) would do, but makes torch import sympy: a second
+        # the division; backward(gradient=inverse_weight) would do it too, but torch then imports sympy for a second
+        loss = loss_sum * inverse_weight
         (state.scaler.scale(loss) if state.scaler else loss).backward()
 
 

@@ -5,8 +5,8 @@ removes the folders. This process outlives the driver by moments: it sits in a s
 of a pipe whose write end only the driver has, and does the same work after a clean end, a crash and kill -9.
 
 Invariant: when it exits, no process of the private Ray is alive, its logs lie in the run's folder, and its folders
-are gone. It never touches a process that neither carries the marker nor was started in the driver's session and
-names one of the folders or holds a file there open.
+are gone. It ends two kinds of process and no other: one that carries the marker, and one of the driver's session that
+names one of the folders on its command line or holds a file there open.
 
 Covered: one private Ray. Not covered: clusters that were there before (nothing of theirs is ours to remove).
 """

@@ -4,8 +4,8 @@
 
 Invariant: looks only, changes nothing; the report depends neither on how the rows were divided nor on the executor.
 What adds up is counted in all rows; what needs values together is judged on the summary's sample, which holds all rows
-of a table in memory. A rule that counts decide is never decided by a sample, a finding of one says so, and an estimate
-carries its bound.
+of a table in memory. A rule that counts can decide is not decided by a sample; a finding that a sample decided says
+so, and an estimate carries its bound.
 
 Covered: all findings: of counts in rules.py, of a column's values in column_findings.py, leakage in leaks.py, wrong
 labels in label_noise.py, two tables in drift.py. Not covered: reading files (check_files.py).

@@ -47,8 +47,8 @@ class QuickStep:
     step (torch groups all tensors by device and datatype each time, which takes longer than the kernel of a small
     network). `skip` on the device makes the kernel leave everything as it is, so that the host need not know.
 
-    Moments start at zero, as torch's do; so does SGD's momentum, which in torch starts as the first gradient: the
-    first step makes it that.
+    Moments start at zero, as torch's do. SGD's momentum starts at zero too; torch sets it to the first gradient, which
+    is what the first step makes of zero.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

@@ -155,7 +155,7 @@ class EndpointConfig(StrictSpec):
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> EndpointConfig:
         """The inverse of `to_json`; takes the form of before `spec` too. Raises pydantic.ValidationError."""
-        return cls.model_validate_json(json.dumps(raw if FLAT_MARK not in raw else _nested(raw)))
+        return cls.model_validate_json(json.dumps(raw if "spec" in raw else _nested(raw)))
 
     @model_validator(mode="after")
     def _default_is_there(self) -> EndpointConfig:
@@ -169,19 +169,25 @@ class EndpointConfig(StrictSpec):
         return self
 
 
-FLAT_MARK = "policy"  # what `spec.versions` was called while a configuration had its settings beside its versions
+CONFIG_FORM = (
+    2  # of `to_json`: part of the replicas' code version, since replicas of older code cannot read a newer one
+)
+FLAT_VERSIONS = "policy"  # what `spec.versions` was called while a configuration had its settings beside its versions
 FLAT_SETTINGS = ("batching", "queue", "access_log", "allow_non_finite", "unseen", "replicas", "token_file",
-                 "admin_token_file", "device")  # fmt: skip
+                 "admin_token_file")  # fmt: skip
 
 
 def _nested(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration that an older Manta gave to Ray Serve, in today's form."""
     spec = {name: raw[name] for name in FLAT_SETTINGS if name in raw}
-    spec["versions"] = raw[FLAT_MARK]
+    spec["versions"] = raw.get(FLAT_VERSIONS, "latest")
+    device = raw.get("device") or "cpu"
+    named = {} if device in ("cpu", "cuda") else {"engine_device": device}  # `cuda:1`
+    spec |= {} if named else {"device": device}
     if raw.get("tensorrt") is not None:
-        spec |= {"engine": "tensorrt", "tensorrt": raw["tensorrt"]}
-    flat = (*FLAT_SETTINGS, FLAT_MARK, "tensorrt")
-    return {**{name: value for name, value in raw.items() if name not in flat}, "spec": spec}
+        spec |= {"engine": "tensorrt", "tensorrt": raw["tensorrt"], "device": "cuda"}
+    flat = (*FLAT_SETTINGS, FLAT_VERSIONS, "tensorrt", "device")
+    return {**{name: value for name, value in raw.items() if name not in flat}, **named, "spec": spec}
 
 
 def endpoint_name(text: str) -> str:

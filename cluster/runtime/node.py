@@ -47,7 +47,10 @@ def resources_environment(environment: dict[str, str], command: list[str]) -> di
 
 def main(arguments: list[str] | None = None) -> int:
     """Become the command. Returns an exit code where that cannot be."""
-    return run_main(_become, arguments)
+    command = list(sys.argv[1:] if arguments is None else arguments)
+    return run_main(
+        lambda _: _become(command), []
+    )  # its words, `--debug` and `--json` among them, are another program's
 
 
 def _become(command: list[str]) -> int:

@@ -6,6 +6,7 @@ the requests; this check, without that option, is the only one there is.
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from contextlib import ExitStack
@@ -24,13 +25,13 @@ TRIES = 100
 def claim_port(host: str, port: int) -> int:
     """`port`, or a free one for 0. Raises PortInUseError that names the holder where it can be known."""
     with socket.socket() as probe:
-        if not port:
-            return _bind_chosen(probe, host)
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier run is no holder
         try:
+            if not port:
+                return _bind_chosen(probe, host)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier run is no holder
             probe.bind((host, port))
         except OSError as error:
-            holder = _holder(port)
+            holder = _holder(port) if port else ""
             raise PortInUseError(
                 f"Cannot serve on {host}:{port}",
                 found=f"the port is held by {holder}" if holder else str(error.strerror or error),
@@ -49,11 +50,13 @@ def free_ports(num_ports: int) -> list[int]:
 
 
 def _bind_chosen(probe: socket.socket, host: str) -> int:
-    """Bind to a free port of `CHOSEN_PORTS`, or to the system's choice where none is found."""
+    """Bind to a free port of `CHOSEN_PORTS`, or to the system's choice where none is found. Raises OSError."""
     for port in random.SystemRandom().sample(CHOSEN_PORTS, min(TRIES, len(CHOSEN_PORTS))):
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise  # the host, which no port mends
             continue
         return port
     probe.bind((host, 0))

@@ -42,11 +42,14 @@ def deploy(options: Options) -> int:
     name = _given_name(options) or endpoint_name(bundle.manifest.name)
     load_access(options.token_file, options.admin_token_file)
     if _ray_address(options, _record(name)) is None:  # a Ray of its own has no endpoint yet: refused before it starts
-        _wanted(options, name, None)
+        _check_token_files(_wanted(options, name, None).spec, ServeSpec())
     with _ray(options, name, start=True) as private:
         from serve.deployments import endpoint as place
 
-        found = place.deploy(_wanted(options, name, place.configuration(name)), progress=write_line)
+        before = place.configuration(name)
+        wanted = _wanted(options, name, before)
+        _check_token_files(wanted.spec, before.spec if before else ServeSpec())
+        found = place.deploy(wanted, progress=write_line)
         if options.as_json:
             emit_json({"ok": True, "name": name, "url": found.url, "version": found.version})
         else:
@@ -59,6 +62,14 @@ def deploy(options: Options) -> int:
             finally:
                 forget(name)
     return 0
+
+
+def _check_token_files(wanted: ServeSpec, before: ServeSpec) -> None:
+    """Raises RequestError for a file that this command gives and that cannot be read; a kept one may be elsewhere."""
+    changed = [new if new != old else None
+               for new, old in ((wanted.token_file, before.token_file),
+                                (wanted.admin_token_file, before.admin_token_file))]  # fmt: skip
+    load_access(*changed)
 
 
 def _wanted(options: Options, name: str, before: EndpointConfig | None) -> EndpointConfig:

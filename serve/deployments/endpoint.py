@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -31,7 +32,7 @@ from cluster.runtime.ray_private import serve_address, serve_details, start_dele
 from cluster.spec.serve import ReplicaSpec, ServeSpec
 from serve.access import first_token
 from serve.client import EndpointClient
-from serve.config import EndpointConfig
+from serve.config import CONFIG_FORM, EndpointConfig
 from serve.deployments.placement import actor_options
 from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
 from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
@@ -67,8 +68,9 @@ def deploy(config: EndpointConfig, *, token: str = "", progress: Callable[[str],
     """Start or change an endpoint and wait until it answers, at most `spec.ready_timeout_s`.
 
     `token`: sent with the questions; the first of the endpoint's token file when empty. Raises PortInUseError,
-    EndpointError, BundleError, MemoryShortError.
+    EndpointError, RequestError, BundleError, MemoryShortError.
     """
+    token = token or first_token(config.spec.token_file)  # a file that cannot be read ends here, with nothing changed
     deadline_s = time.monotonic() + config.spec.ready_timeout_s
     host, port = start_serve(config.spec)
     url = f"http://{_reachable(host)}:{port}/{config.name}"
@@ -79,7 +81,7 @@ def deploy(config: EndpointConfig, *, token: str = "", progress: Callable[[str],
         config = config.model_copy(update={"loads": config.loads + 1})
     _run(config, actor_options(config, before, options_before))
     try:
-        _wait(config, url, deadline_s, token or first_token(config.spec.token_file))
+        _wait(config, url, deadline_s, token)
     except EndpointError:
         if before is None:
             start_deleting(config.name)
@@ -141,9 +143,17 @@ def endpoints() -> list[Endpoint]:
 
 
 def configuration(name: str) -> EndpointConfig | None:
-    """What an endpoint was last told to serve, or None for an unknown name."""
+    """What an endpoint serves by its last deploy, or None for an unknown name. Raises EndpointError."""
     raw = _deployment_config(name).get("user_config")
-    return EndpointConfig.from_json(raw) if raw else None
+    try:
+        return EndpointConfig.from_json(raw) if raw else None
+    except ValidationError as error:
+        raise EndpointError(
+            f"Cannot read the configuration of endpoint '{name}'",
+            found="; ".join(each["msg"] for each in error.errors(include_url=False)),
+            rule="this Manta reads what it has deployed, and what the version before it had",
+            remedy=f"Take it away with 'manta undeploy {name}' and deploy it again.",
+        ) from None
 
 
 def _actor_options_now(name: str) -> dict[str, Any]:
@@ -195,7 +205,7 @@ def still_serves() -> bool:
 
 def _run(config: EndpointConfig, replica: dict[str, Any]) -> None:
     """Hand a configuration to Ray Serve; returns before the replicas have it."""
-    code = importlib.metadata.version("manta-ml")
+    code = f"{importlib.metadata.version('manta-ml')}+{CONFIG_FORM}"
     deployment = with_code_version(endpoint_deployment(), code, _deployment_options(config, replica))
     application = deployment.bind(config.name)
     ray_serve.run_many(

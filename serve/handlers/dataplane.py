@@ -86,8 +86,7 @@ class DataPlane:
 
     def server_metadata(self) -> dict[str, Any]:
         """GET v2."""
-        version = importlib.metadata.version("manta-ml")
-        return {"name": SERVER, "version": version, "extensions": list(EXTENSIONS)}
+        return {"name": SERVER, "version": _package_version(), "extensions": list(EXTENSIONS)}
 
     @property
     def ready(self) -> bool:
@@ -104,13 +103,21 @@ class DataPlane:
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """GET v2/models/stats and v2/models/M[/versions/V]/stats."""
-        if version:
+        if name and version:
             chosen = [self.find(name, version)]
         else:
             if name:
                 self.find(name)
             chosen = list(self.repository.models.values())
         return {"model_stats": [model.statistics.to_json() for model in chosen]}
+
+
+def _package_version() -> str:
+    """Of the installed package; the serving image has the code without one."""
+    try:
+        return importlib.metadata.version("manta-ml")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 @contextmanager

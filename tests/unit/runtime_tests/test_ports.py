@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import PortInUseError
 from cluster.runtime import ports
 
 LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -32,3 +33,8 @@ def test_a_held_port_is_not_chosen_and_none_free_leaves_the_choice_to_the_system
         assert {ports.claim_port("127.0.0.1", 0) for _ in range(5)} == {free}
         monkeypatch.setattr(ports, "CHOSEN_PORTS", (held,))
         assert ports.claim_port("127.0.0.1", 0) not in (0, held)
+
+
+def test_a_host_that_cannot_be_bound_is_one_sentence_and_one_try() -> None:
+    with pytest.raises(PortInUseError, match=r"Cannot serve on 203\.0\.113\.7:0: "):  # RFC 5737: nobody's
+        ports.claim_port("203.0.113.7", 0)

@@ -14,8 +14,9 @@ from cluster.errors import RequestError, SpecError
 from cluster.spec.load import set_path, validate_spec
 from cluster.spec.serve import ServeSpec
 from serve.config import EndpointConfig, VersionConfig
+from serve.deployments import endpoint as place
 from serve.deployments.__main__ import parse
-from serve.deployments.commands import _given_name, _wanted, deploy
+from serve.deployments.commands import _check_token_files, _given_name, _wanted, deploy
 from tests.bundles import make_bundle
 
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")
@@ -81,3 +82,26 @@ def test_a_wrong_set_is_told_with_the_nearest_key_before_a_ray_starts(
     options = parse(["deploy", str(make_bundle(tmp_path / "bundle")), "--set", override])
     with pytest.raises(SpecError, match=re.escape(told)):
         deploy(options)
+
+
+@pytest.mark.parametrize("key", ["token_file", "admin_token_file"])
+def test_a_token_file_that_cannot_be_read_is_refused_before_anything_starts(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.temporary.shared_base", lambda: tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("cluster.runtime.session.ray_session", lambda address: pytest.fail("a Ray was started"))
+    gone = tmp_path / "gone"
+    options = parse(["deploy", str(make_bundle(tmp_path / "bundle")), "--set", f"{key}={gone}"])
+    with pytest.raises(RequestError, match="gone"):
+        deploy(options)
+    kept = ServeSpec.model_validate({key: str(gone)})  # of another host: this command does not give it
+    _check_token_files(kept, kept)
+
+
+def test_a_deploy_that_cannot_read_the_token_has_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.deployments.endpoint.start_serve", lambda spec: pytest.fail("Ray Serve was started"))
+    with pytest.raises(RequestError, match="gone"):
+        place.deploy(CONFIG.with_values({"token_file": str(tmp_path / "gone")}))

@@ -95,3 +95,6 @@ def test_a_configuration_of_before_the_spec_was_part_of_it_is_read() -> None:
     wanted = EndpointConfig(name="m", versions=(version,), default_version="2", spec=spec, num_threads=2, loads=3)
     assert EndpointConfig.from_json(flat) == wanted
     assert EndpointConfig.from_json({**flat, "tensorrt": None}).tensorrt is None
+    assert EndpointConfig.from_json({**flat, "device": "cuda:1"}).device == "cuda:1"
+    without = {key: value for key, value in flat.items() if key != "policy"}
+    assert EndpointConfig.from_json(without).spec.versions == "latest"

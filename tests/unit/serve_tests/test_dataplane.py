@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.metadata
 import io
 import json
 from collections import Counter
@@ -381,3 +382,19 @@ def test_a_request_has_the_same_status_answer_count_and_log_line_through_every_d
     else:
         version, outputs = reference.answer
         assert found.answer == (version, in_words(outputs))
+
+
+def test_the_server_names_itself_without_an_installed_package(
+    in_place: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The serving image has the code alone. Statistics without a name are of all models, whatever version is named."""
+
+    def nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    async def ask(place: Place) -> None:
+        monkeypatch.setattr(importlib.metadata, "version", nothing)
+        assert place.dataplane.server_metadata()["version"] == "unknown"
+        assert place.dataplane.statistics("", "1") == place.dataplane.statistics()
+
+    in_place(ask)

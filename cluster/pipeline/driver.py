@@ -34,7 +34,7 @@ from cluster.pipeline.summary import summarize
 from cluster.pipeline.views import make_views
 from cluster.pipeline.warm import EarlyStarts
 from cluster.probe import host_facts, read_host, sum_facts
-from cluster.runtime.preflight import check_this_host
+from cluster.runtime.preflight import check_shared_memory, check_this_host
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.rules import load_checked
 from cluster.spec.run import RunSpec
@@ -107,8 +107,11 @@ class Driver:
         ]
 
     def _start_ray(self, coming: list[Stage], spec: RunSpec) -> None:
-        if any(stage.needs_ray(spec, self.host) for stage in coming):
-            self.ray.start()
+        if self.ray.begun or not any(stage.needs_ray(spec, self.host) for stage in coming):
+            return
+        if self.ray.private:
+            check_shared_memory()
+        self.ray.start()
 
     def _one(self, stage: Stage) -> None:
         events = self.run.sink()

@@ -14,13 +14,17 @@ from cluster.spec.run import RunSpec
 
 
 def check_this_host(spec: RunSpec, *, private: bool, serves: bool) -> None:
-    """Raise MissingDependencyError, PortInUseError or MemoryShortError for what is known to be missing.
+    """Raise MissingDependencyError or PortInUseError for what is known to be missing.
 
     `private`: the run uses no cluster; `serves`: it goes on to deploy.
     """
     check_extras(spec)
     if not private:
         return
-    object_store_bytes(shared_memory_free_bytes)
     if serves and spec.serve is not None and spec.serve.port:
         claim_port(spec.serve.host, spec.serve.port)
+
+
+def check_shared_memory() -> None:
+    """Raise MemoryShortError where a private Ray would find no room for its objects."""
+    object_store_bytes(shared_memory_free_bytes)

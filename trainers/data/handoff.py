@@ -1,10 +1,10 @@
 """What a check of files leaves for the prepare stage of the same run, and for the check of the run's next start.
 
-    <run>/plan/  plan.json  splits.npy
+    <run>/plan/  plan.json  plan.sha256  splits.npy
 
-Invariant: taken only where it was made of the same bytes under the same `data` section; anything else, also a damaged
-file, counts as none, and the rows are read and divided again. It is a shortcut and no stage's output: digests do not
-know it.
+Invariant: taken only where the same version made it of the same bytes, in the same files of training and of test, under
+the same `data` section. Anything else, also a damaged file, counts as none, and the rows are read and divided again. It
+is a shortcut and no stage's output: digests do not know it.
 
 Covered: tables of files, in memory and past it. Not covered: other sources, which have no bytes to compare.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
+from cluster import __version__
 from cluster.atomic import digest_json, new_folder, sha256_file
 from cluster.spec.data import DataSpec, FileSource
 from cluster.spec.resolve import DataFacts
@@ -25,8 +26,8 @@ from trainers.data.read.files import digest_files
 from trainers.data.read.raw import TableRules
 from trainers.data.row_plan import Target
 
-FOLDER, PLAN, ASSIGNED = "plan", "plan.json", "splits.npy"
-FORMAT = 1  # raise it when what is read, inferred or divided changes: older plans are then not taken
+FOLDER, PLAN, PLAN_HASH, ASSIGNED = "plan", "plan.json", "plan.sha256", "splits.npy"
+FORMAT = 2  # raise it when what is read, inferred or divided changes within a version: older plans are then not taken
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def save_handoff(run: Path, asked: DataSpec, resolved: DataSpec, way: str, hando
             keys, handoff.checked, handoff.num_rows_train, handoff.rules, handoff.target, assigned, handoff.piece_rows
         )
         (folder / PLAN).write_bytes(TypeAdapter(_Plan).dump_json(plan))
+        (folder / PLAN_HASH).write_text(sha256_file(folder / PLAN), encoding="utf-8")
 
 
 def load_handoff(run: Path, spec: DataSpec, way: str) -> Handoff | None:
@@ -100,6 +102,8 @@ def load_handoff(run: Path, spec: DataSpec, way: str) -> Handoff | None:
     source = spec.source
     digest = digest_files([path for each in (source.path, source.test_path) if each for path in find_files(each)])
     try:
+        if sha256_file(folder / PLAN) != (folder / PLAN_HASH).read_text(encoding="utf-8"):
+            return None
         plan = TypeAdapter(_Plan).validate_json((folder / PLAN).read_bytes())
         if _key(spec, digest, way) not in plan.keys:
             return None
@@ -114,4 +118,6 @@ def load_handoff(run: Path, spec: DataSpec, way: str) -> Handoff | None:
 
 
 def _key(spec: DataSpec, digest: str, way: str) -> str:
-    return digest_json([FORMAT, spec.model_dump(mode="json"), digest, way])
+    """`digest` is that of all files in one row; the number of those for training says where those of the test begin."""
+    num_files = len(find_files(spec.source.path)) if isinstance(spec.source, FileSource) else 0
+    return digest_json([FORMAT, __version__, spec.model_dump(mode="json"), digest, num_files, way])

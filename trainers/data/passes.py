@@ -178,6 +178,8 @@ def _plan(
         counts.append(tuple(statistics.splits))
         whole.merge(statistics)
     digest = digest_files([*paths, *tests])
+    if handoff is not None and digest != handoff.checked.data.source_digest:
+        return _plan(spec, source, files, executor, None)  # the files have changed since: nothing of the check holds
     plan = FilePlan(rules, target, pieces, test_file, splits, tuple(counts), whole, digest)
     if "train" not in plan.rows:
         raise DataError("Cannot split the data", found="no row is left for train", remedy="Lower the other shares.")

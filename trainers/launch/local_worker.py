@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import MantaError
+from cluster.runtime.private.reaper import MARKER_VARIABLE
 from trainers.launch.failures import AttemptFailed, Failure, failure_of
 
 if TYPE_CHECKING:  # torch is loaded by the process that trains
@@ -44,6 +45,7 @@ class LocalWorker:
         number = theirs.fileno()
         command = [sys.executable, "-m", "trainers.launch.local_worker", str(number)]
         environment = {**SHARED_CORES, **os.environ}
+        environment.pop(MARKER_VARIABLE, None)  # it ends with its parent, and not with a Ray that could not start
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number,), env=environment)
         theirs.close()
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cluster.errors import ModelError
+from cluster.runtime.private.reaper import MARKER_VARIABLE
 from cluster.telemetry.events import Message, TrainStep, read_events
 from tests.unit.loop_tests.rig import request_for, write_data
 from trainers.launch.failures import AttemptFailed
@@ -68,7 +69,10 @@ def test_kill_9_inside_a_window_changes_no_byte_and_a_bug_is_not_retried(tmp_pat
     assert "victims.py" in caught.value.details["traceback"]
 
 
-def test_a_stop_writes_a_checkpoint_and_no_worker_outlives_its_parent(tmp_path: Path) -> None:
+def test_a_stop_writes_a_checkpoint_and_no_worker_outlives_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MARKER_VARIABLE, "a Ray that cannot start: its reaper ends what carries this")
     write_data(tmp_path / "data", 48)
     request = request_for(
         tmp_path / "data", batch=12, micro=3, workers=1, checkpoints=tmp_path / "checkpoints",
@@ -76,6 +80,7 @@ def test_a_stop_writes_a_checkpoint_and_no_worker_outlives_its_parent(tmp_path: 
         epochs=500, log_every_updates=1,
     )  # fmt: skip
     worker, events = LocalWorker(), tmp_path / "events.jsonl"
+    assert MARKER_VARIABLE.encode() not in Path(f"/proc/{worker.pid}/environ").read_bytes()
     ended: list[AttemptFailed] = []
 
     def train() -> None:

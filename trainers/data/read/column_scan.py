@@ -178,11 +178,23 @@ def _scan_column(spec: DataSpec, name: str, values: pa.ChunkedArray) -> ColumnSc
     if look.words:
         seen.different.add(words_keys(pa.array(look.words, pa.string())))
     if pa.types.is_temporal(look.kind) and look.there:
-        ends = pc.min_max(values)
-        seen.ends = (ends["min"].as_py(), ends["max"].as_py())
+        seen.ends = _ends(values)
     if name == spec.target and not is_text(look.kind):  # the target's classes follow from its words
         seen.words = dict.fromkeys(to_texts(make_column(spec, name), values).words)
     return seen
+
+
+def _ends(values: pa.ChunkedArray) -> tuple[int, int]:
+    """The first and last of times, as whole numbers: a date beyond the years of Python's may be in a dropped column."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    kind = values.type
+    if pa.types.is_timestamp(kind):
+        values = values.cast(pa.timestamp("us", kind.tz), safe=False)  # files may differ in the unit
+    elif pa.types.is_date32(kind) or pa.types.is_time32(kind):
+        values = values.cast(pa.int32())
+    ends = pc.min_max(values.cast(pa.int64()))
+    return ends["min"].as_py(), ends["max"].as_py()
 
 
 def feature_columns(spec: DataSpec, scan: TableScan) -> tuple[dict[str, Inferred], list[str]]:

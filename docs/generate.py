@@ -1,4 +1,4 @@
-"""Reference pages that are made from the code: `python -m docs.generate [--check]`.
+"""Reference pages that are made from the code and its tables: `python -m docs.generate [--check]`.
 
 Invariant: a page is a pure function of the code, so that `--check` can compare it byte for byte.
 """
@@ -17,6 +17,8 @@ import typer
 from cluster import errors
 from cluster.cli.app import app
 from cluster.spec.run import RunSpec
+from docs.training_notes import NOTES
+from docs.training_rules import RULES, Tests
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -117,7 +119,37 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "spec.md": spec_page, "errors.md": errors_page}
+def training_rules_page() -> str:
+    """The mechanisms of training in detail: notes of each topic, then its rules with the tests that hold them."""
+    lines = [
+        NOTE,
+        "# Training rules\n",
+        "What [training](../training.md) explains, in detail. Each rule names the tests that hold it, which a common\n"
+        "shortcut fails; files are below `tests/`.\n",
+    ]
+    for topic, rules in RULES.items():
+        lines.append(f"## {topic}\n")
+        if topic in NOTES:
+            lines.append(f"{NOTES[topic].strip(chr(10))}\n")
+        rows = [f"| {rule} | {_tests(tests)} |" for rule, tests in rules.items()]
+        lines.append("| rule | tests |\n| --- | --- |\n" + "\n".join(rows) + "\n")
+    return "\n".join(lines)
+
+
+def _tests(tests: Tests) -> str:
+    """Each file once, as a link, and its tests after it."""
+    files = [
+        f"[{file}](../../tests/{file}): {', '.join(f'`{name}`' for name in names)}" for file, names in tests.items()
+    ]
+    return "; ".join(files)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
+    "spec.md": spec_page,
+    "errors.md": errors_page,
+    "training-rules.md": training_rules_page,
+}
 
 
 def stale_pages() -> list[str]:

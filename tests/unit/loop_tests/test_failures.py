@@ -1,4 +1,4 @@
-"""Memory that does not suffice, and one worker that fails: training.md 2.13, 2.14, 3.7."""
+"""Memory that does not suffice, and one worker that fails: "Failures" of docs/training_rules.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One update is the mean over the valid items of the whole global batch: training.md 2.1 to 2.3."""
+"""One update is the mean over the valid items of the whole global batch: "One update" of docs/training_rules.py."""
 
 from __future__ import annotations
 

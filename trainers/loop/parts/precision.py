@@ -15,7 +15,7 @@ import torch
 
 from cluster.errors import DivergedError
 
-SCALE_MIN = 1e-4  # a scale that fell this far hides further drops (training.md 2.6): the run diverges
+SCALE_MIN = 1e-4  # a scale that fell this far hides further drops: the run diverges
 AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,7 +33,7 @@ def build_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler |
 
 def found_inf(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     """The flag that `unscale_` left: a fused optimizer's `step` is called even on a skip, so that hooking `step`
-    cannot tell (training.md 2.6)."""
+    cannot tell."""
     flags = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
     return torch.stack([flag.float() for flag in flags.values()]).sum()
 

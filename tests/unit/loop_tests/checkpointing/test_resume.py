@@ -1,4 +1,5 @@
-"""Resume is bit-exact, and every part of a checkpoint is needed: training.md 2.11, 2.12."""
+"""Resume is bit-exact, and every part of a checkpoint is needed: "Checkpoints and resume" of
+docs/training_rules.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Order is a pure function of (seed, epoch, position); workers partition it: training.md 2.9, 2.10."""
+"""Order is a pure function of (seed, epoch, position); workers partition it: "Rows and random numbers" of
+docs/training_rules.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""AMP, clipping and windows that must not be applied: training.md 2.4 to 2.7."""
+"""AMP, clipping and windows that must not be applied: "Precision, clipping, values that are not finite" of
+docs/training_rules.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The learning rate is a pure function of the update index: training.md 2.8."""
+"""The learning rate is a pure function of the update index: "Learning rate and growth" of
+docs/training_rules.py."""
 
 from __future__ import annotations
 

@@ -6,19 +6,35 @@ Invariant: a page is a pure function of the code, so that `--check` can compare 
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
+import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 
 from cluster import errors
 from cluster.cli.app import app
 from cluster.spec.run import RunSpec
+from cluster.spec.serve import ServeSpec
 from docs.training_notes import NOTES
 from docs.training_rules import RULES, Tests
+from serve.doors.http import HEAD_BYTES_MAX
+from serve.doors.images import FILES_MAX, PIXELS_MAX
+from serve.doors.predict import DECODERS
+from serve.doors.rpc import HEALTH, HEALTH_METHODS, INFERENCE, INFERENCE_METHODS, MESSAGE_BYTES_MAX
+from serve.observe.metrics import GPU_GAUGES, EndpointMetrics
+from serve.observe.monitor import entry, joined
+from serve.protocol.errors import GRPC_OF_STATUS, STATUS_MEANINGS, STATUS_OF_CLASS, grpc_code_of, overloaded, status_of
+from serve.protocol.limits import Limits
+from serve.protocol.statistics import BUCKETS_S, ModelStatistics
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -106,7 +122,7 @@ def _yaml(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = str(value) if not isinstance(value, dict) else "{…}"
+    text = "{…}" if value and isinstance(value, dict) else str(value)
     return text.replace("|", "\\|")
 
 
@@ -144,11 +160,150 @@ def _tests(tests: Tests) -> str:
     return "; ".join(files)
 
 
+def serving_page() -> str:
+    """Keys, metrics, statistics, statuses and limits of an endpoint."""
+    return "\n".join(
+        [
+            NOTE,
+            "# Serving: keys, metrics, statuses, limits\n",
+            "[serving.md](../serving.md) explains how they work together.\n",
+            *_serve_keys(),
+            *_metrics(),
+            *_statistics(),
+            *_statuses(),
+            *_limits(),
+            *_rpc_methods(),
+        ]
+    )
+
+
+def _serve_keys() -> Iterator[str]:
+    yield "## Keys\n\nThe `serve` section of the YAML; the types and meanings of its keys are in the spec.\n"
+    rows = [
+        f"| `{path}` | `{_yaml(default)}` | [{section}](spec.md#{section.lower()}) |"
+        for path, default, section in _keys(ServeSpec())
+    ]
+    yield _rows("key", "default", "section of the spec", rows=rows)
+
+
+def _keys(spec: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted path, default and class of each key, in the spec's order."""
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        if isinstance(value, BaseModel):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, type(spec).__name__
+
+
+def _metrics() -> Iterator[str]:
+    bounds = ", ".join(f"{bound:g}" for bound in BUCKETS_S)
+    yield f"## Metrics\n\n`GET /metrics`, in Prometheus' text format. Bounds of the histograms, in seconds: {bounds}.\n"
+    rows = []
+    for family in _scrape():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = dict.fromkeys(label for sample in family.samples for label in sample.labels if label != "le")
+        rows.append(f"| `{name}` | {family.type} | {_code(labels)} | {family.documentation} |")
+    yield _rows("metric", "type", "labels", "meaning", rows=rows)
+
+
+def _scrape() -> Iterator[Any]:
+    """The families of an endpoint with one version that has answered one request, on one GPU."""
+    statistics = _used_statistics()
+    batcher = SimpleNamespace(queued_rows=0, oldest_wait_s=0.0)
+    model = SimpleNamespace(name=statistics.name, version=statistics.version, statistics=statistics, batcher=batcher)
+    repository: Any = SimpleNamespace(name=statistics.name, models={statistics.version: model})
+    reading = SimpleNamespace(gpus=[SimpleNamespace(uuid="GPU-0", **dict.fromkeys(GPU_GAUGES, 0))])
+    gpus: Any = SimpleNamespace(read=lambda: reading)
+    return EndpointMetrics(repository, "0", gpus).collect()
+
+
+def _used_statistics() -> ModelStatistics:
+    statistics = ModelStatistics("M", "1")
+    statistics.executed(1, 0, 0, 0)
+    statistics.answered(1, 0, time.perf_counter_ns(), None)
+    statistics.met_unseen({"column": 1})
+    statistics.memory_bytes = {"cpu": 0}
+    return statistics
+
+
+def _statistics() -> Iterator[str]:
+    used = _used_statistics()
+    raw = used.to_json()
+    window = joined({"0": [entry(used)]}, [])[0]
+    yield "## Statistics\n"
+    yield f"`GET /v2/models[/M[/versions/V]]/stats`, by Triton's extension; an entry of `model_stats` has {_code(raw)}."
+    yield f"`inference_stats` has count and nanoseconds of {_code(raw['inference_stats'])};"
+    yield f"an entry of `batch_stats`, one a size of engine calls, has {_code(raw['batch_stats'][0])}.\n"
+    yield f"`GET /stats`, over the most recent requests of all replicas; an entry a version has {_code(window)};"
+    yield f"each of its `replicas` has {_code(window['replicas']['0'])}.\n"
+
+
+def _statuses() -> Iterator[str]:
+    yield '## Statuses and codes\n\nThe body of every error over HTTP is `{"error": "…"}`.\n'
+    rows = []
+    for status, meaning in STATUS_MEANINGS.items():
+        code = f"`{GRPC_OF_STATUS[status]}`" if status in GRPC_OF_STATUS else ""
+        rows.append(f"| {status} | {code} | {meaning} |")
+    yield _rows("HTTP status", "gRPC code", "meaning", rows=rows)
+    yield "An error without a status of its own has that of its class ([errors.md](errors.md)):\n"
+    yield _rows("class", "HTTP status", rows=[f"| `{cls.__name__}` | {status} |" for cls, status in STATUS_OF_CLASS])
+    yield "A refusal, by its reason:\n"
+    rows = []
+    for reason in ("queue_full", "deadline", "not_ready", "draining"):
+        error = overloaded("", reason=reason, retry_after_s=1)
+        rows.append(f"| `{reason}` | {status_of(error)} | `{grpc_code_of(error)}` |")
+    yield _rows("reason", "HTTP status", "gRPC code", rows=rows)
+
+
+def _limits() -> Iterator[str]:
+    yield "## Limits\n\nThe first part is `serve/protocol/limits.py`; the `queue` keys set those of the queue.\n"
+    meanings, limits = _field_docs(Limits), Limits()
+    rows = []
+    for field in fields(Limits):
+        value = getattr(limits, field.name)
+        shown = f"{value >> 20} Mi" if isinstance(value, int) and value >= 1 << 20 else f"{value:g}"
+        rows.append(f"| `{field.name}` | {shown} | {meanings[field.name]} |")
+    rows += [
+        f"| head | {HEAD_BYTES_MAX >> 10} Ki | Bytes of a request's head; Ray Serve's HAProxy takes 16 Ki. |",
+        f"| gRPC message | {MESSAGE_BYTES_MAX >> 20} Mi | Bytes of one message. |",
+        f"| image files | {FILES_MAX} | Of one form. |",
+        f"| pixels | {PIXELS_MAX:,} | Of one image file, by its header, before it is decoded. |",
+        f"| decoders | {DECODERS} | Image files that are decoded at a time. |",
+    ]
+    yield _rows("limit", "value", "meaning", rows=rows)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """Field -> the string below it in the source."""
+    definition: Any = ast.parse(inspect.getsource(cls)).body[0]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def _rpc_methods() -> Iterator[str]:
+    yield "## gRPC methods\n"
+    yield f"* `{INFERENCE}`: {_code(INFERENCE_METHODS)}"
+    yield f"* `{HEALTH}`: {_code(HEALTH_METHODS)}\n"
+
+
+def _rows(*head: str, rows: list[str]) -> str:
+    return "\n".join([f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |", *rows]) + "\n"
+
+
+def _code(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "spec.md": spec_page,
     "errors.md": errors_page,
     "training-rules.md": training_rules_page,
+    "serving.md": serving_page,
 }
 
 

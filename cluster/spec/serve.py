@@ -17,7 +17,9 @@ class ReplicaSpec(StrictSpec):
     """Bounds and targets of the autoscaler; it works when `max` is above `min`."""
 
     min: Annotated[int, Field(ge=0)] = 1
+    """0 lets an endpoint rest without a replica; equal to `max`, the number is fixed."""
     max: Annotated[int, Field(ge=1)] = 1
+    """The autoscaler works between both (serve/deployments/scaling.py)."""
     target_busy: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of time in which an engine should work."""
     target_wait_ms: PositiveFloat = 50.0
@@ -44,7 +46,8 @@ class BatchingSpec(StrictSpec):
     """Requests are joined into one engine call up to these limits."""
 
     max_rows: AutoPositiveInt = 64
-    """auto: from the engine's latency curve, measured when a version is loaded."""
+    """Rows of one engine call. auto: from the engine's latency curve, measured when a version is loaded
+    (serve/batching/tuning.py)."""
     max_wait_ms: Auto | Annotated[float, Field(ge=0)] = 1.0
     """How long a request may wait for company. auto: half of what one row alone takes, at most 5 ms."""
 
@@ -80,11 +83,12 @@ class QueueSpec(StrictSpec):
     """What may wait for an engine, in each replica; past it requests are refused with 503 and Retry-After."""
 
     max_rows: Annotated[int, Field(ge=1)] = 4096
+    """Rows that may wait; past it a request is refused before its body is read."""
     max_mib: Annotated[int, Field(ge=1)] = 256
     """Input tensors of the requests that wait, in MiB."""
     max_wait_ms: PositiveFloat | None = 1000.0
-    """A request that would wait longer, by what the engine takes a row now, is refused at once; null looks at rows and
-    bytes alone."""
+    """A request that would wait longer, by what the engine takes a row now, is refused at once: half of the p99 that
+    you can accept keeps accepted requests below it in any overload. null: rows and bytes alone decide."""
 
 
 class ServeSpec(StrictSpec):
@@ -93,10 +97,11 @@ class ServeSpec(StrictSpec):
     name: Annotated[str, Field(pattern=ENDPOINT_NAME)] | None = None
     """Endpoint name; the run's name when null."""
     host: str = "127.0.0.1"
+    """Address to listen on; the first endpoint of a Ray sets it for all."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """0 takes a free port."""
+    """0 takes a free port; the first endpoint of a Ray sets it for all."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Port of the gRPC door; null keeps it shut, 0 takes a free port."""
+    """Port of the gRPC door; null keeps it shut, 0 takes a free port; the first endpoint of a Ray sets it for all."""
     device: Literal["cpu", "cuda"] = "cpu"
     """cuda: each replica gets a share of one GPU, by the model's measured footprint."""
     replicas: ReplicaSpec = ReplicaSpec()
@@ -111,16 +116,19 @@ class ServeSpec(StrictSpec):
     """Let NaN and infinity in inputs reach the model. false answers 400: a quantized graph makes a confident answer of
     them."""
     unseen: Literal["answer", "refuse"] = "answer"
-    """Raw rows with a category that training did not have, or a number far outside its range: answer and name them, or
-    refuse with 400."""
+    """Raw rows with a category that training did not have, or a number or date far outside its range: answer and name
+    them, or refuse with 400. Far outside: beyond the smallest or largest training value by more than half the distance
+    between the two (of a normal column with 100 training rows, about one value in 100,000). Bundles of before these
+    facts, free text and columns with more than 65,536 categories have no such check."""
     engine: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
     """What runs the graph; `tensorrt` needs `device: cuda`."""
     tensorrt: TensorRtSpec = TensorRtSpec()
     token_file: str | None = None
-    """File with one bearer token a line, on every node; null lets anyone ask."""
+    """File with one bearer token a line (16 characters or more), readable on every node; null: anyone may infer."""
     admin_token_file: str | None = None
     """Tokens that may load and unload; null refuses that to everyone."""
     ready_timeout_s: PositiveFloat = 60.0
+    """How long a deploy waits for the endpoint to be ready."""
 
     @model_validator(mode="after")
     def _engine_has_a_device(self) -> ServeSpec:

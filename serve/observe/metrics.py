@@ -14,10 +14,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.probe.gpus import GpuSource, NvmlSource
+from serve.handlers.peers import TIMEOUT_S
 from serve.models.model import ServedModel
 from serve.models.repository import ModelRepository
 
 LABELS = ("model", "version", "replica")
+REQUESTS = "requests by outcome: success, failed, bad_request, queue_full, deadline or canceled"
+REPLICA_UP = f"1 for a replica that answered, 0 for one that did not within {TIMEOUT_S:g} s"
 GPU_GAUGES = {
     "memory_used_bytes": "memory in use on the GPU",
     "memory_total_bytes": "memory of the GPU",
@@ -39,7 +42,7 @@ class EndpointMetrics:
     def collect(self) -> Iterator[Any]:
         """Called by Prometheus' client for each scrape."""
         models = list(self._repository.models.values())
-        requests = CounterMetricFamily("manta_serve_requests", "requests by outcome", labels=(*LABELS, "outcome"))
+        requests = CounterMetricFamily("manta_serve_requests", REQUESTS, labels=(*LABELS, "outcome"))
         rows = CounterMetricFamily("manta_serve_rows", "rows answered", labels=LABELS)
         calls = CounterMetricFamily("manta_serve_engine_calls", "engine calls", labels=LABELS)
         batches = CounterMetricFamily(
@@ -68,7 +71,7 @@ class EndpointMetrics:
                     (model.name, model.version, replica), histogram.cumulative(), sum_value=histogram.sum_s
                 )
             yield family
-        up = GaugeMetricFamily("manta_serve_replica_up", "1 for a replica that answered", labels=("model", "replica"))
+        up = GaugeMetricFamily("manta_serve_replica_up", REPLICA_UP, labels=("model", "replica"))
         up.add_metric((self._repository.name, replica), 1)
         yield up
         yield from self._gpu_families()

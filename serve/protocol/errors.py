@@ -36,6 +36,22 @@ GRPC_OF_STATUS: dict[int, str] = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+STATUS_MEANINGS: dict[int, str] = {
+    400: "the request is wrong: its JSON, a tensor's type, shape or length, a value that is not finite, a raw row",
+    401: "no valid token: none was sent, or none that allows this call",
+    403: "load or unload, and the endpoint has no `admin_token_file`",
+    404: "no such path, model or version",
+    405: "another verb; `Allow` names the right one",
+    408: "the head or the body did not arrive in time",
+    413: "a body, a tensor, an image or the files of a form are past a limit",
+    415: "a content encoding other than gzip and deflate, or a file that is no image",
+    431: "the head is too long",
+    499: "the client left before its answer; in the access log alone",
+    500: "the model failed, or its answer is incomplete or not finite",
+    501: "not served: shared memory, sequences, trace and log settings, a load with parameters",
+    503: "not now: queue or connections are full, memory is short, or not ready; `Retry-After` where waiting helps",
+}
+"""Of the reference page (docs/generate.py): when a status is answered."""
 STATUS_OF_CLASS: tuple[tuple[type[MantaError], int], ...] = (
     (ProtocolError, 400),
     (DataError, 400),

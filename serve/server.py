@@ -28,7 +28,7 @@ from serve.models.repository import ModelRepository
 from serve.protocol.limits import Limits
 
 BACKLOG = 2048  # uvicorn's default
-GRPC_IDLE_S = 90.0  # without a call; clients connect anew by themselves. Ray Serve's HAProxy waits as long
+GRPC_IDLE_S = 90.0  # without a call; clients connect anew by themselves (HAProxy before Ray Serve: an hour)
 DESCRIPTORS_OWN = 256  # of files and sockets beside the connections: libraries, gRPC, engine processes
 GRACE_S = 30.0  # for accepted requests, from SIGTERM on
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 
 from cluster.atomic import write_bytes, write_json
 from cluster.bundle.files import WEIGHTS
@@ -51,6 +50,8 @@ class FitResult:
 
 def write_result(folder: Path, result: FitResult) -> None:
     """Write both files."""
+    from safetensors.torch import save  # here: benchmarks/gpu trains without it
+
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / WEIGHTS, save({name: tensor.contiguous() for name, tensor in result.weights.items()}))
     write_json(
@@ -77,6 +78,8 @@ def write_result(folder: Path, result: FitResult) -> None:
 
 def read_result(folder: Path) -> FitResult:
     """What `write_result` wrote."""
+    from safetensors.torch import load_file
+
     raw = decode_floats(json.loads((folder / HISTORY).read_text(encoding="utf-8")))
     history = [
         EpochFinished(stage=raw["stage"], epochs=raw["num_epochs"], **epoch)  # time_s is that of reading

@@ -212,7 +212,7 @@ class Driver:
 
 
 def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None]) -> int:
-    """Drive a run to its end and return the exit code. `wait` blocks until the run is told to stop (`--keep`)."""
+    """Drive a run to its end and return the exit code. `wait` blocks until a signal to stop (`--keep`)."""
     events = run.sink()
     started = time.monotonic()
     _write_state(run, "running", address=options.address)

@@ -150,8 +150,18 @@ def _validate(model: type[Section], raw: Mapping[str, Any], attempted: str) -> S
     try:
         return model.model_validate_json(json.dumps(raw))  # JSON mode: strict, yet lists become tuples
     except ValidationError as error:
-        unique = _one_each([_problem(item, raw, model) for item in error.errors(include_url=False)])
+        found = [item for item in error.errors(include_url=False) if not _follows(item, error)]
+        unique = _one_each([_problem(item, raw, model) for item in found])
     raise spec_error(attempted, unique)
+
+
+def _follows(item: Any, error: ValidationError) -> bool:
+    """A list of wrong items alone is also too short for pydantic, which counts the right ones."""
+    place = item["loc"]
+    others = (other["loc"] for other in error.errors(include_url=False))
+    return bool(
+        item["type"] == "too_short" and any(len(at) > len(place) and at[: len(place)] == place for at in others)
+    )
 
 
 def spec_error(attempted: str, problems: Sequence[Mapping[str, Any]]) -> SpecError:

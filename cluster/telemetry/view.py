@@ -91,7 +91,7 @@ class RunView:
         return self.summary is not None or self.error is not None
 
     def _start(self, event: RunStarted) -> None:
-        """A resumed run starts over: the stages of the earlier attempt are told again as reused."""
+        """A resumed run starts over: the stages of the earlier attempt come again as reused."""
         self.run, self.started_unix_s = event.run, event.time_s
         self.stages = {name: StageView(name) for name in event.stages}
         self.messages, self.endpoint, self.summary, self.error, self.duration_s = [], None, None, None, None

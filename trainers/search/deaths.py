@@ -4,7 +4,7 @@ Tune takes a RayActorError for a dead actor and a RayTaskError for an error that
 experiment with a RuntimeError, and every restart of it at the same trial: OutOfMemoryError above all, with which Ray's
 memory monitor reports that it has killed the process.
 
-Invariant: while `heard` is entered, a process that has gone is a failed trial, whatever Ray calls its death.
+Invariant: inside `translated_failures` a process that has gone is a failed trial, whatever Ray calls its death.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cluster.runtime.ray_private import Tell, tune_failures_through
 MEMORY_WORDS = "low on memory"  # in every message of the memory monitor (src/ray/raylet/node_manager.cc)
 MEMORY_NOTE = "Ray's memory monitor killed its process, twice: the host was short of memory"
 _DEATHS: list[BaseException] = []
-"""What Tune is being told at this moment, innermost last: its searcher is told of a failure without the reason."""
+"""Errors that Tune is handling, innermost last: it passes a failure to its searcher without the reason."""
 
 
 @contextmanager
-def heard() -> Iterator[None]:
-    """Turn every death into the one that Tune knows. Driver only; one experiment at a time."""
+def translated_failures() -> Iterator[None]:
+    """Hand every failure to Tune as one of those that it knows. Driver only; one experiment at a time."""
     with tune_failures_through(_tell_as_known):
         yield
 
@@ -39,5 +39,5 @@ def _tell_as_known(tell: Tell, error: BaseException) -> None:
 
 
 def killed_for_memory() -> bool:
-    """Whether the death that Tune is being told of was the memory monitor's doing."""
+    """Whether the failure that Tune is handling is the memory monitor's doing."""
     return any(isinstance(death, OutOfMemoryError) or MEMORY_WORDS in str(death) for death in _DEATHS)

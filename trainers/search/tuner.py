@@ -23,7 +23,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.temporary import scratch_folder
-from trainers.search.deaths import MEMORY_NOTE, heard, killed_for_memory
+from trainers.search.deaths import MEMORY_NOTE, killed_for_memory, translated_failures
 from trainers.search.journal import Trial
 from trainers.search.schedulers import TIME, VALUE
 from trainers.search.study import Study
@@ -112,7 +112,7 @@ def run_tune(searcher: Searcher, scheduler: TrialScheduler, setup: TrialSetup, s
     """Run trials until the budget is spent. Needs a Ray session; blocks. The searcher has the results."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     resources: dict[str, float] = {"cpu": 1, "gpu": 1} if settings.use_gpu else {"cpu": 1}
-    with scratch_folder("tune") as scratch, heard():
+    with scratch_folder("tune") as scratch, translated_failures():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, setup=setup), resources),
             tune_config=tune.TuneConfig(

@@ -30,11 +30,15 @@ def test_the_endpoint_serves_a_network_that_is_smaller_faster_and_proved(shared_
     assert done.code == 0, done.stderr
     run = tmp_path / "runs" / "mnist10k"
     facts = json.loads((run / "stages" / "compress" / "record.json").read_text())["facts"]
-    chosen: dict[str, Any] = {one["name"]: one for one in facts["candidates"]}[facts["chosen"]]
+    candidates: dict[str, dict[str, Any]] = {one["name"]: one for one in facts["candidates"]}
+    chosen, pruned = candidates[facts["chosen"]], candidates["prune75"]["notes"]
     assert chosen["verdict"] == "pass"
     assert chosen["n"] == 2000
     assert chosen["high"] <= 0.01
-    assert chosen["speedup"] > 2  # benchmarks/compress measures how much: here other things run too
+    assert pruned["before"]["macs"] / pruned["after"]["macs"] >= 4
+    assert (
+        chosen["speedup"] > 2
+    )  # the clock of a busy machine; benchmarks/compress holds the factor of 4 on an idle one
     assert facts["baseline"]["size_bytes"] / chosen["size_bytes"] >= 6
     bundle = open_bundle(run / "bundle")
     assert bundle.manifest.default_variant == facts["chosen"]

@@ -71,6 +71,10 @@ def test_what_other_tools_write_is_answered_with_what_is_written_here() -> None:
 
 def test_the_recipe_of_masks_is_refused_with_what_to_use() -> None:
     text = str(problems(MINIMAL, "compress.recipes=[int8_static, sparse]")["compress.recipes.1"]["text"])
+    assert list(problems(MINIMAL, "compress.recipes=[sparse]")) == ["compress.recipes.0"], (
+        "the list is not too short beside"
+    )
+    assert list(problems(MINIMAL, "compress.recipes=[]")) == ["compress.recipes"]
     assert "weights that are zero take as many bytes and as much time as others; use prune" in text
 
 

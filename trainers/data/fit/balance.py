@@ -46,7 +46,7 @@ def balance_training(
 def check_balance(data: DataSpec, roles: Mapping[str, Role], counts: np.ndarray, classes: tuple[str, ...]) -> None:
     """Raise DataError for a method that these columns, or the (C,) training rows of each class, cannot follow.
 
-    What the check stage knows is told there; `classes` is empty for a quantity.
+    The check stage calls it with what it knows; `classes` is empty for a quantity.
     """
     spec = data.balance
     assert spec is not None

@@ -22,8 +22,8 @@ import numpy as np
 from cluster.bundle import BundleManifest, TensorSignature, TensorSpec, Variant, finish_bundle, write_bundle
 from cluster.command import run_main
 from cluster.errors import BundleError, RequestError
+from serve.engines.engine import EngineRequest
 from serve.engines.onnxruntime import OnnxRuntimeEngine
-from serve.engines.protocol import EngineRequest
 
 ROWS = 4
 DATATYPES = {

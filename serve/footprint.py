@@ -21,9 +21,9 @@ from cluster.bundle.manifest import MANIFEST
 from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.probe.gpus import GpuSource, NvmlSource
+from serve.engines.engine import EngineRequest
 from serve.engines.process import ProcessEngine
-from serve.engines.protocol import EngineRequest
-from serve.models.gpu_room import CONTEXT_BYTES, GIB, find_gpu
+from serve.models.gpu_memory import CONTEXT_BYTES, GIB, find_gpu
 from serve.models.loading import warm_up
 
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from cluster.bundle.signature import TensorSignature
 from cluster.errors import BundleError, InferenceError
 from cluster.spec.base import StrictSpec
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 
 
 class Simulation(StrictSpec):

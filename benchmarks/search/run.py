@@ -28,9 +28,9 @@ from benchmarks.search.portfolio import portfolio_for
 from benchmarks.search.simulate import simulate
 from cluster.atomic import write_json
 from trainers.search.journal import Journal
+from trainers.search.ray_tune import StudySearcher
 from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
 from trainers.search.study import Study, StudySettings
-from trainers.search.tuner import StudySearcher
 
 BUDGETS = (10, 25, 50)  # whole trainings
 POOL_SEED = 20261124

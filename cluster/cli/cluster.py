@@ -24,7 +24,7 @@ from cluster.errors import RequestError
 from cluster.runtime.join.token import find_token
 
 if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it: `manta --help` stays fast
-    from cluster.runtime.jobs.client import Job, JobsClient
+    from cluster.runtime.jobs.client import JobsClient, RayJob
     from cluster.runtime.jobs.package import Package
     from cluster.spec.run import RunSpec
 
@@ -175,7 +175,7 @@ def probe(address: Address = None, as_json: AsJson = False) -> None:
         print_node(node)
 
 
-def job_row(job: Job) -> dict[str, Any]:
+def job_row(job: RayJob) -> dict[str, Any]:
     """JSON-able facts of a job, in the form of `manta status`."""
     note = job.message if job.status in ("FAILED", "PENDING") else ""
     return {
@@ -219,7 +219,7 @@ def _follow(client: JobsClient, job_id: str, *, as_json: bool) -> int:
     return _show_job(job, as_json=as_json)
 
 
-def _show_job(job: Job, *, as_json: bool) -> int:
+def _show_job(job: RayJob, *, as_json: bool) -> int:
     code = 0 if job.status != "FAILED" else (job.exit_code or 1)
     code = 1 if job.status == "STOPPED" else code
     if as_json:

@@ -91,7 +91,7 @@ def run(
 ) -> int:
     """Take a spec from raw data to an answering endpoint; the same command resumes where it stopped."""
     from cluster.cli.run_process import prepare_folder, start_driver, watch
-    from cluster.pipeline.plan import stages_until
+    from cluster.pipeline.reuse import stages_until
 
     stages_until(until)
     folder = prepare_folder(spec, override or [], name=name, runs_dir=runs_dir, fresh=fresh)

@@ -26,13 +26,13 @@ from typing import Any, Literal
 from cluster import entrypoints
 from cluster.atomic import new_folder, write_json, write_text
 from cluster.errors import InterruptedRunError, MantaError, RunError, StageFailedError
-from cluster.pipeline.plan import DIGEST_FILE, is_skipped, output_hashes, reusable, stage_digest, stages_until
+from cluster.pipeline.early_start import EarlyStarts
 from cluster.pipeline.ray_thread import RayThread
+from cluster.pipeline.reuse import DIGEST_FILE, is_skipped, output_hashes, reusable, stage_digest, stages_until
 from cluster.pipeline.stage import StageContext, StageResult, interrupted
 from cluster.pipeline.stages import Stage
 from cluster.pipeline.summary import summarize
 from cluster.pipeline.views import make_views
-from cluster.pipeline.warm import EarlyStarts
 from cluster.probe import host_facts, read_host, sum_facts
 from cluster.runtime.preflight import check_shared_memory, check_this_host
 from cluster.spec.resolve import HostFacts, ResolvedRun

@@ -1,8 +1,8 @@
 """A Ray session that starts in a thread, so that checking and preparing data and starting Ray take the time of one.
 
 Invariant: a run that ends while Ray is still starting does not wait for it, unless something else does: the early start
-of Ray Serve (warm.py), which the run's end waits for. The thread ends what it has started; where the process ends first
-(`still_starting` tells its main to leave at once), the reaper does (cluster/runtime/private/reaper.py).
+of Ray Serve (early_start.py), which the run's end waits for. The thread ends what it has started; where the process
+ends first (at once, where `still_starting`), the reaper does (cluster/runtime/private/reaper.py).
 """
 
 from __future__ import annotations

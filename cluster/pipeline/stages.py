@@ -6,7 +6,7 @@ rooms.
 
 Invariant: light. What is not needed to list stages is named as a string (`cluster.entrypoints.load`).
 
-Covered: order, dependencies. Not covered: what a stage function gets and returns (stage.py), reuse (plan.py).
+Covered: order, dependencies. Not covered: what a stage function gets and returns (stage.py), reuse (reuse.py).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("model", "train", "seed"),
         needs=("prepare",),
         needs_ray=trains_on_ray,
-        early="trainers.launch.warm:warm_workers",
+        early="trainers.launch.ready_workers:warm_workers",
     ),
     Stage(
         name="evaluate",

@@ -26,7 +26,7 @@ from cluster.errors import MemoryShortError
 from cluster.runtime.nodes.gpu_memory import GPU_MEMORY, MIB
 from cluster.runtime.ray_private import free_resources_of_nodes
 from serve.config import EndpointConfig
-from serve.models.gpu_room import CONTEXT_BYTES, GIB, GpuRoom, read_rooms
+from serve.models.gpu_memory import CONTEXT_BYTES, GIB, GpuRoom, read_rooms
 
 LOG = logging.getLogger(__name__)
 REPLICA_CPUS = 0.5  # logical: a replica shares its host with the work that made the model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from cluster.errors import BundleError
-from serve.engines.protocol import Engine, EngineRequest
+from serve.engines.engine import Engine, EngineRequest
 
 ENGINES: dict[str, str] = {
     ".onnx": "serve.engines.onnxruntime:OnnxRuntimeEngine",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import BundleError, InferenceError, MissingDependencyError
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 
 
 class OnnxRuntimeEngine:

@@ -27,7 +27,7 @@ import psutil
 
 from cluster.bundle.signature import DATATYPE_OF
 from cluster.errors import EndpointError, InferenceError, MantaError, all_error_classes
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 from serve.protocol.tensors import array_of_bytes, bytes_of_array
 
 RESTARTS_MAX = 3

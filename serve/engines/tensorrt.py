@@ -27,7 +27,7 @@ from cluster.entrypoints import load
 from cluster.errors import BundleError, InferenceError, MantaError, MissingDependencyError
 from cluster.probe.tensorrt_calls import INSTALL, TensorRtCalls
 from serve.engines.cuda import Cuda, TorchCuda
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 
 BUILDER = "trainers.export.node_engine:engine_for_serving"
 RECORD_AFTER = 3  # calls of one shape in a row; recording costs about ten calls and a synchronization

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from cluster.entrypoints import load
 from cluster.errors import BundleError, MissingDependencyError
 from cluster.spec.model import ModelSpec
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 
 MODULE_LOADER = "trainers.models.weights:load_module"
 

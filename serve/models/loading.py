@@ -28,7 +28,7 @@ from serve.batching.tuning import ROWS_MAX, choose, measure
 from serve.config import EndpointConfig, VersionConfig
 from serve.engines import Engine, EngineRequest, make_engine
 from serve.engines.process import ProcessEngine
-from serve.models.gpu_room import check_room
+from serve.models.gpu_memory import check_gpu_memory
 
 LOG = logging.getLogger(__name__)
 # Largest difference from sample.npz: absolute, and relative to the sample's largest value. fp32 is export's own
@@ -56,7 +56,7 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
     bundle = open_bundle(Path(version.bundle))
     check_manifest(version)
     variant = bundle.variant(version.variant)
-    check_room(config.device, variant.footprint_bytes, NvmlSource())
+    check_gpu_memory(config.device, variant.footprint_bytes, NvmlSource())
     request = EngineRequest(
         path=bundle.path(variant.file),
         signature=bundle.manifest.signature,

@@ -20,7 +20,7 @@ from fastapi.responses import Response
 
 from serve.handlers.controlplane import ControlPlane
 from serve.handlers.peers import SELF
-from serve.protocol.statistics import ModelStatistics, window_of
+from serve.protocol.statistics import ModelStatistics, summarize_samples
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4"
 
@@ -83,10 +83,11 @@ def joined(by_replica: dict[str, list[dict[str, Any]]], missing: list[str]) -> l
                 "rows_per_call": round(rows / max(calls, 1), 3),
                 "outcomes": dict(outcomes),
                 "unseen": dict(unseen),
-                **window_of([sample for part in parts.values() for sample in part["samples"]]),
+                **summarize_samples([sample for part in parts.values() for sample in part["samples"]]),
                 "process": _sum(part["process"] for part in parts.values()),
                 "replicas": {
-                    name: {**_brief(window_of(part["samples"])), **part["process"]} for name, part in parts.items()
+                    name: {**_brief(summarize_samples(part["samples"])), **part["process"]}
+                    for name, part in parts.items()
                 },
                 "missing": missing,
             }

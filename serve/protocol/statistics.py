@@ -171,10 +171,10 @@ class ModelStatistics:
 
     def window(self) -> dict[str, float]:
         """Latency and rate of the most recent requests of this process."""
-        return window_of(self.samples())
+        return summarize_samples(self.samples())
 
 
-def window_of(samples: Sequence[Sequence[float]]) -> dict[str, float]:
+def summarize_samples(samples: Sequence[Sequence[float]]) -> dict[str, float]:
     """`ModelStatistics.samples` of one or several replicas as mean, percentiles and rates.
 
     A rate counts over the time since the oldest sample that all of them still remember.

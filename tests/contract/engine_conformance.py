@@ -9,7 +9,7 @@ import pytest
 
 from cluster.bundle import Bundle, TensorSignature
 from cluster.bundle.independence import allowed_changes, measure_independence
-from serve.engines.protocol import Engine, EngineRequest
+from serve.engines.engine import Engine, EngineRequest
 
 
 def request_of(bundle: Bundle, **changes: object) -> EngineRequest:

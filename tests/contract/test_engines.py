@@ -16,9 +16,9 @@ from cluster.entrypoints import load
 from cluster.errors import BundleError, InferenceError, MissingDependencyError
 from cluster.spec.model import MlpSpec
 from serve.engines import EngineRequest, make_engine
+from serve.engines.engine import Engine
 from serve.engines.onnxruntime import providers_for
 from serve.engines.process import RESTARTS_MAX, ProcessEngine
-from serve.engines.protocol import Engine
 from tests.bundles import make_bundle
 from tests.contract.engine_conformance import EngineConformance, request_of
 from tests.engines import FakeEngine

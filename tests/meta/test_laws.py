@@ -44,7 +44,7 @@ BROAD_EXCEPTS = {
     "trainers/launch/worker_group.py": "handed to the thread that waits",
     "trainers/launch/local_worker.py": "a worker's main",
     "cluster/pipeline/views.py": "best effort: a view that fails is a warning of the run",
-    "cluster/pipeline/warm.py": "best effort: the stage itself tries again and says what is wrong",
+    "cluster/pipeline/early_start.py": "best effort: the stage itself tries again and says what is wrong",
     "trainers/compress/graph_recipes.py": "a quantizer raises anything: the recipe stops, with its words",
     "trainers/search/trial.py": "an error is an outcome of the trial",
 }

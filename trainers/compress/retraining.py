@@ -125,7 +125,7 @@ class Retraining:
 
         if self.events is not None and (self.local or (self.ensure_ray or ray_is_up)()):
             from trainers.launch.fit import launch_fit
-            from trainers.launch.warm import ReadyWorkers
+            from trainers.launch.ready_workers import ReadyWorkers
 
             return launch_fit(request, events=self.events, folder=folder, ready=ReadyWorkers(local=self.local))
         alone = request.batch.for_workers(1).for_micro_batch(request.batch.batch_size_global)

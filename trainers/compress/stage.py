@@ -83,7 +83,7 @@ def _search(context: StageContext, prepared: PreparedData, rows: CompressionRows
 def _try_training_recipes(search: RecipeSearch, context: StageContext, prepared: PreparedData) -> None:
     from trainers.compress.retraining import Retraining
     from trainers.compress.training_recipes import try_training_recipes
-    from trainers.launch.warm import trains_locally
+    from trainers.launch.ready_workers import trains_locally
 
     retraining = Retraining(
         resolved=context.run_resolved,

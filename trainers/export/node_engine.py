@@ -70,7 +70,7 @@ def node_engine(wish: EngineWish, settings: TensorRtSpec, gpu: NodeGpu, trt: Any
 
 
 def engine_for_serving(request: Any, gpu: tuple[str, str], trt: Any) -> Path:
-    """The plan for serving's own request (serve/engines/protocol.py), whose fields are read by name."""
+    """The plan for serving's own request (serve/engines/engine.py), whose fields are read by name."""
     wish = EngineWish(request.path, request.precision, request.signature.inputs, request.max_rows)
     plan, _ = node_engine(wish, request.tensorrt, NodeGpu(*gpu), trt)
     return plan

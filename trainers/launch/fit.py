@@ -2,7 +2,7 @@
 
 Invariant: what an attempt leaves behind is our own checkpoints and nothing else. The number of workers may differ
 between attempts (`train.workers: {min, max}`); rows, global batches and schedule do not. The first attempt takes
-workers that stand already (warm.py), where their number fits.
+workers that stand already (ready_workers.py), where their number fits.
 
 Covered: start, events, retry by class of failure, elastic workers, requests to stop. Not covered: what training does
 (trainers/loop).
@@ -20,7 +20,7 @@ from cluster.telemetry.events import FileSink, Message, Progress
 from cluster.telemetry.view import counted
 from trainers.launch.capacity import free_slots, total_slots, unresponsive_nodes, wait_for_slots
 from trainers.launch.failures import AttemptFailed, Budget, classify
-from trainers.launch.warm import ReadyWorkers
+from trainers.launch.ready_workers import ReadyWorkers
 from trainers.launch.worker import WorkerJob
 from trainers.launch.worker_group import WorkerGroup, resources_per_worker
 from trainers.loop import FitRequest, FitResult

@@ -14,7 +14,7 @@ from cluster.telemetry.events import Message, read_events
 from trainers.data.shard_store import prepared_of
 from trainers.diagnose import diagnose, findings_as_facts
 from trainers.launch.fit import launch_fit
-from trainers.launch.warm import ReadyWorkers, trains_locally
+from trainers.launch.ready_workers import ReadyWorkers, trains_locally
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.request import SizingRequest
 from trainers.loop.tuner.learning_rate_finder import RANGE_REASON

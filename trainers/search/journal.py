@@ -6,7 +6,7 @@ written line by line and is all that a restart needs: trials, reports and rung d
 Invariant: a line is on its way to disk before the study acts on it; a torn last line is left out; a trial has
 exactly one final state.
 
-Covered: append, read. Not covered: what the entries mean to a sampler or a scheduler (study.py, tuner.py).
+Covered: append, read. Not covered: what the entries mean to a sampler or a scheduler (study.py, ray_tune.py).
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from typing import Any, cast
 from ray.tune.search import Searcher
 
 from cluster.telemetry.events import append_line
-from trainers.search.deaths import MEMORY_NOTE, killed_for_memory
 from trainers.search.journal import Trial
 from trainers.search.schedulers import TIME, VALUE
+from trainers.search.trial_failures import MEMORY_NOTE, killed_for_memory
 
 FINALISTS = 2
 CONFIDENCE = 0.95

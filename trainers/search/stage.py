@@ -35,7 +35,7 @@ from trainers.search.study import Study, StudySettings
 from trainers.search.trial import TrialSetup
 
 if TYPE_CHECKING:
-    from trainers.search.tuner import TuneSettings
+    from trainers.search.ray_tune import TuneSettings
 
 TRIALS = "trials.json"
 SHOWN_STATES: dict[TrialState, Literal["running", "done", "stopped", "failed", "rejected"]] = {
@@ -164,7 +164,7 @@ def trial_event(stage: str, metric: str, trial: Trial) -> TrialUpdated:
 
 
 def _run_trials(context: StageContext, study: Study, num_trials: int) -> None:
-    from trainers.search.tuner import StudySearcher, run_tune
+    from trainers.search.ray_tune import StudySearcher, run_tune
 
     search = _search_of(context)
     if num_trials < 1:
@@ -189,7 +189,7 @@ def _run_trials(context: StageContext, study: Study, num_trials: int) -> None:
 
 def _run_repeats(context: StageContext, study: Study, path: Path) -> list[Finalist]:
     """Train the finalists under other seeds; the best mean comes first."""
-    from trainers.search.tuner import run_tune
+    from trainers.search.ray_tune import run_tune
 
     search = _search_of(context)
     finalists = study.ranked()[:FINALISTS]
@@ -208,7 +208,7 @@ def _run_repeats(context: StageContext, study: Study, path: Path) -> list[Finali
 
 
 def _settings(context: StageContext, num_trials: int, purpose: str) -> TuneSettings:
-    from trainers.search.tuner import TuneSettings
+    from trainers.search.ray_tune import TuneSettings
 
     return TuneSettings(
         num_trials=num_trials,

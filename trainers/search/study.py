@@ -12,7 +12,7 @@ Invariants
 * No configuration is proposed twice.
 * After a restart the study is rebuilt from the journal by the same calls that built it.
 
-Covered: proposals, rung values, the winner. Not covered: who runs trials (tuner.py), when one stops (schedulers.py).
+Covered: proposals, rung values, the winner. Not covered: who runs trials (ray_tune.py), when one stops (schedulers.py).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
-class Job:
+class RayJob:
     """What the head knows of a job."""
 
     id: str
@@ -83,7 +83,7 @@ class JobsClient:
 
     def submit(
         self, job_id: str, entrypoint: str, *, runtime_env: dict[str, Any], metadata: dict[str, str], **more: Any
-    ) -> Job:
+    ) -> RayJob:
         """Start a job, or return the one of that id. `more`: entrypoint_num_cpus and its like."""
         if (there := self.find(job_id)) is not None:
             return there
@@ -91,14 +91,14 @@ class JobsClient:
         self._call("POST", "/api/jobs/", json={**body, **more})
         return self.job(job_id)
 
-    def find(self, job_id: str) -> Job | None:
+    def find(self, job_id: str) -> RayJob | None:
         """The job of that id, or None."""
         response = self._send("GET", f"/api/jobs/{job_id}")
         if response.status_code == 404:
             return None
         return _job(self._checked(response).json())
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> RayJob:
         """The job of that id. Raises RequestError that lists the jobs there are."""
         found = self.find(job_id)
         if found is None:
@@ -111,7 +111,7 @@ class JobsClient:
             )
         return found
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[RayJob]:
         """Submitted jobs, newest first."""
         found = [_job(each) for each in self._call("GET", "/api/jobs/").json() if each.get("submission_id")]
         return sorted(found, key=lambda job: job.started_unix_ms or 0, reverse=True)
@@ -125,7 +125,7 @@ class JobsClient:
         self.job(job_id)
         return bool(self._call("POST", f"/api/jobs/{job_id}/stop").json().get("stopped"))
 
-    def follow(self, job_id: str, show: Callable[[str], None], *, lost_s: float = LOST_S) -> Job:
+    def follow(self, job_id: str, show: Callable[[str], None], *, lost_s: float = LOST_S) -> RayJob:
         """Show the log as it grows until the job has ended; outlives a head that is away for less than `lost_s`."""
         shown = 0
         for job in self._polls(job_id, lost_s):
@@ -137,7 +137,7 @@ class JobsClient:
             time.sleep(max(FOLLOW_POLL_S, shown / FOLLOW_POLL_BYTES_PER_S))
         raise AssertionError("polls end with an error or never")
 
-    def _polls(self, job_id: str, lost_s: float) -> Iterator[Job]:
+    def _polls(self, job_id: str, lost_s: float) -> Iterator[RayJob]:
         last_answer = time.monotonic()
         while True:
             try:
@@ -204,8 +204,8 @@ def _reachable(address: str) -> Iterator[None]:
         ) from error
 
 
-def _job(raw: dict[str, Any]) -> Job:
-    return Job(
+def _job(raw: dict[str, Any]) -> RayJob:
+    return RayJob(
         id=raw.get("submission_id") or raw.get("job_id") or "",
         status=str(raw.get("status", "")),
         message=raw.get("message") or "",

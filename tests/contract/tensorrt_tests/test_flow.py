@@ -19,7 +19,7 @@ from cluster.bundle.signature import TensorSignature, TensorSpec
 from cluster.errors import BundleError, InferenceError, MissingDependencyError, ModelError
 from cluster.spec.serve import BatchingSpec, ServeSpec, TensorRtSpec
 from serve.engines import make_engine
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 from serve.engines.tensorrt import RECORD_AFTER, TensorRtEngine
 from tests.contract.engine_conformance import EngineConformance
 from tests.contract.tensorrt_tests.bindings import VERSIONS, snapshot

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.spec.model import MlpSpec
 from serve.engines import make_engine
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 from tests.contract.engine_conformance import EngineConformance
 from tests.gpu.graphs import ROWS, SIGNATURE, assert_close, float_answers, write_graph
 

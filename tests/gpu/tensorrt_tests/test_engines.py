@@ -15,10 +15,10 @@ from cluster.errors import InferenceError, ModelError
 from cluster.probe.gpus import NvmlSource
 from cluster.spec.serve import TensorRtSpec
 from serve.engines import make_engine
+from serve.engines.engine import EngineRequest
 from serve.engines.process import ProcessEngine
-from serve.engines.protocol import EngineRequest
 from serve.engines.tensorrt import RECORD_AFTER, TensorRtEngine
-from serve.models.gpu_room import CONTEXT_BYTES
+from serve.models.gpu_memory import CONTEXT_BYTES
 from tests.contract.engine_conformance import EngineConformance
 from tests.gpu.graphs import ROWS, SIGNATURE, assert_close, float_answers, write_graph
 from trainers.export.precision import Precision

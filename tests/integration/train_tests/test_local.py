@@ -21,7 +21,7 @@ from tests.unit.loop_tests.rig import request_for, write_data
 from trainers.launch.failures import AttemptFailed
 from trainers.launch.fit import launch_fit
 from trainers.launch.local_worker import LocalWorker
-from trainers.launch.warm import ReadyWorkers
+from trainers.launch.ready_workers import ReadyWorkers
 from trainers.loop import FitRequest
 
 VICTIMS = "tests.integration.train_tests.victims"

@@ -12,9 +12,9 @@ from ray.tune.schedulers import FIFOScheduler
 
 from benchmarks.search.simulate import simulate
 from trainers.search.journal import Journal
+from trainers.search.ray_tune import StudySearcher
 from trainers.search.schedulers import StopRule, make_scheduler, rungs_of
 from trainers.search.study import Study, StudySettings
-from trainers.search.tuner import StudySearcher
 
 SPACE = {name: FloatDistribution(0.0, 1.0) for name in ("x", "y")}
 EPOCHS = 18

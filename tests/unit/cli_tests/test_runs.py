@@ -11,7 +11,7 @@ from cluster.atomic import write_json
 from cluster.cli.app import call
 from cluster.cli.run_process import prepare_folder
 from cluster.errors import RequestError
-from cluster.pipeline.plan import reusable
+from cluster.pipeline.reuse import reusable
 from cluster.pipeline.stages import STAGES
 from cluster.spec.load import load_spec
 from cluster.store.run_folder import RunFolder, find_run

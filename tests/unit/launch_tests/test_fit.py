@@ -13,7 +13,7 @@ import trainers.launch.fit as fit_module
 import trainers.launch.worker_group as workers_module
 from tests.unit.loop_tests.rig import request_for
 from trainers.launch.failures import AttemptFailed, Failure
-from trainers.launch.warm import ReadyWorkers
+from trainers.launch.ready_workers import ReadyWorkers
 from trainers.loop import FitRequest
 
 

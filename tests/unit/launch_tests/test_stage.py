@@ -9,7 +9,7 @@ import pytest
 
 from cluster.pipeline.stage import StageContext
 from trainers.launch import stage as stage_module
-from trainers.launch.warm import ReadyWorkers
+from trainers.launch.ready_workers import ReadyWorkers
 
 
 def context(*later: str) -> StageContext:

@@ -18,7 +18,7 @@ from cluster.spec.compress import PruneSpec
 from cluster.spec.load import validate_spec
 from cluster.spec.resolve import ResolvedRun
 from cluster.telemetry.events import ListSink
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 from serve.engines.torch import TorchEngine
 from tests.unit.data_tests.making import context
 from trainers.compress.candidate import Candidate, TrainingTask

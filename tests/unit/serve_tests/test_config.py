@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from cluster.errors import RequestError
 from cluster.spec.serve import BatchingSpec, QueueSpec, ReplicaSpec, ServeSpec, TensorRtSpec
 from serve.config import HISTORY_MAX, EndpointConfig, VersionConfig, endpoint_name
+from serve.models.model import version_policy
 from tests.bundles import make_bundle
 
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")
@@ -98,3 +100,15 @@ def test_a_configuration_of_before_the_spec_was_part_of_it_is_read() -> None:
     assert EndpointConfig.from_json({**flat, "device": "cuda:1"}).device == "cuda:1"
     without = {key: value for key, value in flat.items() if key != "policy"}
     assert EndpointConfig.from_json(without).spec.versions == "latest"
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("latest", {"latest": {"num_versions": 1}}),
+        ("all", {"all": {}}),
+        (("1",), {"specific": {"versions": [2, 1]}}),
+    ],
+)
+def test_the_policy_is_told_in_tritons_words(policy: Any, told: dict[str, Any]) -> None:
+    assert version_policy(CONFIG.with_version("/b/2").with_values({"versions": policy})) == told

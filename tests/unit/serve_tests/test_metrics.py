@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve.observe.metrics import EndpointMetrics, render
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
-from tests.unit.serve_tests.test_gpu_room import OneGpu
+from tests.unit.serve_tests.test_gpu_memory import OneGpu
 
 
 def test_metrics_count_what_happened(in_place: Callable[..., Any]) -> None:

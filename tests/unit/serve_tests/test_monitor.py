@@ -17,10 +17,10 @@ from serve.deployments.commands import _table
 from serve.handlers.peers import SELF_HEADER, Peer, Peers
 from serve.observe.metrics import EndpointMetrics, merge, render
 from serve.observe.monitor import joined
-from serve.protocol.statistics import window_of
+from serve.protocol.statistics import summarize_samples
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
-from tests.unit.serve_tests.test_gpu_room import OneGpu
+from tests.unit.serve_tests.test_gpu_memory import OneGpu
 
 
 def entry(version: str, latencies_ms: list[float]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_a_version_that_one_replica_has_not_loaded_yet_is_told_of_the_others() -
         ("1", 2, ["c"]),
         ("2", 1, ["c"]),
     ]
-    assert window_of([]) == {"requests": 0}
+    assert summarize_samples([]) == {"requests": 0}
 
 
 def samples_of(text: bytes) -> dict[tuple[Any, ...], float]:

@@ -25,7 +25,7 @@ from serve.deployments.placement import (
     replicas_that_fit,
 )
 from serve.footprint import main, measure_bundle
-from serve.models.gpu_room import CONTEXT_BYTES, GIB, GpuRoom, check_room, find_gpu, read_rooms, visible_gpus
+from serve.models.gpu_memory import CONTEXT_BYTES, GIB, GpuRoom, check_gpu_memory, find_gpu, read_rooms, visible_gpus
 from tests.bundles import make_simulated_bundle
 from tests.nvml.library import build, environment, write_gpus
 
@@ -128,16 +128,16 @@ def test_a_replica_asks_after_the_gpu_that_ray_gave_it(monkeypatch: pytest.Monke
     found = find_gpu("cuda:0", TWO)
     assert found is not None
     assert found.uuid == "GPU-1"
-    check_room("cuda:0", 60 * GIB, TWO)
+    check_gpu_memory("cuda:0", 60 * GIB, TWO)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(MemoryShortError, match=r"1\.00 of 80\.00 GiB are free"):
-        check_room("cuda:0", 60 * GIB, TWO)
+        check_gpu_memory("cuda:0", 60 * GIB, TWO)
 
 
 @pytest.mark.parametrize("free", [-1, 81 * GIB])
 def test_a_lying_nvml_is_not_believed(free: int) -> None:
     liar = Source({"memory_total_bytes": 80 * GIB, "memory_free_bytes": free})
-    check_room("cuda:0", 60 * GIB, liar)
+    check_gpu_memory("cuda:0", 60 * GIB, liar)
 
 
 def test_a_nodes_resource_is_what_is_free_and_nothing_is_guessed() -> None:
@@ -161,9 +161,7 @@ def test_the_real_binding_reads_a_library_and_names_who_holds_the_memory(tmp_pat
 
     library = build(tmp_path)
     state = write_gpus(tmp_path / "gpus", ("GPU-a", 16384, 12000, [os.getpid()]), ("GPU-b", 40960, 40000, []))
-    script = (
-        "import json; from serve.models.gpu_room import read_rooms; print(json.dumps([vars(r) for r in read_rooms()]))"
-    )
+    script = "import json; from serve.models.gpu_memory import read_rooms; print(json.dumps([vars(r) for r in read_rooms()]))"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **environment(library, state)},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.errors import RequestError
-from serve.row_files import read_rows
+from serve.row_files import read_image, read_rows
 
 ROWS = [{"age": "3", "city": "Rome, Italy"}, {"age": "", "city": 'the "city"'}]
 
@@ -54,3 +56,19 @@ def test_an_array_of_objects_is_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "o.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(RequestError, match="allow_pickle=False"):
         read_rows(tmp_path / "o.npy")
+
+
+def test_rows_come_from_files_of_three_kinds_and_images_go_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("age,city\n3,Rome\n")
+    assert read_rows(tmp_path / "a.csv") == [{"age": "3", "city": "Rome"}]
+    (tmp_path / "a.json").write_text(json.dumps({"age": 3}))
+    assert read_rows(tmp_path / "a.json") == [{"age": 3}]
+    np.save(tmp_path / "a.npy", np.eye(2))
+    assert read_rows(tmp_path / "a.npy") == [[1.0, 0.0], [0.0, 1.0]]
+    Image.new("L", (4, 4), 255).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
+    for bad in ("a.txt", "absent.csv"):
+        with pytest.raises(RequestError):
+            read_rows(tmp_path / bad)
+    with pytest.raises(RequestError):
+        read_image(tmp_path / "absent.png")

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.spec.serve import BatchingSpec, ServeSpec, TensorRtSpec
 from serve.config import EndpointConfig
-from serve.engines.protocol import EngineRequest
+from serve.engines.engine import EngineRequest
 from serve.models import loading
 from tests.bundles import make_bundle
 from tests.engines import FakeEngine

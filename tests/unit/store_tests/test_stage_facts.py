@@ -11,7 +11,7 @@ import pytest
 
 from cluster import entrypoints
 from cluster.cli.app import call
-from cluster.pipeline.plan import stage_digest
+from cluster.pipeline.reuse import stage_digest
 from cluster.pipeline.stages import STAGES
 from cluster.report import write_report
 from cluster.store.run_folder import RunFolder

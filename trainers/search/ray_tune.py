@@ -23,11 +23,11 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.temporary import scratch_folder
-from trainers.search.deaths import MEMORY_NOTE, killed_for_memory, translated_failures
 from trainers.search.journal import Trial
 from trainers.search.schedulers import TIME, VALUE
 from trainers.search.study import Study
 from trainers.search.trial import TrialSetup, run_trial
+from trainers.search.trial_failures import MEMORY_NOTE, killed_for_memory, translated_failures
 
 PROCESS_RETRIES = 1
 

@@ -43,7 +43,7 @@ def read_rooms() -> tuple[GpuRoom, ...]:
     )
 
 
-def check_room(device: str, footprint_bytes: int | None, source: GpuSource) -> None:
+def check_gpu_memory(device: str, footprint_bytes: int | None, source: GpuSource) -> None:
     """Raise MemoryShortError when `device` (`cuda:N`) cannot hold the model's measured footprint."""
     gpu = find_gpu(device, source)
     if gpu is None or footprint_bytes is None:

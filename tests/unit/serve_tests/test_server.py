@@ -1,58 +1,24 @@
-"""Rows from files, the policy in Triton's words, the queue's bounds, how soon threads switch."""
+"""One endpoint in one process: the queue's bounds of its spec, how soon its threads switch."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from ray.serve.exceptions import RayServeException
 
-from cluster.errors import MantaError, RequestError
+from cluster.errors import MantaError
 from cluster.spec.serve import QueueSpec, ServeSpec
 from serve.batching.batcher import SWITCH_INTERVAL_S
 from serve.config import EndpointConfig, VersionConfig
 from serve.deployments.replica import EndpointReplica
-from serve.models.model import version_policy
-from serve.row_files import read_image, read_rows
 from serve.server import listen, open_door, serve_endpoint
 from tests.bundles import make_bundle
 
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")
-
-
-def test_rows_come_from_files_of_three_kinds_and_images_go_as_they_are(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("age,city\n3,Rome\n")
-    assert read_rows(tmp_path / "a.csv") == [{"age": "3", "city": "Rome"}]
-    (tmp_path / "a.json").write_text(json.dumps({"age": 3}))
-    assert read_rows(tmp_path / "a.json") == [{"age": 3}]
-    np.save(tmp_path / "a.npy", np.eye(2))
-    assert read_rows(tmp_path / "a.npy") == [[1.0, 0.0], [0.0, 1.0]]
-    Image.new("L", (4, 4), 255).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
-    for bad in ("a.txt", "absent.csv"):
-        with pytest.raises(RequestError):
-            read_rows(tmp_path / bad)
-    with pytest.raises(RequestError):
-        read_image(tmp_path / "absent.png")
-
-
-@pytest.mark.parametrize(
-    ("policy", "told"),
-    [
-        ("latest", {"latest": {"num_versions": 1}}),
-        ("all", {"all": {}}),
-        (("1",), {"specific": {"versions": [2, 1]}}),
-    ],
-)
-def test_the_policy_is_told_in_tritons_words(policy: Any, told: dict[str, Any]) -> None:
-    assert version_policy(CONFIG.with_version("/b/2").with_values({"versions": policy})) == told
 
 
 def test_the_queues_bounds_reach_the_batcher(tmp_path: Path) -> None:

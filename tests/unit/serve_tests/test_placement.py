@@ -161,7 +161,8 @@ def test_the_real_binding_reads_a_library_and_names_who_holds_the_memory(tmp_pat
 
     library = build(tmp_path)
     state = write_gpus(tmp_path / "gpus", ("GPU-a", 16384, 12000, [os.getpid()]), ("GPU-b", 40960, 40000, []))
-    script = "import json; from serve.models.gpu_memory import read_rooms; print(json.dumps([vars(r) for r in read_rooms()]))"
+    read = "from serve.models.gpu_memory import read_rooms"
+    script = f"import json; {read}; print(json.dumps([vars(room) for room in read_rooms()]))"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **environment(library, state)},

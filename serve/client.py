@@ -52,7 +52,7 @@ class EndpointClient:
 
     def predict_image(self, data: bytes, *, version: str = "") -> dict[str, Any]:
         """Send an image file to /predict."""
-        headers = {"Content-Type": "application/octet-stream"}  # the endpoint looks at the bytes
+        headers = {"Content-Type": "application/octet-stream"}  # the endpoint finds the format in the bytes
         options = {"content": data, "params": {"version": version}, "headers": headers}
         found: dict[str, Any] = self._send("POST", "/predict/image", **options).json()
         return found

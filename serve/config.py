@@ -24,7 +24,7 @@ from cluster.spec.serve import ENDPOINT_NAME, ServeSpec, TensorRtSpec
 from serve.access import absolute
 
 VERSION = r"^[1-9][0-9]{0,8}$"
-HISTORY_MAX = 16  # versions that an endpoint remembers for rollback
+HISTORY_MAX = 16  # versions that an endpoint keeps for rollback
 
 
 class VersionConfig(StrictSpec):

@@ -81,7 +81,7 @@ def measure(bundle: Bundle, variant: Variant, device: str, max_rows: int, source
     if max(fall, told) <= 0:
         raise RequestError(
             f"Cannot measure variant '{variant.name}'",
-            found="neither NVML nor the engine tells what it holds",
+            found="neither NVML nor the engine reports what it holds",
             remedy="See 'manta probe' for why; without a footprint each replica gets a GPU of its own.",
         )
     return max(fall, told)

@@ -27,7 +27,7 @@ class Server:
         self.process, self.url = process, url
 
     def tell(self, **command: Any) -> dict[str, Any]:
-        """Have servers/manta_ray.py do something to its endpoint, and return what it says of it. Blocks."""
+        """Have servers/manta_ray.py do something to its endpoint, and return its answer. Blocks."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(command) + "\n")

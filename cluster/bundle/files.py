@@ -96,7 +96,7 @@ def finish_bundle(folder: Path, manifest: BundleManifest) -> BundleManifest:
 
 
 def bundle_in(path: Path) -> Path:
-    """The bundle of the run at `path`, else `path` itself: whoever asks may name either."""
+    """The bundle of the run at `path`, else `path` itself: commands take either."""
     inside = path / "bundle"
     return inside if not (path / MANIFEST).exists() and inside.is_dir() else path
 

@@ -1,7 +1,7 @@
 """Does a row's answer depend on the rows it is asked together with? Found by asking, whatever answers.
 
 The batcher joins requests of strangers, so an answer must be the same alone, in any company and beside any padding.
-`measure_independence` asks some rows one by one, then in batches of several sizes, in any order, beside other rows,
+`measure_independence` runs some rows one by one, then in batches of several sizes, in any order, beside other rows,
 outliers and padding, and compares.
 
 Invariant: `independent` only if no answer of any output moved by more than is allowed: a 1e-5th of the float graph's

@@ -60,7 +60,7 @@ class BundleManifest(StrictSpec):
     """How a quantity was learned. The graphs have undone it already; who rebuilds the torch module needs it."""
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     default_variant: str
-    """The variant that an endpoint serves unless told otherwise."""
+    """The variant that an endpoint serves by default."""
     model: dict[str, Any]
     """Resolved `model` section: with the family's code and weights.safetensors it rebuilds the torch module."""
     metrics: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """`manta submit`, `logs`, `stop`, `status`, `probe`: jobs of a cluster, runs of this machine, and the nodes of both.
 
-With `--address http://HEAD:8265` a verb speaks to Ray's Jobs API; without one it looks into the runs folder. Nothing
+With `--address http://HEAD:8265` a verb calls Ray's Jobs API; without one it reads the runs folder. Nothing
 here loads ray: the Jobs API is plain HTTP (cluster/runtime/jobs/client.py).
 """
 

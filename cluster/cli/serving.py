@@ -162,6 +162,6 @@ def replica_range(text: str | None) -> tuple[int, int] | tuple[None, None]:
         raise RequestError(
             "Cannot deploy",
             found=f"--replicas is {text!r}",
-            rule="a number, or bounds as in 1..4; 0..4 lets the endpoint rest when nobody asks",
+            rule="a number, or bounds as in 1..4; 0..4 stops the last replica when no requests come",
         )
     return low, high

@@ -103,7 +103,7 @@ class StageResult:
 
 
 def interrupted(run: RunFolder) -> InterruptedRunError:
-    """What a run that was told to stop ends with, whichever process is the one to say so."""
+    """The error of a run that was stopped, whichever of its processes raises it."""
     return InterruptedRunError(
         f"Run '{run.name}' was stopped",
         found="Ctrl-C or SIGTERM",

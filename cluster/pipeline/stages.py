@@ -59,7 +59,7 @@ class Stage:
     skip_without: str | None = None
     """Section whose absence (null) skips this stage."""
     always: bool = False
-    """Run it even when nothing changed: it looks at the world, or starts something that ends with the run."""
+    """Run it even when nothing changed: its result depends on the host, or ends with the run."""
     needs_ray: Callable[[RunSpec, HostFacts], bool] = _never
     """Whether the spec says that it needs Ray: then Ray starts while earlier stages work, and stands when it begins.
     Before the check stage, an `auto` says no. A stage that finds out later calls `context.ensure_ray`."""

@@ -20,7 +20,7 @@ from cluster.telemetry.events import Message, Record
 
 
 def make_views(run: RunFolder, status: str, last: Record | None = None) -> None:
-    """Make every view that the run asks for. `status`: finished, failed or interrupted. Blocks.
+    """Make every view that the spec names. `status`: finished, failed or interrupted. Blocks.
 
     `last` is the record that the caller emits right after: the report shows it, since a reader of that event may open
     the report. An interrupted run sends nothing to trackers: the run that goes on sends everything.

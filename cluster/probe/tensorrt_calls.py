@@ -64,7 +64,7 @@ class TensorRtCalls:
         return value
 
     def error(self, call: str, hint: str = "") -> MantaError:
-        """The error of a refused call, with all that TensorRT told about it."""
+        """The error of a refused call, with every message that TensorRT logged about it."""
         codes = [f"{code}: {text}" for code, text in self.recorder.errors[-ERROR_LINES_SHOWN:]]
         found = "; ".join((*([hint] if hint else []), *codes, *self.logger.lines[-ERROR_LINES_SHOWN:]))
         return self._error(

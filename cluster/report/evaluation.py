@@ -23,7 +23,7 @@ from cluster.telemetry.view import format_metric, format_value
 SIZE = (5.2, 3.8)
 COLUMNS_SHOWN_MAX = 20
 BAR_INCHES = 0.27
-LEARNED = 0.05  # balanced accuracy above that of a guess: it tells classes apart
+LEARNED = 0.05  # balanced accuracy above that of a guess: it separates classes
 CLASSES_NAMED = 2  # of many classes, the ones that are ranked worst have a color and a name
 NAMES = {"rmse": "RMSE", "mae": "MAE", "r2": "R²", "roc_auc": "ROC AUC", "macro_f1": "macro F1"}
 FIRST = ("accuracy", "rmse", "r2", "mae")  # of the table of metrics

@@ -115,7 +115,7 @@ def gather(run: RunFolder, last: Record | None = None) -> RunReport:
 
 
 def by_update(steps: Iterable[TrainStep]) -> list[TrainStep]:
-    """Ascending updates, the newest record of each: a resumed training tells some of them twice."""
+    """Ascending updates, the newest record of each: a resumed training records some of them twice."""
     return [step for _, step in sorted({step.update: step for step in steps}.items())]
 
 

@@ -48,7 +48,7 @@ CLUSTER_ENVIRONMENT: dict[str, str] = {
     # src/ray/common/ray_config_def.h: a silent node is dead after 5 × (3 + 2) = 25 s, not after 65 s
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_period_ms": "2000",
-    # ray/_private/ray_constants.py: a node that is told to stop lets its endpoints finish what they have accepted
+    # ray/_private/ray_constants.py: between SIGTERM and a node's end its endpoints finish what they have accepted
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "20",
 }
 """What the nodes of a shared cluster get besides RAY_ENVIRONMENT (docker/compose.yaml sets it)."""

@@ -1,6 +1,6 @@
-"""Packages that a spec needs and that are not installed, told before anything is read or trained.
+"""Packages that a spec needs and that are not installed: an error before anything is read or trained.
 
-Invariant: a spec that asks for an optional package fails at its start, with the extra's name, not after hours.
+Invariant: a spec that needs an optional package fails at its start, with the extra's name, not after hours.
 
 Covered: the trackers, the model families of other libraries, pruning and rewriting of graphs by them.
 Not covered: whether a server answers.

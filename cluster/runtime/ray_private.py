@@ -1,7 +1,7 @@
 """Every use of Ray that Ray does not document, in one file: internals, names with an underscore, one patch.
 
 Ray may move any of these in any release. Each is a function here, under the file of Ray in which it was read, and
-tests/contract/ray_tests/test_ray_private.py asks the installed Ray for each: its failure says what has moved.
+tests/contract/ray_tests/test_ray_private.py finds each in the installed Ray, or fails with the name that has moved.
 
 Invariant: nothing of Ray is loaded before a function is called (Ray Train's and Tune's internals load torch), and no
 other file of Manta uses a private name of Ray (tests/meta/test_ray_names.py).
@@ -37,7 +37,7 @@ def free_resources_of_nodes() -> dict[str, dict[str, float]]:
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes that have been told to go (preemption, scale-down, a graceful stop). Needs a Ray session."""
+    """Ids of the nodes that are draining (preemption, scale-down, a graceful stop). Needs a Ray session."""
     from ray._private import state
 
     return set(state.state.get_draining_nodes())
@@ -158,7 +158,7 @@ def serve_address() -> tuple[str, int] | None:
 
 
 def serve_details() -> dict[str, Any]:
-    """What Ray Serve's REST API tells of its applications, and its options; empty when it does not run."""
+    """Applications and options as Ray Serve's REST API returns them; empty when it does not run."""
     client = _serve_client()
     return client.get_serve_details() if client is not None else {}
 

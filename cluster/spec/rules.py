@@ -67,7 +67,7 @@ def spec_problems(spec: RunSpec) -> list[dict[str, Any]]:
 
 
 def layout_of(data: DataSpec) -> str | None:
-    """`image`, `array` or `table` where the source's kind tells; None for a function, which may give either."""
+    """`image`, `array` or `table`, by the source's kind; None for a function, which may give either."""
     kind = data.source.kind
     if kind == "sklearn":
         return "image" if data.source.dataset == "digits" else "table"  # type: ignore[union-attr]
@@ -145,7 +145,7 @@ def _source_problems(spec: RunSpec) -> list[dict[str, Any]]:
         rule = f"it is a rule for tables, and the arrays of {source} have no columns"
         found += [problem(path, "a rule of columns", rule) for path in rules_of_tables(data)]
         if data.quality.fail_on:
-            rule = f"the quality report looks at tables, and {source} gives arrays"
+            rule = f"the quality report covers tables, and {source} gives arrays"
             found.append(problem("data.quality.fail_on", data.quality.fail_on, rule))
     if layout == "table":
         if family in IMAGE_FAMILIES:

@@ -23,9 +23,9 @@ class ReplicaSpec(StrictSpec):
     target_busy: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of time in which an engine should work."""
     target_wait_ms: PositiveFloat = 50.0
-    """A request that has waited longer asks for more replicas."""
+    """Replicas are added when a request has waited longer."""
     target_latency_ms: PositiveFloat | None = None
-    """So does a 95th percentile inside the server (queue and compute) above this; null looks at waiting alone."""
+    """Also when the 95th percentile inside the server (queue and compute) is above this; null: by waiting alone."""
     up_delay_s: Annotated[float, Field(ge=0)] = 2.0
     """How long more must have been needed before a replica is added."""
     down_delay_s: Annotated[float, Field(ge=0)] = 60.0

@@ -1,7 +1,7 @@
 """Endpoints of this user on this host, as small files, so that one terminal finds what another one serves.
 
-A cluster remembers its own endpoints; a private Ray is known only to the process that started it. Invariant: a
-record names a live process, or it is not returned and its file is removed.
+A cluster's endpoints are in its Ray Serve; a private Ray's address is known only to the process that started it.
+Invariant: a record names a live process, or it is not returned and its file is removed.
 """
 
 from __future__ import annotations

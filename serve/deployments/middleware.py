@@ -23,7 +23,7 @@ from serve.doors.asgi import App, Message, Receive, Scope, Send, respond
 from serve.doors.rest import Answer, text_error
 from serve.protocol.errors import INTERNAL_ERROR
 
-RAYS_OWN = "/-/"  # health and routes, which HAProxy asks for
+RAYS_OWN = "/-/"  # health and routes, which HAProxy requests
 ERROR_BYTES_MAX = 4096
 
 

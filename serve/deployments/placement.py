@@ -1,6 +1,6 @@
 """Where a GPU model's replicas may go: decided by its measured footprint, before anything is started.
 
-A replica asks Ray for `gpu_memory_mib` (cluster/runtime/nodes/gpu_memory.py: what was free on the node) and for the
+A replica reserves `gpu_memory_mib` of Ray (cluster/runtime/nodes/gpu_memory.py: what was free on the node) and for the
 share of a GPU that its footprint is, so that Ray packs replicas by memory and never promises a byte twice. A model
 whose footprint was not measured gets a GPU of its own.
 
@@ -133,7 +133,7 @@ def gpu_nodes() -> list[GpuNode]:
 
 
 def _left(have: dict[str, float], node_id: str) -> float | None:
-    """Ray leaves a resource out of what is available when none of it is: told apart from one that never was."""
+    """Ray leaves a resource out of what is available when none of it is: not the same as one that never was."""
     import ray
 
     total: dict[str, float] = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id), {})

@@ -99,7 +99,7 @@ class EndpointReplica:
                     LOG.error("could not load again: %s", error)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the scaling policy decides on (serve/deployments/scaling.py); Ray Serve asks about once a second."""
+        """What the scaling policy decides on (serve/deployments/scaling.py); Ray Serve calls it about once a second."""
         models = list(self.repository.models.values())
         now_ns, engine_ns = time.perf_counter_ns(), sum(model.statistics.engine_ns for model in models)
         span_ns = max(now_ns - self._told_at_ns, 1)

@@ -50,7 +50,7 @@ def desired_replicas(
 ) -> int:
     """Replicas that would bring the engines' busy share, wait and latency to their targets; 0 when nothing happens.
 
-    `room` tells how many more have a place, and is asked only when more are wanted; None: places are not counted.
+    `room` returns how many more have a place, and is called only when more are wanted; None: places are not counted.
     """
     if not loads:
         return current

@@ -40,7 +40,7 @@ class Cuda(Protocol):
         ...
 
     def read(self, buffer: Any, shape: tuple[int, ...], dtype: np.dtype, stream: Any) -> np.ndarray:
-        """A copy of the beginning of a buffer, after all that the stream was told. Blocks."""
+        """A copy of the beginning of a buffer, after the work queued on the stream. Blocks."""
         ...
 
     def synchronize(self, stream: Any) -> None:

@@ -3,7 +3,7 @@
     STORE/<first 16 hex digits of the manifest's sha256>/…shards…, shards.json      shards.json: {file: [bytes, sha256]}
 
 Invariant: `shards.json` is written last and names every file with its hash, and the set's name is the hash of that
-list, so that a reader gets just the set it was told of, complete and verified, or an error; a set is never changed.
+list, so that a reader gets exactly that set, complete and verified, or an error; a set is never changed.
 
 Covered: publish, fetch once a node, several readers at once. Not covered: deleting old sets; the store's rights.
 """

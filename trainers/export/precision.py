@@ -1,4 +1,4 @@
-"""In which precision an ONNX graph and a TensorRT engine compute: proved, not believed.
+"""In which precision an ONNX graph and a TensorRT engine compute: proved from the graph, not assumed.
 
 TensorRT 11 takes its precision from the graph; a request that the graph does not carry builds an FP32 engine without a
 word (roboflow/rf-detr#1453). So a request is proved from the ONNX before the build and from the inspector after it.

@@ -40,7 +40,7 @@ def open_session(model: Path | bytes, *, threads: int = 1, device: str = "cpu") 
         raise ModelError(
             f"Cannot load {name} into ONNX Runtime {ort.__version__}",
             found=" ".join(str(error).split()),
-            remedy="Export the model again; 'manta bundle verify' tells whether the file was changed.",
+            remedy="Export the model again; 'manta bundle verify' finds out whether the file was changed.",
         ) from error
     return _check_provider(session, device)
 

@@ -24,7 +24,7 @@ class SizingRequest:
     budget_bytes: int | None = None
     """Memory that one worker may use; None: its share of what is free on a CPU, what is free on a GPU."""
     cache: Path | None = None
-    """Folder that remembers what was found for a model, signature, precision and device."""
+    """Folder of what was found for a model, signature, precision and device."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def build_model(
     try:
         network = FAMILIES[spec.family](spec, inputs, num_outputs)
         return network if target is None else TransformedTarget(network, target)
-    except (RuntimeError, MemoryError) as error:  # torch raises the first where it cannot have what it asks for
+    except (RuntimeError, MemoryError) as error:  # torch raises the first where an allocation fails
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         raise MemoryShortError(

@@ -112,7 +112,7 @@ def _drawn_bracket(draw: float, rungs: list[int]) -> int:
 
 
 def make_scheduler(rule: StopRule, known: Iterable[Trial] = ()) -> TrialScheduler:
-    """A scheduler that remembers the trials which have ended."""
+    """A scheduler with a record of the trials that have ended."""
     scheduler: TrialScheduler
     if rule.kind == "none":
         return FIFOScheduler()

@@ -72,7 +72,7 @@ def run_search(context: StageContext) -> StageResult:
 
 
 def open_study(resolved: ResolvedRun, search: SearchSpec, journal: Path | None, run: RunFolder | None = None) -> Study:
-    """A study over the spec's space, with what the journal remembers."""
+    """A study over the spec's space, with the trials of the journal."""
     epochs = trial_epochs(resolved.spec, search)
     settings = StudySettings(
         space=distributions(search),

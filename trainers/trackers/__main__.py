@@ -63,7 +63,7 @@ def send(run: RunFolder, status: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def run_key(run: RunFolder) -> str:
-    """What tells this run folder from others of the same name. Made once; `--fresh` forgets it with the rest."""
+    """A key of this run folder among others of the same name. Made once; `--fresh` removes it with the rest."""
     path = run.path / KEY_FILE
     if not path.exists():
         write_json(path, {"key": uuid.uuid4().hex})

@@ -114,7 +114,7 @@ def files_named_in(value: Any, folder: Path) -> tuple[tuple[str, ...], tuple[str
 
 def _files_below(folder: Path, relative: Path) -> list[str]:
     below = sorted(path for path in (folder / relative).rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in below[:1]]  # one file tells for a folder
+    return [path.relative_to(folder).as_posix() for path in below[:1]]  # one file stands for its folder
 
 
 def _texts(value: Any) -> Iterator[str]:

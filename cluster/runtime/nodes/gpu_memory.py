@@ -2,7 +2,7 @@
 
 Ray knows GPUs by number and fraction, not by memory (ray-project/ray#26929). Each node is started with the resource
 `gpu_memory_mib`: what NVML said was free on its GPUs when it started, so that memory which other programs hold is
-never promised. serve/deployments/placement.py asks for a model's measured footprint of it.
+never promised. serve/deployments/placement.py reserves a model's measured footprint of it.
 
 Invariant: a node whose memory cannot be read offers none, never a guess. Covered: nodes that are started through
 `python -m cluster.runtime.node`, and private Rays. Not covered: programs that take memory later (a replica asks NVML

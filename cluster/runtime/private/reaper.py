@@ -32,7 +32,7 @@ import psutil
 from cluster.temporary import inherited_locks
 
 MARKER_VARIABLE = "MANTA_PRIVATE_RAY"
-PARENT_POLL_S = 0.5  # a forked child of the driver could hold the pipe open: the parent's id tells too
+PARENT_POLL_S = 0.5  # a forked child of the driver could hold the pipe open: the parent's id is compared too
 GRACE_S = 1.0  # Ray's workers end by themselves when their raylet is gone; measured 0.1 to 0.6 s
 KILL_DEADLINE_S = 10.0
 FINISH_WAIT_S = 30.0

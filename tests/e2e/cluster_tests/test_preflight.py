@@ -1,4 +1,4 @@
-"""A taken port and a /dev/shm that is too small are told before anything is computed, through the real command."""
+"""A taken port and a /dev/shm that is too small are errors before anything is computed, through the real command."""
 
 from __future__ import annotations
 

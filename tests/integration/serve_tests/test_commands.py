@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(place: Path) -> Iterator[subprocess.Popen[str]]:
-    """`manta deploy` without a cluster: it serves until it is told to end."""
+    """`manta deploy` without a cluster: it serves until SIGTERM or Ctrl-C."""
     bundle = make_bundle(place / "first", name="shop", item_shape=(4,), num_outputs=3, seed=1)
     (place / "tokens").write_text(f"{TOKEN}\n")
     process = manta(

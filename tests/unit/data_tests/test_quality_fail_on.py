@@ -122,7 +122,7 @@ def test_the_given_test_file_is_compared(tmp_path: Path) -> None:
 
 def test_arrays_have_no_report_and_an_unknown_kind_is_refused_by_the_spec(tmp_path: Path) -> None:
     digits = {"kind": "sklearn", "dataset": "digits"}
-    with pytest.raises(DataError, match="the quality report looks at tables"):
+    with pytest.raises(DataError, match="the quality report covers tables"):
         check(tmp_path / "run", run_spec(digits, quality={"fail_on": "error"}))
     iris = {"kind": "sklearn", "dataset": "iris"}
     with pytest.raises(DataError, match="duplicate_rows"):

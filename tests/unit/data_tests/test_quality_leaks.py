@@ -1,4 +1,4 @@
-"""A column that tells the target is found however the file is sorted; row numbers and texts are told apart."""
+"""A column that determines the target is found however the file is sorted; row numbers are not texts."""
 
 from __future__ import annotations
 

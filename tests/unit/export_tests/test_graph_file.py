@@ -183,7 +183,7 @@ def test_an_input_of_absurd_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_above_the_protobuf_limit_is_read_without_its_weights(tmp_path: Path) -> None:
-    """3 GiB of weights as a sparse file: sizes and rules are told from the graph alone."""
+    """3 GiB of weights as a sparse file: sizes and rules follow from the graph alone."""
     model = write_graph(tmp_path / "m.onnx")
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")

@@ -1,4 +1,4 @@
-"""What every Ray Train worker is told before its process group, and so CUDA, starts."""
+"""The environment of every Ray Train worker before its process group, and so CUDA, starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections of `python -m serve`: who is slow with a head is ended, who is one too many is told so."""
+"""Connections of `python -m serve`: a slow head is ended, a connection beyond the limit gets a 503."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_head_that_does_not_end_is_ended_and_no_byte_keeps_it_open(
             assert found.startswith(b"HTTP/1.1 408 ")
             assert json.loads(found.partition(b"\r\n\r\n")[2]) == {"error": "the head did not arrive in time"}
         else:
-            assert found == b"", "who said nothing is told nothing"
+            assert found == b"", "a connection that sent nothing is closed without an answer"
 
     at(in_place, Limits(head_timeout_s=0.4), test)
 

@@ -1,4 +1,4 @@
-"""What trackers are told: every curve once, by update, whatever happened to the run."""
+"""Points for trackers: every curve once, by update, whatever happened to the run."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def refuse_arrays(origin: str) -> None:
     raise DataError(
         f"Cannot check the quality of the {origin} source",
         found="data.quality.fail_on is set and the source yields arrays",
-        rule="the quality report looks at tables",
+        rule="the quality report covers tables",
         remedy="Remove data.quality.fail_on.",
     )
 

@@ -39,7 +39,7 @@ def find_leaks(target: str, labels: Texts, values: Mapping[str, Values]) -> list
         feature = np.nan_to_num(feature, posinf=0, neginf=0)
         evidence: dict[str, object] = {"rows": len(rows)}
         if _divides(feature, goal):
-            text = f"in its order the rows are sorted by '{target}': it alone tells the class"
+            text = f"in its order the rows are sorted by '{target}': it alone determines the class"
             evidence["score"] = 1.0
         elif (score := _alone(feature[:, None], goal)) >= SCORE:
             text = f"it alone predicts '{target}' (balanced accuracy {score:.3f} on rows not fitted)"

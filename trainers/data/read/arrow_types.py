@@ -78,7 +78,7 @@ def unusable(kind: pa.DataType) -> str:
 
 
 def check_usable(spec: DataSpec, schema: pa.Schema) -> None:
-    """Raise DataError for a column that the spec asks for by name, and that no value can be read from."""
+    """Raise DataError for a column that the spec names, and that no value can be read from."""
     special = (spec.target, spec.split.group, spec.split.time, spec.split.column, *spec.clean.drop_missing_rows)
     kinds = (name for name, kind in spec.columns.items() if kind != "drop")
     for name in (*special, *kinds):

@@ -28,7 +28,7 @@ COMMENTS = ("#", "%")
 RECORDS_MAX = 2_000  # of the head that are looked at
 AGREE = 0.9  # share of the lines that have one number of fields; the reader names the lines that have not
 NEARLY = 0.5  # where no delimiter does better: the reader then says which line is ragged
-CLEAR = 0.9  # share of cells without another delimiter in them, from which a reading is believed
+CLEAR = 0.9  # share of cells without another delimiter in them, from which a reading is accepted
 REPEATED = 8  # rows from which a word that never comes again is no value of its column
 SHOWN = 4  # cells of a reading in an error
 LINE_END = re.compile(r"\r\n|\n|\r")  # a lone carriage return ends the lines of old Macintosh files
@@ -272,7 +272,7 @@ def _vote(records: list[list[str]], width: int) -> _Vote:
         return _Vote(True, (names or weak)[0])
     if values:
         return _Vote(False, values[0])
-    return _Vote(None, "nothing in the columns tells names from values")
+    return _Vote(None, "nothing in the columns distinguishes names from values")
 
 
 def _running(first: list[str]) -> bool:

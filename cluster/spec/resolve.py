@@ -17,7 +17,8 @@ from cluster.spec.base import StrictSpec
 from cluster.spec.batch_plan import BatchPlan, share_of
 from cluster.spec.load import override_spec
 from cluster.spec.run import RunSpec
-from cluster.spec.train import most_workers
+from cluster.spec.search import SearchSpec
+from cluster.spec.train import BestSpec, metric_task_rule, mode_of, most_workers
 from cluster.telemetry.view import counted
 
 BATCH_SIZE_GLOBAL_AUTO = 64  # a common default; small enough for data sets of a thousand rows
@@ -125,6 +126,7 @@ def resolve(spec: RunSpec, *, name: str, host: HostFacts, data: DataFacts) -> Re
     decisions = _Decisions()
     decisions.take("data.task", spec.data.task, (data.task, data.task_reason or "by its values"))
     decisions.take("data.encode.number", spec.data.encode.number, _number_encoding(data))
+    _decide_metrics(spec, data.task, decisions)
     if data.task == "classification":  # of a quantity the prepare stage decides, on its rows
         _check_no_transform(spec)
         decisions.take("data.target_transform", spec.data.target_transform, ("none", "classes have no unit"))
@@ -166,6 +168,21 @@ class _Decisions:
         self.values[path] = value
         self.reasons.append(Reason(path=path, value=value, reason=reason))
         return value
+
+
+def _decide_metrics(spec: RunSpec, task: str, decisions: _Decisions) -> None:
+    """What judges epochs and trials: a metric of the task, whose direction follows from its name."""
+    judges: dict[str, BestSpec | SearchSpec] = {"train.best": spec.train.best}
+    if spec.search is not None:
+        judges["search"] = spec.search
+    for path, judge in judges.items():
+        if rule := metric_task_rule(judge.metric, task):
+            raise SpecError(
+                "Cannot judge epochs", found=f"{path}.metric is {judge.metric}", rule=rule, remedy="Name one of these."
+            )
+        mode = mode_of(judge.metric)
+        less = "less" if mode == "min" else "more"
+        decisions.take(f"{path}.mode", judge.mode, (mode, f"{less} of {judge.metric} is better"))
 
 
 def _check_no_transform(spec: RunSpec) -> None:

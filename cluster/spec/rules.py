@@ -21,8 +21,8 @@ from cluster.spec.batch_plan import check_division
 from cluster.spec.data import SPLITS, CleanSpec, DataSpec, EncodeSpec, SplitSpec
 from cluster.spec.load import apply_overrides, parse_yaml, problem, read_text, spec_error, validate_spec
 from cluster.spec.run import RunSpec
-from cluster.spec.search_rules import mode_of, search_problems
-from cluster.spec.train import EPOCH_METRICS, most_workers
+from cluster.spec.search_rules import search_problems
+from cluster.spec.train import EPOCH_METRICS, metric_task_rule, mode_of, most_workers
 
 IMAGE_SOURCES = ("idx", "image_folder", "image_manifest")
 ARRAY_SOURCES = (*IMAGE_SOURCES, "numpy")
@@ -166,7 +166,21 @@ def _source_problems(spec: RunSpec) -> list[dict[str, Any]]:
 
 
 def _task_problems(spec: RunSpec) -> list[dict[str, Any]]:
-    """What a declared regression cannot follow."""
+    """What a declared task cannot follow."""
+    if spec.data.task == "auto":
+        return []
+    return [*_metric_problems(spec, spec.data.task), *_regression_problems(spec)]
+
+
+def _metric_problems(spec: RunSpec, task: str) -> list[dict[str, Any]]:
+    named = {"train.best.metric": spec.train.best.metric}
+    if spec.search is not None:
+        named["search.metric"] = spec.search.metric
+    rules = {path: metric_task_rule(metric, task) for path, metric in named.items()}
+    return [problem(path, named[path], rule) for path, rule in rules.items() if rule]
+
+
+def _regression_problems(spec: RunSpec) -> list[dict[str, Any]]:
     if spec.data.task != "regression":
         return []
     used: dict[str, Any] = {
@@ -191,6 +205,6 @@ def _train_problems(spec: RunSpec) -> list[dict[str, Any]]:
     if best.metric not in EPOCH_METRICS:
         rule = f"must be a metric of an epoch: {', '.join(EPOCH_METRICS)}"
         found.append(problem("train.best.metric", best.metric, rule, among=EPOCH_METRICS))
-    elif best.mode != (mode := mode_of(best.metric)):
+    elif best.mode not in ("auto", mode := mode_of(best.metric)):
         found.append(problem("train.best.mode", best.mode, f"{best.metric} is better when it is {mode}imal"))
     return found

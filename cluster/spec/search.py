@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cluster.spec.base import AutoPositiveInt, PositiveFloat, Seed, StrictSpec
+from cluster.spec.base import Auto, AutoPositiveInt, PositiveFloat, Seed, StrictSpec
+from cluster.spec.train import mode_of
 
 
 class Choice(StrictSpec):
@@ -51,7 +52,8 @@ class SearchSpec(StrictSpec):
     epochs: AutoPositiveInt = "auto"
     """Epochs of a trial that is never stopped; `auto`: those of `train.epochs`."""
     metric: str = "validation.loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Auto | Literal["min", "max"] = "auto"
+    """Whether less or more of it is better; `auto`: follows from the metric."""
     start: tuple[dict[str, Any], ...] = ()
     """Points to try first, after the configuration as written; a path left out keeps its written value."""
     transfer: Annotated[int, Field(ge=0)] = 0
@@ -66,3 +68,8 @@ class SearchSpec(StrictSpec):
     repeats: Annotated[int, Field(ge=0)] = 0
     """Train the two best points again with this many other seeds, and choose between them by the mean."""
     seed: Seed = 7
+
+    @property
+    def direction(self) -> Literal["min", "max"]:
+        """`mode`, or what follows from the metric."""
+        return mode_of(self.metric) if self.mode == "auto" else self.mode

@@ -17,7 +17,7 @@ from cluster.spec.load import override_spec, problem
 from cluster.spec.run import RunSpec
 from cluster.spec.search import Choice, Domain, IntUniform, SearchSpec
 from cluster.spec.suggest import all_paths, nearest_key
-from cluster.spec.train import EPOCH_METRICS
+from cluster.spec.train import EPOCH_METRICS, mode_of
 
 SEARCHED_SECTIONS = ("train", "model")  # the prepared data and the bundle format stay the same for all trials
 FIXED_PATHS = {
@@ -43,11 +43,6 @@ def search_problems(spec: RunSpec) -> list[dict[str, Any]]:
 def trial_epochs(spec: RunSpec, search: SearchSpec) -> int:
     """Epochs of a trial that is never stopped."""
     return spec.train.epochs if search.epochs == "auto" else search.epochs
-
-
-def mode_of(metric: str) -> str:
-    """Whether less (`min`) or more (`max`) of a metric is better."""
-    return "min" if metric.endswith(("loss", "error", "mae", "mse", "rmse")) else "max"
 
 
 def _space_problems(spec: RunSpec, search: SearchSpec) -> list[dict[str, Any]]:
@@ -132,7 +127,7 @@ def _rule_problems(spec: RunSpec, search: SearchSpec) -> list[dict[str, Any]]:
         same = f"validation.{search.metric.rpartition('.')[2]}"  # the right measure of another split
         found.append(problem("search.metric", search.metric, rule, nearest=same if same in VALIDATION_METRICS else None,
                              among=VALIDATION_METRICS))  # fmt: skip
-    elif search.mode != (mode := mode_of(search.metric)):
+    elif search.mode not in ("auto", mode := mode_of(search.metric)):
         found.append(problem("search.mode", search.mode, f"{search.metric} is better when it is {mode}imal"))
     epochs = trial_epochs(spec, search)
     if search.scheduler != "none" and search.grace_epochs > epochs:

@@ -17,7 +17,26 @@ EPOCH_METRICS = (
     "validation.rmse", "train.loss",
 )  # fmt: skip
 """What an epoch may be judged by: accuracy and what follows it for classes, rmse for a quantity."""
+METRICS_OF_ONE_TASK = {
+    **{f"validation.{name}": "classification" for name in ("accuracy", *CONFUSION_METRICS)},
+    "validation.rmse": "regression",
+}
+"""Those that exist for one task only."""
 EPOCHS_MAX = 1_000_000  # each has its number of updates in a list; a larger figure is a slip of the pen
+
+
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """Whether less or more of a metric is better."""
+    return "min" if metric.endswith(("loss", "error", "mae", "mse", "rmse")) else "max"
+
+
+def metric_task_rule(metric: str, task: str) -> str:
+    """Why a metric cannot judge a run of a task; empty where it can."""
+    needed = METRICS_OF_ONE_TASK.get(metric, task)
+    if needed == task:
+        return ""
+    those = ", ".join(name for name in EPOCH_METRICS if METRICS_OF_ONE_TASK.get(name, task) == task)
+    return f"the task is {task}, whose epochs have {those}"
 
 
 class OptimizerSpec(StrictSpec):
@@ -128,7 +147,13 @@ class BestSpec(StrictSpec):
     """Which epoch is the best."""
 
     metric: str = "validation.loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Auto | Literal["min", "max"] = "auto"
+    """Whether less or more of it is better; `auto`: follows from the metric."""
+
+    @property
+    def direction(self) -> Literal["min", "max"]:
+        """`mode`, or what follows from the metric."""
+        return mode_of(self.metric) if self.mode == "auto" else self.mode
 
 
 class EarlyStoppingSpec(StrictSpec):

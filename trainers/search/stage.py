@@ -76,7 +76,7 @@ def open_study(resolved: ResolvedRun, search: SearchSpec, journal: Path | None, 
     epochs = trial_epochs(resolved.spec, search)
     settings = StudySettings(
         space=distributions(search),
-        mode=search.mode,
+        mode=search.direction,
         seed=search.seed,
         rungs=rungs_of(epochs, search.grace_epochs, search.reduction_factor, search.scheduler),
         start=starting_points(resolved, search, run),
@@ -177,7 +177,7 @@ def _run_trials(context: StageContext, study: Study, num_trials: int) -> None:
 
     rule = StopRule(
         kind=search.scheduler,
-        mode=search.mode,
+        mode=search.direction,
         epochs=study.settings.rungs[-1],
         grace_epochs=search.grace_epochs,
         reduction_factor=search.reduction_factor,
@@ -201,10 +201,10 @@ def _run_repeats(context: StageContext, study: Study, path: Path) -> list[Finali
 
     left = sum(repeat.state == "running" for repeat in repeats)
     if left:
-        searcher = RepeatSearcher(repeats, path, listen, search.mode)
-        rule = StopRule("none", search.mode, study.settings.rungs[-1], 1, 2)
+        searcher = RepeatSearcher(repeats, path, listen, search.direction)
+        rule = StopRule("none", search.direction, study.settings.rungs[-1], 1, 2)
         run_tune(searcher, make_scheduler(rule), _setup(context), _settings(context, left, "repeat"))
-    return rank_finalists(finalists, repeats, search.mode)
+    return rank_finalists(finalists, repeats, search.direction)
 
 
 def _settings(context: StageContext, num_trials: int, purpose: str) -> TuneSettings:

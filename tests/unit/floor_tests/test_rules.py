@@ -17,6 +17,7 @@ from cluster.spec.rules import spec_problems, validate_checked
 DIGITS = {"source": {"kind": "sklearn", "dataset": "digits"}}
 TABLE = {"source": {"kind": "csv", "path": "t.csv"}}
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+SEARCH = {"space": {"train.optimizer.learning_rate": {"kind": "log_uniform", "low": 1e-4, "high": 0.1}}}
 MISSPELT = {
     "train.optimizer.learing_rate": {"kind": "log_uniform", "low": 1e-4, "high": 0.1},
     "train.batch_size_global": {"kind": "choice", "values": [64, 128]},
@@ -102,11 +103,20 @@ def test_defaults_and_every_kind_of_source_break_no_rule() -> None:
         ({**TABLE, "split": {"by_hash": True, "test": 500}}, {}, "data.split.by_hash"),
         (TABLE, {"train": {"workers": 4, "batch_size_global": 2}}, "train.batch_size_global"),
         (TABLE, {"train": {"best": {"metric": "validation.acuracy"}}}, "train.best.metric"),
-        (TABLE, {"train": {"best": {"metric": "validation.accuracy"}}}, "train.best.mode"),
+        (TABLE, {"train": {"best": {"metric": "validation.auc"}}}, "train.best.metric"),
+        (TABLE, {"train": {"best": {"metric": "validation.accuracy", "mode": "min"}}}, "train.best.mode"),
+        (TABLE, {"search": {**SEARCH, "metric": "validation.accuracy", "mode": "min"}}, "search.mode"),
+        ({**TABLE, "task": "regression"}, {"train": {"best": {"metric": "validation.accuracy"}}}, "train.best.metric"),
+        ({**TABLE, "task": "classification"}, {"search": {**SEARCH, "metric": "validation.rmse"}}, "search.metric"),
     ],
 )
 def test_a_rule_that_needs_no_data_is_told_before_any_is_read(data: dict, sections: dict, path: str) -> None:
     assert found(data, **sections) == {path}
+
+
+def test_what_judges_epochs_and_trials_needs_no_mode() -> None:
+    accuracy = {"metric": "validation.accuracy"}
+    assert found(TABLE, train={"best": accuracy}, search={**SEARCH, **accuracy}) == set()
 
 
 def test_a_share_of_the_test_split_is_not_used_beside_a_test_file() -> None:

@@ -165,7 +165,7 @@ class CheckpointFolder:
     def _retain(self) -> None:
         names = self.names()
         keep = set(names[: self.spec.keep_last])
-        sign = 1 if self.best.mode == "min" else -1
+        sign = 1 if self.best.direction == "min" else -1
         rated = [(sign * value, name) for name in names if (value := _value(self.path / name)) is not None]
         keep |= {name for _, name in sorted(rated)[: self.spec.keep_best]}
         for name in set(names) - keep:

@@ -8,9 +8,11 @@ Covered: both directions, delta, floor. Not covered: cool-down.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.spec.train import BestSpec, PlateauSpec
+from cluster.spec.train import BestSpec, PlateauSpec, TrainSpec
+from cluster.telemetry.events import EpochFinished
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Plateau:
 
     def observe(self, value: float, spec: PlateauSpec, best: BestSpec) -> None:
         """After an epoch."""
-        if improves(value, self.best, best.mode, spec.min_delta):
+        if improves(value, self.best, best.direction, spec.min_delta):
             self.best, self.epochs_without = value, 0
             return
         self.epochs_without += 1
@@ -39,3 +41,13 @@ def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0
     if best is None:
         return True
     return value < best - min_delta if mode == "min" else value > best + min_delta
+
+
+def epochs_without(train: TrainSpec, history: Sequence[EpochFinished]) -> int:
+    """Epochs since the best metric last improved by the early-stopping delta."""
+    best, without, delta = None, 0, train.early_stopping.min_delta if train.early_stopping else 0.0
+    for event in history:
+        value = event.metrics.get(train.best.metric, math.nan)
+        without = 0 if improves(value, best, train.best.direction, delta) else without + 1
+        best = value if improves(value, best, train.best.direction) else best
+    return without

@@ -25,8 +25,9 @@ from cluster.spec.train import CONFUSION_METRICS
 from trainers.loop.data.loader import SplitReader
 from trainers.loop.data.sampler import part
 from trainers.loop.distributed.collectives import sum_over_workers
-from trainers.loop.distributed.joint_failure import caught, is_out_of_memory, raise_together
+from trainers.loop.distributed.joint_failure import raise_together
 from trainers.loop.parts.losses import IGNORE_INDEX, MicroBatch, Objective
+from trainers.loop.parts.memory import caught, is_out_of_memory
 from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
 
@@ -76,16 +77,15 @@ def confusion_metrics(confusion: np.ndarray) -> dict[str, float]:
 
 def _sums_that_fit(job: Job, state: State, reader: SplitReader) -> tuple[list[float], Exception | None]:
     """`_local_sums` with as many rows a forward as memory holds; zeros and the error where one row is too many."""
-    sums, rows = [0.0] * (3 + _num_classes_counted(job) ** 2), max(EVALUATION_ROWS, state.micro_size)
+    sums = [0.0] * (3 + _num_classes_counted(job) ** 2)
+    rows = state.evaluation_rows or max(EVALUATION_ROWS, state.micro_size)
 
     def measure() -> None:
         sums[:] = _local_sums(job, state, reader, rows)
 
     while (error := caught(measure)) is not None and is_out_of_memory(error) and rows > 1:
         rows //= 2
-        del error  # its traceback holds tensors
-        if job.device.type == "cuda":
-            torch.cuda.empty_cache()
+        state.evaluation_rows = rows  # the next epoch need not find it again
     return sums, error
 
 

@@ -29,6 +29,7 @@ from trainers.loop.diagnostics.profiler import profiled
 from trainers.loop.diagnostics.utilization import Meter
 from trainers.loop.diagnostics.watchdog import Watchdog
 from trainers.loop.distributed.collectives import average_buffers, sum_over_workers
+from trainers.loop.distributed.joint_failure import agreed
 from trainers.loop.evaluate import evaluate_split
 from trainers.loop.parts.deterministic import deterministic
 from trainers.loop.parts.plateau import improves
@@ -36,7 +37,7 @@ from trainers.loop.request import FitRequest
 from trainers.loop.result import FitResult
 from trainers.loop.setup import default_device, set_up, unknown_metric
 from trainers.loop.state import Cursor, Job, State, UpdateReport
-from trainers.loop.step import check_budget, finish_update, start_update
+from trainers.loop.step import check_budget, finish_update, make_moments, start_update
 from trainers.loop.tuner.tune import tune
 
 OnEpoch = Callable[[EpochFinished], bool]
@@ -73,6 +74,7 @@ def _fit(
     checkpointer.resume()
     if state.cursor == Cursor():
         tune(job, state)
+    make_moments(job, state)
     watchdog = Watchdog(job.world)
     started, cpu, rows_before = time.monotonic(), time.process_time(), state.rows_seen
     try:
@@ -171,6 +173,7 @@ def remaining_windows(job: Job, state: State) -> Iterator[Window]:
 def finish_epoch(job: Job, state: State) -> EpochFinished:
     """Evaluate, move the plateau, keep the best, and put the cursor at the start of the next epoch."""
     train, cursor = job.request.train, state.cursor
+    agreed("Cannot end the epoch", state.failure, job.world, job.device)
     average_buffers(state.own_buffers, job.world)
     metrics = evaluate_split(job, state, job.validation, "validation")
     if cursor.weight_sum > 0:
@@ -221,8 +224,8 @@ def collector_paused() -> Iterator[None]:
 def _keep_best(job: Job, state: State, value: float, metrics: dict[str, float]) -> None:
     train, best = job.request.train, state.best
     stopping = train.early_stopping
-    improved = improves(value, best.value, train.best.mode)
-    enough = improves(value, best.value, train.best.mode, stopping.min_delta if stopping else 0.0)
+    improved = improves(value, best.value, train.best.direction)
+    enough = improves(value, best.value, train.best.direction, stopping.min_delta if stopping else 0.0)
     best.epochs_without = 0 if enough else best.epochs_without + 1
     if improved or train.keep == "last":
         best.epoch, best.metrics = state.cursor.epoch, metrics

@@ -122,6 +122,10 @@ class State:
     """`torch.compile` of the model, sharing its parameters; training forwards go through it."""
     inspecting: bool = False
     """In an update that is inspected: the plain model runs, for hooks would make torch compile anew."""
+    failure: Exception | None = None
+    """What this worker's optimizer step raised, until all workers have met and raised it."""
+    evaluation_rows: int | None = None
+    """Rows of an evaluation's forward, where memory has not sufficed for more."""
     random: QuickSnapshots = field(default_factory=QuickSnapshots)
     _quick_step: QuickStep | None = None
 

@@ -18,21 +18,25 @@ windows (loop.py).
 from __future__ import annotations
 
 import math
-import traceback
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from cluster.errors import DivergedError, MemoryShortError
 from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.inspector import locate_nonfinite
 from trainers.loop.distributed.gradient_exchange import ReducedScalars
-from trainers.loop.distributed.joint_failure import caught, raise_together
+from trainers.loop.distributed.joint_failure import agreed, raise_together
 from trainers.loop.parts import rng
 from trainers.loop.parts.clipping import clip_gradient, clip_on_device
+from trainers.loop.parts.memory import caught, is_out_of_memory
 from trainers.loop.parts.optimizer import set_learning_rate
 from trainers.loop.parts.precision import autocast, check_scale, found_inf, scale_of
 from trainers.loop.parts.schedule import learning_rate_factor
 from trainers.loop.state import Job, PendingUpdate, State, UpdateReport
+
+SHRINK_RESOLUTION = 32  # bisect to within a 32nd, as the finder of batch sizes does
 
 
 def update(
@@ -61,7 +65,7 @@ def start_update(
         return before
     if learning_rate is None:
         learning_rate = learning_rate_now(job, state)
-    numbers, arrived = optimizer_step(job, state, learning_rate, scalars, weight)
+    numbers, arrived = _noted_step(job, state, learning_rate, scalars, weight)
     state.cursor.window += 1
     state.pending = PendingUpdate(window, weight, learning_rate, numbers, arrived)
     return before
@@ -103,6 +107,7 @@ def learning_rate_now(job: Job, state: State) -> float:
 
 def compute_gradient(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> ReducedScalars:
     """Fill the flat gradient, summed over workers. Retries with smaller micro-batches when memory is short."""
+    search = True
     while True:
         snapshot = _Snapshot(state)
         error = accumulate(job, state, window, weight, want_stop)
@@ -110,6 +115,9 @@ def compute_gradient(job: Job, state: State, window: Window, weight: float, want
         if error is None and (job.world.size == 1 or not float(scalars.failed)):
             return scalars
         _handle_failure(job, state, error)  # raises, unless a smaller micro-batch may help
+        snapshot.restore(state)
+        _shrink(job, state, window, weight, search=search)
+        search = False  # what was found does not suffice either: memory is in pieces
         snapshot.restore(state)
 
 
@@ -119,6 +127,9 @@ def accumulate(
     """The gradient of this worker's part. An error is returned, so that the exchange is joined anyway."""
     exchange = state.exchange
     exchange.clear()
+    if state.failure is not None:
+        exchange.fail()
+        return state.failure
     if want_stop:
         exchange.want_stop()
     if weight == 0:
@@ -232,11 +243,9 @@ class _Snapshot:
 
 
 def _handle_failure(job: Job, state: State, error: Exception | None) -> None:
-    """All workers come here together. Halves the micro-batch if all failures were of memory, else raises."""
+    """All workers come here together. Raises, unless all failures were of memory and a micro-batch has rows to lose."""
     attempted = f"Cannot make update {state.cursor.update}"
     raise_together(attempted, error, job.world, job.device)
-    if error is not None:
-        traceback.clear_frames(error.__traceback__)  # they hold the failed attempt's activations
     if state.micro_size == 1:
         raise MemoryShortError(
             attempted,
@@ -244,10 +253,69 @@ def _handle_failure(job: Job, state: State, error: Exception | None) -> None:
             rule="a micro-batch has at least one sample",
             remedy="Choose a smaller model or a larger machine.",
         ) from error
-    if job.device.type == "cuda":
-        torch.cuda.empty_cache()
-    state.micro_size = max(1, state.micro_size // 2)
     job.train.forget_ahead()
+
+
+def _shrink(job: Job, state: State, window: Window, weight: float, *, search: bool) -> None:
+    """The largest micro-batch below the present one that fits on all workers, by trying; half where not to `search`.
+
+    Halves until one fits, then bisects; a trial is one forward and backward of rows of this window. Collective.
+    """
+    share = -(-len(window.rows) // job.world.size)  # a micro-batch never has more
+    fits, misses = 0, max(2, min(state.micro_size, share))
+    rows = misses // 2
+    while search and rows > 1 and misses - fits > max(1, fits // SHRINK_RESOLUTION):
+        if _fits(job, state, window, weight, rows):
+            fits = rows
+        else:
+            misses = rows
+        rows = (fits + misses) // 2
+    state.micro_size = fits or rows
+
+
+def _fits(job: Job, state: State, window: Window, weight: float, rows: int) -> bool:
+    """Whether all workers can do a micro-batch of so many rows. Nothing is sent."""
+    state.micro_size = rows
+    trial = replace(window, rows=np.resize(window.rows, rows), start=0, stop=rows)
+    error = accumulate(job, state, trial, weight, False, send=False)
+    return not agreed(f"Cannot make update {state.cursor.update}", error, job.world, job.device)
+
+
+def _noted_step(
+    job: Job, state: State, learning_rate: float, scalars: ReducedScalars, weight: float
+) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """`optimizer_step`. What it raises is noted, and all workers raise where they meet next: at the next window, the
+    end of the epoch or a checkpoint. A step that raised may have moved some parameters and not others: it is never
+    tried again."""
+    made: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
+    error = caught(lambda: made.append(optimizer_step(job, state, learning_rate, scalars, weight)))
+    if error is None:
+        return made[0]
+    state.failure = _step_is_short(state, error) if is_out_of_memory(error) else error
+    if job.world.size == 1:
+        raise state.failure
+    return _numbers(scalars, 0.0, 0.0), None
+
+
+def make_moments(job: Job, state: State) -> None:
+    """The optimizer's moments take their place before the first activations. Collective."""
+    error = caught(lambda: state.quick_step.ready)
+    if error is not None and is_out_of_memory(error):
+        error = _step_is_short(state, error)
+    agreed("Cannot start training", error, job.world, job.device)
+
+
+def _step_is_short(state: State, error: Exception) -> MemoryShortError:
+    """Memory that a smaller micro-batch does not give."""
+    count = sum(parameter.numel() for parameter in state.exchange.parameters)
+    return MemoryShortError(
+        f"Cannot make the step of update {state.cursor.update}",
+        found=f"memory does not suffice for {type(state.optimizer).__name__.removeprefix('Light')} over "
+        f"{count:,} parameters: {error}",
+        rule="weights, gradients and the optimizer's moments are held by every worker",
+        remedy="Use train.optimizer.name: sgd (one moment, or none with momentum: 0), a smaller model or a larger "
+        "machine.",
+    )
 
 
 def is_over_budget(job: Job, state: State) -> bool:

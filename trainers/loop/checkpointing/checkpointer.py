@@ -12,6 +12,7 @@ from cluster.telemetry.events import CheckpointWritten, EpochFinished, Message
 from trainers.loop.checkpointing import snapshot
 from trainers.loop.checkpointing.folder import CheckpointFolder
 from trainers.loop.distributed.collectives import gather_texts
+from trainers.loop.distributed.joint_failure import agreed
 from trainers.loop.state import Job, State
 
 
@@ -49,6 +50,7 @@ class Checkpointer:
         """Write the state. Collective; an error of rank 0 is raised on all."""
         if self.folder is None:
             return
+        agreed("Cannot write a checkpoint", self.state.failure, self.job.world, self.job.device)
         taken = snapshot.take(self.job, self.state)
         error: MantaError | None = None
         if self.job.world.rank == 0:

@@ -9,17 +9,18 @@ from. Not covered: what they mean (trainers/diagnose).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import nn
 
-from cluster.telemetry.events import Diagnostics
+from cluster.telemetry.events import Diagnostics, Message
 from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.utilization import Meter
 from trainers.loop.distributed.collectives import gather_texts
+from trainers.loop.parts.memory import caught, is_out_of_memory
 from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
 
@@ -36,6 +37,8 @@ class Inspector:
         self.every = job.request.train.diagnostics_every_updates
         self.last: list[torch.Tensor] | None = None
         """Weights after the last inspection."""
+        self.short = False
+        """Memory did not suffice for one. `due` stays what it is: all workers ask it."""
 
     def due(self) -> bool:
         """Whether the next update is to be inspected; one that is pending is taken for made."""
@@ -45,11 +48,15 @@ class Inspector:
     @contextmanager
     def inspect(self, window: Window) -> Iterator[None]:
         """Around an update. Does nothing where none is due."""
-        if not self.due() or self.job.world.rank != 0:
+        if not self.due() or self.short or self.job.world.rank != 0:
             yield
             return
         number = self.state.cursor.update
-        before = [parameter.detach().clone() for parameter in self.state.exchange.parameters]
+        before: list[torch.Tensor] = []
+        if self._lacks_memory(lambda: before.extend(p.detach().clone() for p in self.state.exchange.parameters)):
+            before.clear()
+            yield
+            return
         activations: dict[str, torch.Tensor] = {}
         hooks = [
             module.register_forward_hook(partial(_note_activation, activations, name))
@@ -63,7 +70,18 @@ class Inspector:
             for hook in hooks:
                 hook.remove()
         if self.state.cursor.update > number:  # a skipped update has nothing to show
-            self._emit(number, before, activations)
+            self._lacks_memory(lambda: self._emit(number, before, activations))
+
+    def _lacks_memory(self, work: Callable[[], object]) -> bool:
+        """Whether memory was short for a part of an inspection: then there are no more, and training goes on."""
+        if (error := caught(work)) is None:
+            return False
+        if not is_out_of_memory(error):
+            raise error
+        self.short, self.last = True, None
+        text = f"memory does not suffice to inspect the layers, so that no more inspections are made: {error}"
+        self.job.sink.emit(Message(level="warning", stage=self.job.request.stage, text=text))
+        return True
 
     def _emit(self, number: int, before: list[torch.Tensor], activations: dict[str, torch.Tensor]) -> None:
         """All numbers are made on the device by fused kernels and read at once."""
@@ -101,13 +119,19 @@ def _note_activation(
 
     A unit is a channel of an image or a feature of a table or token; it is dead if it is 0 for every row.
     """
-    with torch.no_grad():
-        flat = output.detach().float()
-        axis = 1 if flat.dim() > 3 else flat.dim() - 1  # (N, C, H, W); (N, F); (N, L, F)
-        units = flat.transpose(0, axis).flatten(1) if flat.dim() > 1 else flat.unsqueeze(0)
-        dead = (units == 0).all(dim=1).float().mean()
-        bad = 1 - torch.isfinite(flat).float().mean()
-        found[name] = torch.stack([flat.mean(), flat.std(), dead, bad])
+    if caught(lambda: found.update({name: _activation_numbers(output)})) is not None:
+        found.pop(name, None)  # a layer that cannot be looked at: no memory, or no tensor
+
+
+@torch.no_grad()
+def _activation_numbers(output: torch.Tensor) -> torch.Tensor:
+    """(4,), see above."""
+    flat = output.detach().float()
+    axis = 1 if flat.dim() > 3 else flat.dim() - 1  # (N, C, H, W); (N, F); (N, L, F)
+    units = flat.transpose(0, axis).flatten(1) if flat.dim() > 1 else flat.unsqueeze(0)
+    dead = (units == 0).all(dim=1).float().mean()
+    bad = 1 - torch.isfinite(flat).float().mean()
+    return torch.stack([flat.mean(), flat.std(), dead, bad])
 
 
 def locate_nonfinite(job: Job, state: State, window: Window) -> str:

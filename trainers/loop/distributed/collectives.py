@@ -15,10 +15,12 @@ import torch.distributed as dist
 
 from cluster.errors import WorkerLostError
 from trainers.loop.distributed.world import World
+from trainers.loop.parts.memory import is_out_of_memory
 
 
 class lost_workers:
-    """`with lost_workers("…")`: an error of a collective becomes WorkerLostError, which blames whom it does not hit."""
+    """`with lost_workers("…")`: an error of a collective becomes WorkerLostError, which blames whom it does not hit;
+    memory that is short is this worker's own trouble and stays what it is."""
 
     def __init__(self, doing: str) -> None:
         self.doing = doing
@@ -27,7 +29,7 @@ class lost_workers:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError):  # torch raises this and its DistBackendError
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):  # torch's DistBackendError is one too
             raise WorkerLostError(
                 f"Cannot {self.doing} with the other workers",
                 found=" ".join(str(error).split())[:300],

@@ -18,6 +18,7 @@ the wire. Not covered: sharded models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from torch import nn
 from cluster.spec.train import ExchangeSpec
 from trainers.loop.distributed.collectives import lost_workers
 from trainers.loop.distributed.world import World
+from trainers.loop.parts.memory import caught, is_out_of_memory
 
 NUM_SCALARS = 3  # the fields of `ReducedScalars`
 
@@ -68,6 +70,8 @@ class GradientExchange:
         self.norm_sums = self.flat[count : count + num_sums]
         self._full_precision = self.flat[count:]  # with batch norm's sums: what never travels in half precision
         self.scalars = ReducedScalars(*self.flat[count + num_sums :].unbind())
+        on_wire = count if self.half and world.size > 1 else 0
+        self._wire = torch.empty(on_wire, dtype=torch.bfloat16, device=first.device)
         self._buckets: list[Bucket] = []
         self._next = 0
         self._armed = False
@@ -108,8 +112,8 @@ class GradientExchange:
             with lost_workers("exchange gradients"):
                 self._armed = False
                 while self._next < len(self._buckets):
-                    self._send()
-                self._send_scalars()
+                    self._send_or_fail(self._send)
+                self._send_or_fail(self._send_scalars)
                 for work, target, wire in self._works:
                     work.wait()
                     if wire is not None:
@@ -149,17 +153,27 @@ class GradientExchange:
     def _send(self) -> None:
         """The next bucket; the last one takes the scalars with it where they travel in the same datatype."""
         bucket = self._buckets[self._next]
-        self._next += 1
-        last = self._next == len(self._buckets)
+        last = self._next + 1 == len(self._buckets)
         stop = len(self.flat) if last and not self.half else bucket.stop
-        self._all_reduce(self.flat[bucket.start : stop], half=self.half)
+        target = self.flat[bucket.start : stop]
+        self._all_reduce(target, self._wire[bucket.start : stop].copy_(target) if self.half else None)
+        self._next += 1  # a bucket that memory did not suffice for is not sent
 
     def _send_scalars(self) -> None:
         if self.half:
-            self._all_reduce(self._full_precision, half=False)
+            self._all_reduce(self._full_precision, None)
 
-    def _all_reduce(self, target: torch.Tensor, *, half: bool) -> None:
-        wire = target.to(torch.bfloat16) if half else None
+    def _send_or_fail(self, send: Callable[[], None]) -> None:
+        """Where memory is short for a message, the others get one all the same: it says that this worker failed."""
+        error = caught(send)
+        if error is None:
+            return
+        if not is_out_of_memory(error):
+            raise error
+        self.fail()
+        send()
+
+    def _all_reduce(self, target: torch.Tensor, wire: torch.Tensor | None) -> None:
         work = dist.all_reduce(target if wire is None else wire, async_op=True)
         assert work is not None
         self._works.append((work, target, wire))

@@ -9,29 +9,21 @@ Covered: errors of the user's code and memory that is short. Not covered: a proc
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 
 import torch
 
 from cluster.errors import PeerFailedError
-from trainers.loop.distributed.collectives import gather_texts
+from trainers.loop.distributed.collectives import gather_texts, sum_over_workers
 from trainers.loop.distributed.world import World
-
-OUT_OF_MEMORY_TEXTS = (  # of torch, its CPU allocator, cuBLAS and NCCL
-    "out of memory",
-    "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "Failed to CUDA malloc",
-)
+from trainers.loop.parts.memory import is_out_of_memory
 
 
-def caught(work: Callable[[], None]) -> Exception | None:
-    """What `work` raised: returned, so that this worker goes on to where the others wait for it."""
-    try:
-        work()
-    except Exception as error:  # noqa: BLE001 - the exchange must be joined, else the other workers wait for ever
-        return error
-    return None
+def agreed(attempted: str, error: Exception | None, world: World, device: torch.device) -> bool:
+    """Whether memory was short on any worker; raises on all what another error of one of them asks for. Blocks."""
+    if not sum_over_workers([error is not None], world, device)[0]:
+        return False
+    raise_together(attempted, error, world, device)
+    return True
 
 
 def raise_together(attempted: str, error: Exception | None, world: World, device: torch.device) -> None:
@@ -54,13 +46,6 @@ def raise_together(attempted: str, error: Exception | None, world: World, device
         remedy="Mend the cause in that worker's traceback.",
         details={"rank": culprit, "traceback": texts[culprit]},
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that host or device memory was too small."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 def _kind(error: Exception | None) -> str:

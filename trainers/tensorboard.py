@@ -13,7 +13,6 @@ Covered: training steps, epochs, trials, diagnostics, messages as text. Not cove
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import sys
 from collections.abc import Iterable
@@ -35,6 +34,8 @@ from cluster.telemetry.events import (
     follow_events,
     read_events,
 )
+
+FLOAT32_MAX = 3.4028234663852886e38  # a scalar of TensorBoard is a float32
 
 
 class TensorBoardWriter:
@@ -92,7 +93,7 @@ class TensorBoardWriter:
         found = [
             Summary.Value(tag=tag, simple_value=float(value))
             for tag, value in values.items()
-            if math.isfinite(float(value))
+            if abs(float(value)) <= FLOAT32_MAX  # false of NaN
         ]
         if found:
             self._writer(folder).add_event(Event(wall_time=event.time_s, step=step, summary=Summary(value=found)))

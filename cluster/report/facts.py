@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.report.figures import can_be_drawn
 from cluster.spec.resolve import ResolvedRun
 from cluster.store.run_folder import RunFolder, StageRecord
 from cluster.store.stage_facts import CompressFacts, EvaluateFacts, SearchFacts
@@ -149,22 +150,28 @@ def _row(item: dict[str, Any]) -> TrialRow:
         source=item.get("source", ""),
         note=item.get("note", ""),
         epochs=item.get("epochs"),
-        value=item.get("value"),
-        curve={int(epoch): value for epoch, value in item.get("reports", {}).items()},
+        value=_drawn(item.get("value")),
+        curve={int(epoch): value for epoch, value in item.get("reports", {}).items() if can_be_drawn(value)},
     )
 
 
 def _row_of_event(event: TrialUpdated, metric: str, before: TrialRow | None) -> TrialRow:
     curve = dict(before.curve) if before else {}
     epoch = int(event.metrics.get("epoch", 0))
-    if metric in event.metrics:
-        curve[epoch] = event.metrics[metric]
+    value = _drawn(event.metrics.get(metric))
+    if value is not None:
+        curve[epoch] = value
     return TrialRow(
         name=event.trial,
         values=event.parameters,
         state=event.state,
         note=event.note,
         epochs=epoch or None,
-        value=event.metrics.get(metric),
+        value=value,
         curve=curve,
     )
+
+
+def _drawn(value: float | None) -> float | None:
+    """A trial's value; one that cannot be drawn is none, and its note says what it was."""
+    return value if value is not None and can_be_drawn(value) else None

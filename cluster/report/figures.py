@@ -32,6 +32,7 @@ TEXT, MUTED, LINE, PANEL = "#010101", "#020202", "#030303", "#050505"
 SERIES = ("#040401", "#040402", "#040403", "#040404")
 LABEL_CHARACTERS_MAX = 28
 TICK_WHOLE, TICK_LONG = 1_000, 100_000_000  # between them a tick has its digits; beyond, `7.8e+10` is shorter
+DRAWN_MAX = 1e100  # matplotlib's margins and ticks overflow near a float's end, and no curve is read there
 SMOOTH_POINTS = 400  # more than a screen has pixels for; longer series are thinned
 
 
@@ -46,13 +47,14 @@ def line_plot(
 ) -> str:
     """Lines over a common axis. `name` must be unique in the page."""
     figure, axes = axes_of(width, 2.6)
+    series = {label: drawn(xs, ys) for label, (xs, ys) in series.items()}
     for index, (label, (xs, ys)) in enumerate(series.items()):
         xs, ys = _thin(xs, ys)
         marker = "o" if len(xs) == 1 else None
         axes.plot(xs, ys, color=SERIES[index % len(SERIES)], linewidth=1.7, label=label, marker=marker, markersize=4)
     figure_ticks(axes.yaxis)
-    if log_y:
-        every = [y for _, ys in series.values() for y in ys]
+    every = [y for _, ys in series.values() for y in ys]
+    if log_y and every:
         ticks = log_ticks(min(every), max(every))
         axes.set_yscale("log")
         axes.yaxis.set_ticks(ticks, [tick_text(tick) for tick in ticks])
@@ -65,6 +67,17 @@ def line_plot(
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=TEXT, fontsize=9, loc="best")
     return svg_of(figure, name)
+
+
+def can_be_drawn(value: float) -> bool:
+    """A finite number with room around it."""
+    return math.isfinite(value) and abs(value) <= DRAWN_MAX
+
+
+def drawn(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The points of a curve that can be drawn; a run that diverged has others."""
+    kept = [(x, y) for x, y in zip(xs, ys, strict=True) if can_be_drawn(y)]
+    return [x for x, _ in kept], [y for _, y in kept]
 
 
 def axes_of(width: float, height: float) -> tuple[Any, Any]:

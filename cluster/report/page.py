@@ -131,8 +131,8 @@ def _curves(report: RunReport) -> list[tuple[str, Markup]]:
         if points and not (name == "train.loss" and steps):
             losses[name.replace(".", " ")] = ([x for x, _ in points], [y for _, y in points])
     if losses:
-        every = [y for _, ys in losses.values() for y in ys]
-        wide = min(every) > 0 and max(every) / min(every) > LOG_FROM
+        every = [y for _, ys in losses.values() for y in ys if figures.can_be_drawn(y)]
+        wide = bool(every) and min(every) > 0 and max(every) / min(every) > LOG_FROM
         found.append(("Loss", Markup(figures.line_plot("loss", losses, x_label="update", log_y=wide))))
     names = sorted({n for e in epochs for n in e.metrics if n.startswith("validation.") and not n.endswith("loss")})
     for name in names[:2]:

@@ -9,6 +9,7 @@ the report have everything).
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 import time
@@ -224,7 +225,7 @@ def _training(stage: StageView) -> list[RenderableType]:
         figures = {
             "loss": format_value(step.loss),
             "learning rate": format_value(step.learning_rate),
-            "samples/s": f"{step.samples_per_s:,.0f}",
+            "samples/s": format_value(step.samples_per_s),
         }
         parts.append(_figures(figures))
     if stage.epochs:
@@ -289,7 +290,7 @@ def _header(name: str) -> str:
 
 def _best_trial(trials: list[TrialUpdated], metric: str) -> str | None:
     lower = metric.endswith(("loss", "error", "mae", "mse", "rmse"))
-    known = [(trial.metrics[metric], trial.trial) for trial in trials if metric in trial.metrics]
+    known = [(value, trial.trial) for trial in trials if math.isfinite(value := trial.metrics.get(metric, math.nan))]
     if not known:
         return None
     return (min if lower else max)(known)[1]

@@ -150,6 +150,8 @@ def format_duration(seconds: float | None) -> str:
     """`0.3 s`, `42 s`, `3:07`, `1:02:03`."""
     if seconds is None:
         return ""
+    if not math.isfinite(seconds):
+        return "unknown"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from cluster import errors
 from cluster.cli.app import app
+from cluster.spec import resume_rules
 from cluster.spec.run import RunSpec
 from cluster.spec.serve import ServeSpec
 from docs.training_notes import NOTES
@@ -147,9 +148,22 @@ def training_rules_page() -> str:
         lines.append(f"## {topic}\n")
         if topic in NOTES:
             lines.append(f"{NOTES[topic].strip(chr(10))}\n")
+        if topic == "A changed spec":
+            lines.append(_changed_keys_table())
         rows = [f"| {rule} | {_tests(tests)} |" for rule, tests in rules.items()]
         lines.append("| rule | tests |\n| --- | --- |\n" + "\n".join(rows) + "\n")
     return "\n".join(lines)
+
+
+def _changed_keys_table() -> str:
+    """Keys of `train` by what a change of them does to a training that has begun."""
+    what = {"same": "nothing: it cannot change a result", "goes on": "the training goes on, and says so"}
+    rows = [
+        f"| {', '.join(f'`train.{key}`' for key in rule.keys)} | {what[rule.effect]} | {rule.why} |"
+        for rule in resume_rules.RULES
+    ]
+    rows.append("| all others of `train`, `model`, `seed`; the prepared rows | it starts anew, and says so | |")
+    return "| key | a change | because |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
 def _tests(tests: Tests) -> str:

@@ -39,6 +39,12 @@ measurement's noise on a CPU (the `cnn` on 64 images of 28×28, one core: 88 ms 
 A subclass of torch's layers with a forward of its own (timm has such) moves its statistics with each micro-batch; they
 are averaged over workers at the end of an epoch, before validation.
 """,
+    "A changed spec": """
+A training is known by what its weights depend on. Its checkpoints lie in `checkpoints/<digest of that>/`, with the
+values in `training.json`. When the same command comes again with another spec, this table decides. What starts anew
+names the keys that made it so, and the state of the earlier training stays until the new one has an epoch: with the old
+values it goes on. `manta run --fresh` forgets all that the run has, whatever has changed.
+""",
     "Gradient exchange": """
 No worker waits for one that raised, not even in the middle of backward: every worker sends every bucket once for each
 attempt at a window. `train.exchange.bucket_mib` is the size of a bucket; `train.exchange.wire: bf16` sends gradients in

@@ -260,6 +260,26 @@ RULES: dict[str, dict[str, Tests]] = {
             "unit/loop_tests/checkpointing/test_resume.py": ["test_resume_of_channels_last_weights_is_bit_exact"]
         },
     },
+    "A changed spec": {
+        "A change that cannot alter the result, or extends or moves the training, goes on; any other starts anew.": {
+            "unit/floor_tests/test_resume_rules.py": [
+                "test_every_key_of_the_table_is_a_key_of_train",
+                "test_what_is_the_same_is_in_no_digest",
+                "test_only_what_starts_anew_makes_another_training",
+            ],
+            "unit/launch_tests/test_earlier.py": [
+                "test_more_epochs_go_on_and_another_rate_starts_anew",
+                "test_fewer_epochs_than_are_trained_are_another_training",
+            ],
+            "integration/train_tests/test_changed_spec.py": ["test_a_changed_spec_goes_on_or_starts_anew_and_says_so"],
+        },
+        "The state of an earlier training stays until the new one has an epoch.": {
+            "unit/launch_tests/test_earlier.py": ["test_the_earlier_state_stays_until_the_new_one_has_an_epoch"]
+        },
+        "A micro-batch and an early stopping that were changed hold for the training that goes on.": {
+            "unit/loop_tests/checkpointing/test_resume.py": ["test_a_resume_follows_the_spec_of_now"]
+        },
+    },
     "More and fewer workers, notices to stop": {
         "With 4 workers, then 2, then 4, rows, batches and schedule are exact.": {
             "unit/loop_tests/checkpointing/test_resume.py": [
@@ -299,14 +319,21 @@ RULES: dict[str, dict[str, Tests]] = {
         "After out of memory gradient, random states and buffers are as if it had not happened, agreed by all.": {
             "unit/loop_tests/test_failures.py": [
                 "test_oom_retry_keeps_gradient_rng_and_buffers",
-                "test_memory_short_on_one_rank_halves_the_micro_batch_on_all",
+                "test_memory_short_on_one_rank_makes_the_micro_batch_smaller_on_all",
             ]
         },
-        "A retry with a smaller micro-batch does not share memory with the attempt that failed.": {
-            "unit/loop_tests/test_failures.py": ["test_a_retry_does_not_share_memory_with_the_attempt_that_failed"]
+        "A retry does not share memory with the attempt that failed; it ends at the largest micro-batch that fits.": {
+            "unit/loop_tests/test_memory_short.py": ["test_recovery_ends_at_the_largest_micro_batch_that_fits"]
+        },
+        "Memory that is short in the optimizer ends all workers with its cause; in the exchange it is tried again.": {
+            "unit/loop_tests/test_memory_short.py": [
+                "test_an_optimizer_without_memory_ends_all_workers_with_its_cause",
+                "test_an_exchange_or_an_inspection_without_memory_ends_no_run",
+            ]
         },
         "Memory may be short in validation only.": {
-            "unit/loop_tests/test_failures.py": ["test_evaluation_that_does_not_fit_is_tried_with_fewer_rows"]
+            "unit/loop_tests/test_failures.py": ["test_evaluation_that_does_not_fit_is_tried_with_fewer_rows"],
+            "unit/loop_tests/test_memory_short.py": ["test_validation_ends_at_rows_that_fit_and_remembers_them"],
         },
         "A hang names the missing rank and shows all stacks.": {
             "unit/loop_tests/test_failures.py": ["test_watchdog_names_the_missing_rank_and_shows_all_stacks"]

@@ -139,7 +139,7 @@ class Driver:
 
     def _execute(self, stage: Stage, digest: str) -> StageRecord:
         """Run a stage and write its record."""
-        self.run.sink().emit(StageStarted(stage=stage.name, digest=digest))
+        self.run.sink().emit(StageStarted(stage=stage.name, digest=self._identity(stage, digest)))
         if stage.needs_ray(self.resolved.spec if self.resolved else self.spec, self.host):
             self._wait_for_ray(stage.name)
         started, clock = time.time(), time.monotonic()
@@ -163,6 +163,12 @@ class Driver:
         if result.resolved is not None:
             self._resolve(result.resolved)
         return record
+
+    def _identity(self, stage: Stage, digest: str) -> str:
+        """Whose records belong together: those of the same inputs, or what the stage says."""
+        if stage.identity is None:
+            return digest
+        return str(entrypoints.load(stage.identity)(self._context(stage, self.run.stage(stage.name), digest)))
 
     def _call(self, stage: Stage, folder: Path, digest: str) -> StageResult:
         """Call the stage's function; an error that is not ours becomes StageFailedError with its traceback kept."""

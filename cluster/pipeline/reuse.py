@@ -12,6 +12,7 @@ from typing import Any
 from cluster.atomic import digest_json, hash_tree
 from cluster.errors import RequestError
 from cluster.pipeline.stages import STAGES, Stage
+from cluster.spec.resume_rules import without_neutral
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 
@@ -35,6 +36,8 @@ def stages_until(last: str | None) -> tuple[Stage, ...]:
 def stage_digest(stage: Stage, spec: RunSpec, records: Mapping[str, StageRecord]) -> str:
     """sha256 over everything that can change the stage's result."""
     sections = spec.model_dump(mode="json", include=set(stage.sections))
+    if "train" in sections:
+        sections["train"] = without_neutral(spec.train)
     return digest_json(
         {
             "stage": stage.name,

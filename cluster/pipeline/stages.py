@@ -66,6 +66,9 @@ class Stage:
     early: str | None = None
     """`function(StageContext) -> Any`: starts what the stage will need, in a thread of the driver, while earlier stages
     work. The stage finds the result in `context.early` and ends it."""
+    identity: str | None = None
+    """`function(StageContext) -> str`: names what the stage works on, where that outlives a change of its inputs: its
+    records then belong together. Without it the inputs' digest does."""
     outputs: tuple[str, ...] = ()
     """Folders of the run, besides its own, that it fills: hashed into its record."""
 
@@ -102,6 +105,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("prepare",),
         needs_ray=trains_on_ray,
         early="trainers.launch.ready_workers:warm_workers",
+        identity="trainers.launch.earlier:training_of",
     ),
     Stage(
         name="evaluate",

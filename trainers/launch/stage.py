@@ -13,6 +13,7 @@ from cluster.store.stage_facts import FOUND_REASONS, TrainFacts
 from cluster.telemetry.events import Message, read_events
 from trainers.data.shard_store import prepared_of
 from trainers.diagnose import diagnose, findings_as_facts
+from trainers.launch.earlier import checkpoints_of, forget_others
 from trainers.launch.fit import launch_fit
 from trainers.launch.ready_workers import ReadyWorkers, trains_locally
 from trainers.loop import FitRequest, FitResult
@@ -29,8 +30,8 @@ LOADED_MEANWHILE = {
 
 
 def run_training(context: StageContext) -> StageResult:
-    """Train, or go on from the last checkpoint of the same inputs. Writes `weights.safetensors`, `history.json`."""
-    resolved = context.run_resolved
+    """Train, or go on from the last checkpoint of the same training. Writes `weights.safetensors`, `history.json`."""
+    resolved, checkpoints = context.run_resolved, checkpoints_of(context)
     request = FitRequest(
         train=resolved.spec.train,
         batch=resolved.batch,
@@ -38,12 +39,15 @@ def run_training(context: StageContext) -> StageResult:
         seed=resolved.spec.seed,
         prepared=prepared_of(context),
         stage=context.stage,
-        checkpoints=context.run.checkpoints / context.digest[:16],
+        checkpoints=checkpoints,
         sizing=_sizing(context),
         traces=context.run.path / "traces",
         find_learning_rate=resolved.spec.train.find_learning_rate and not _searched(resolved, LEARNING_RATE),
     )
-    result = _fit(context, request)
+    try:
+        result = _fit(context, request)
+    finally:
+        forget_others(checkpoints)
     found = _found(result)
     metrics = {name: value for name, value in result.metrics.items() if value == value and abs(value) != float("inf")}
     return StageResult(

@@ -23,7 +23,7 @@ from cluster.telemetry.events import EpochFinished
 from trainers.loop.checkpointing.folder import Snapshot
 from trainers.loop.distributed.collectives import gather_stacked
 from trainers.loop.parts import rng
-from trainers.loop.parts.plateau import Plateau
+from trainers.loop.parts.plateau import Plateau, epochs_without
 from trainers.loop.state import Best, Cursor, Job, State
 
 
@@ -50,6 +50,8 @@ def take(job: Job, state: State) -> Snapshot:
             "best": best,
             "history": [event.model_dump() for event in state.history],
             "micro_size": state.micro_size,
+            "micro_asked": job.request.train.batch_size_per_worker,
+            "early_stopping": _early_stopping(job),
             "micro_reason": state.micro_reason,
             "learning_rate_found": state.learning_rate_found,
             "left_out": sorted(list(pair) for pair in state.left_out),
@@ -106,6 +108,25 @@ def _restore(job: Job, state: State, snapshot: Snapshot) -> None:
     state.rollbacks = facts["rollbacks"]
     state.stopped_early = facts["stopped_early"]
     _restore_worker(job, state, parts["workers"], facts["workers"])
+    _follow_spec(job, state, facts)
+
+
+def _follow_spec(job: Job, state: State, facts: dict[str, Any]) -> None:
+    """What a changed spec makes of a training that goes on (cluster/spec/resume_rules.py)."""
+    train = job.request.train
+    if job.request.sizing is None and facts.get("micro_asked", train.batch_size_per_worker) != (
+        train.batch_size_per_worker
+    ):
+        state.micro_size, state.micro_reason = job.request.batch.batch_size_per_worker, ""
+    if facts.get("early_stopping", _early_stopping(job)) != _early_stopping(job):
+        state.best.epochs_without = epochs_without(train, state.history)
+        stopping = train.early_stopping
+        state.stopped_early = stopping is not None and state.best.epochs_without >= stopping.patience
+
+
+def _early_stopping(job: Job) -> dict[str, Any] | None:
+    stopping = job.request.train.early_stopping
+    return stopping.model_dump() if stopping else None
 
 
 def _worker_parts(job: Job, state: State) -> dict[str, torch.Tensor]:

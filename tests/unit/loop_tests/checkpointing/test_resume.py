@@ -267,3 +267,18 @@ def test_four_workers_then_two_then_four_keep_rows_batches_and_schedule(tmp_path
     assert rows == Counter(epoch * 1000 + row for epoch in range(3) for row in range(50)), "every row once an epoch"
     updates = [number for part in parts for number, _ in part[0][2]]
     assert updates == list(range(1, 16)), "five windows an epoch, the index goes on without a gap"
+
+
+def test_a_resume_follows_the_spec_of_now(tmp_path: Path) -> None:
+    """A rule for stopping early that judges the epochs there are, then a looser one, and another micro-batch."""
+    checkpoints = tmp_path / "checkpoints"
+    first = fit(noisy_request(tmp_path, checkpoints, epochs=3), sink=ListSink(), device=CPU)
+    assert (len(first.history), first.micro_batch) == (3, 4)
+    strict = {"patience": 1, "min_delta": 1000.0}
+    stopped = fit(noisy_request(tmp_path, checkpoints, epochs=6, early_stopping=strict), sink=ListSink(), device=CPU)
+    assert (len(stopped.history), stopped.stopped_early, stopped.updates) == (3, True, first.updates)
+    longer = noisy_request(tmp_path, checkpoints, epochs=6, early_stopping={"patience": 50}, batch_size_per_worker=2)
+    longer = replace(longer, batch=longer.batch.model_copy(update={"batch_size_per_worker": 2}))
+    ended = fit(longer, sink=ListSink(), device=CPU)
+    assert (len(ended.history), ended.stopped_early, ended.micro_batch) == (6, False, 2)
+    assert ended.history[:3] == first.history

@@ -26,8 +26,8 @@ from trainers.loop.data.loader import SplitReader
 from trainers.loop.data.sampler import part
 from trainers.loop.distributed.collectives import sum_over_workers
 from trainers.loop.distributed.joint_failure import raise_together
+from trainers.loop.distributed.memory_short import caught, is_out_of_memory
 from trainers.loop.parts.losses import IGNORE_INDEX, MicroBatch, Objective
-from trainers.loop.parts.memory import caught, is_out_of_memory
 from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
 

@@ -28,9 +28,9 @@ from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.inspector import locate_nonfinite
 from trainers.loop.distributed.gradient_exchange import ReducedScalars
 from trainers.loop.distributed.joint_failure import agreed, raise_together
+from trainers.loop.distributed.memory_short import caught, is_out_of_memory
 from trainers.loop.parts import rng
 from trainers.loop.parts.clipping import clip_gradient, clip_on_device
-from trainers.loop.parts.memory import caught, is_out_of_memory
 from trainers.loop.parts.optimizer import set_learning_rate
 from trainers.loop.parts.precision import autocast, check_scale, found_inf, scale_of
 from trainers.loop.parts.schedule import learning_rate_factor

@@ -95,7 +95,7 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
 def outcome_of(error: Exception) -> tuple[str, str]:
     """(state, note) of a trial that raised."""
     # imports torch, which the trial's process has by then
-    from trainers.loop.parts.memory import is_out_of_memory
+    from trainers.loop.distributed.memory_short import is_out_of_memory
 
     if isinstance(error, DivergedError):
         return "diverged", error.found

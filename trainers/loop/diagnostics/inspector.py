@@ -20,7 +20,7 @@ from cluster.telemetry.events import Diagnostics, Message
 from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.utilization import Meter
 from trainers.loop.distributed.collectives import gather_texts
-from trainers.loop.parts.memory import caught, is_out_of_memory
+from trainers.loop.distributed.memory_short import caught, is_out_of_memory
 from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
 

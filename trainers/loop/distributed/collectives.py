@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import WorkerLostError
+from trainers.loop.distributed.memory_short import is_out_of_memory
 from trainers.loop.distributed.world import World
-from trainers.loop.parts.memory import is_out_of_memory
 
 
 class lost_workers:

@@ -27,8 +27,8 @@ from torch import nn
 
 from cluster.spec.train import ExchangeSpec
 from trainers.loop.distributed.collectives import lost_workers
+from trainers.loop.distributed.memory_short import caught, is_out_of_memory
 from trainers.loop.distributed.world import World
-from trainers.loop.parts.memory import caught, is_out_of_memory
 
 NUM_SCALARS = 3  # the fields of `ReducedScalars`
 

@@ -14,8 +14,8 @@ import torch
 
 from cluster.errors import PeerFailedError
 from trainers.loop.distributed.collectives import gather_texts, sum_over_workers
+from trainers.loop.distributed.memory_short import is_out_of_memory
 from trainers.loop.distributed.world import World
-from trainers.loop.parts.memory import is_out_of_memory
 
 
 def agreed(attempted: str, error: Exception | None, world: World, device: torch.device) -> bool:

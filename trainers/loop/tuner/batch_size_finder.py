@@ -34,7 +34,7 @@ from cluster.spec.train import TrainSpec
 from trainers.loop.checkpointing.snapshot import preserved
 from trainers.loop.data.sampler import Window, epoch_order
 from trainers.loop.distributed.collectives import gather_texts, sum_over_workers
-from trainers.loop.parts.memory import is_out_of_memory
+from trainers.loop.distributed.memory_short import is_out_of_memory
 from trainers.loop.state import Job, State
 from trainers.loop.step import accumulate
 from trainers.loop.tuner.memory_estimate import estimate_memory

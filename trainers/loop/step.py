@@ -313,8 +313,7 @@ def _step_is_short(state: State, error: Exception) -> MemoryShortError:
         found=f"memory does not suffice for {type(state.optimizer).__name__.removeprefix('Light')} over "
         f"{count:,} parameters: {error}",
         rule="weights, gradients and the optimizer's moments are held by every worker",
-        remedy="Use train.optimizer.name: sgd (one moment, or none with momentum: 0), a smaller model or a larger "
-        "machine.",
+        remedy="Choose an optimizer with fewer moments, a smaller model or a larger machine.",
     )
 
 

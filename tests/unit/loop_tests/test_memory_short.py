@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.unit.loop_tests.rig import write_data as write
 from trainers.loop import fit
 from trainers.loop.data.sampler import Window
 from trainers.loop.evaluate import evaluate_split
+from trainers.loop.loop import collector_paused
 from trainers.loop.parts.optimizer import QuickStep
 from trainers.loop.step import update
 from trainers.loop.tuner.batch_size_finder import probe_micro_batch
@@ -114,9 +116,17 @@ def request_of(seed: int, folder: Path, micro: int) -> Any:
     )
 
 
+@pytest.fixture
+def inside_an_epoch() -> Iterator[None]:
+    """The collector is off, and what was there before is not looked at."""
+    with collector_paused():
+        yield
+
+
+@pytest.mark.usefixtures("inside_an_epoch")
 @pytest.mark.parametrize("seed", range(20))
 def test_recovery_ends_at_the_largest_micro_batch_that_fits(tmp_path: Path, seed: int) -> None:
-    """In the update, and in the finder, which begins with two rows; the collector is off, as inside epochs."""
+    """In the update, and in the finder, which begins with two rows."""
     window, fits = Window(0, 0, np.arange(SHARE), 0, SHARE), rationed(seed)[1]
     ends = []
     for micro in (SHARE, fits):

@@ -39,7 +39,7 @@ BROAD_EXCEPTS = {
     "serve/batching/batcher.py": "whatever an engine raises is the answer of its own request",
     "serve/engines/process.py": "a worker's main",
     "serve/engines/onnxruntime.py": "the classes of a C extension, raised again as one of ours",
-    "trainers/loop/distributed/joint_failure.py": "the exchange must be joined first, else workers wait for ever",
+    "trainers/loop/distributed/memory_short.py": "the exchange must be joined first, else workers wait for ever",
     "trainers/loop/tuner/batch_size_finder.py": "a model that cannot be counted: the trial with data decides",
     "trainers/launch/worker_group.py": "handed to the thread that waits",
     "trainers/launch/local_worker.py": "a worker's main",

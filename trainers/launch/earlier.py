@@ -6,8 +6,8 @@ Invariant: a change of the spec that extends or moves a training goes on in the 
 own, and both are said. The state of an earlier training stays until this one has an epoch of its own, so that putting
 the old values back goes on with it.
 
-Covered: choice of the folder, what is said, what goes. Not covered: which change does what (cluster/spec/
-resume_rules.py), checkpoints themselves (trainers/loop/checkpointing).
+Covered: choice of the folder, what is said, what goes. Not covered: which change does what
+(cluster/spec/resume_rules.py), checkpoints themselves (trainers/loop/checkpointing).
 """
 
 from __future__ import annotations

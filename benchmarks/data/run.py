@@ -36,11 +36,13 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from benchmarks.data import quality_table
 from cluster.bundle.transforms import Texts
 from cluster.spec.data import DataSpec
-from trainers.data.fit.table import fit_transforms, take_rows
+from trainers.data.executors import ONE_PROCESS
+from trainers.data.prepare import write
 from trainers.data.read.columns import to_numbers, to_texts
 from trainers.data.read.infer import infer_column
-from trainers.data.read.raw import Table
-from trainers.data.shards import Split, write_prepared
+from trainers.data.read.raw import TableRules, TypedRows
+from trainers.data.row_plan import Item, Reader, RowPlan, count_classes
+from trainers.data.targets import Target
 
 NUMBERS, CATEGORIES, BATCH = 20, 10, 1024
 CASES = ("quality", "prepare")  # prepare also reads what it wrote
@@ -77,11 +79,15 @@ def prepare_ours(frame: pd.DataFrame, train: np.ndarray, targets: np.ndarray, fo
         columns.append(column)
         roles[name] = inferred.role
         values[name] = (to_texts if column.kind == "text" else to_numbers)(column, table.column(name))
-    typed = Table(tuple(columns), values, roles)
-    transforms, _ = fit_transforms(spec, typed, take_rows(values, train), targets[train], ("0", "1"))
-    split = Split(transforms.apply(values), targets)
-    write_prepared(folder, {"train": split}, task="classification", classes=("0", "1"), inputs=transforms.signature())
     assert isinstance(values["c0"], Texts)
+    rules = TableRules(spec, tuple(columns), roles, ignored=(), lists={}, time=None, notes=())
+    splits = np.ones(len(frame), dtype=np.int8)
+    splits[train] = 0
+    numbers = np.arange(len(frame), dtype=np.uint64)
+    target = Target("classification", "", ("0", "1"))
+    classes = count_classes(splits, targets, target)
+    items = (Item(TypedRows(values, targets, numbers, numbers), splits),)
+    write(folder, RowPlan(spec, Reader(target, rules), items, classes.sum(axis=1)[None], classes), ONE_PROCESS)
 
 
 def prepare_sklearn(frame: pd.DataFrame, train: np.ndarray, targets: np.ndarray, folder: Path) -> None:
@@ -182,7 +188,7 @@ def prepare_and_read(rows: int, pairs: int, folder: Path) -> dict[str, object]:
         pairs,
     )
     features = np.load(ours / "train" / "inputs.features.npy")
-    dataset = torch.utils.data.TensorDataset(torch.from_numpy(features), torch.from_numpy(targets))
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(features), torch.from_numpy(targets[train]))
     read = alternate(lambda: read_ours(ours), lambda: read_loader(dataset), pairs)
     shape = {"rows": rows, "features": int(features.shape[1])}
     return {"prepare": {**shape, **prepare}, "read": {**shape, **read}}

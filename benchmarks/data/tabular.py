@@ -136,13 +136,11 @@ def _train(resolved: ResolvedRun, prepared: Path) -> tuple[np.ndarray, dict[str,
 def _peer(spec: Any) -> np.ndarray:
     """HistGradientBoosting with its defaults, native categories, trained on train, validation, calibration and gate."""
     plan = plan_rows(spec.data)
-    table = plan.raw.table
-    assert table is not None
-    matrix = np.stack([_numbers(values) for values in table.values.values()], axis=1)
-    categories = [role == "category" for role in table.roles.values()]
+    matrix = np.stack([_numbers(values) for values in plan.batch.values.values()], axis=1)
+    categories = [role == "category" for role in plan.roles.values()]
     rows = np.concatenate([index for name, index in plan.rows.items() if name != "test"])
     model = HistGradientBoostingClassifier(categorical_features=categories, random_state=7)
-    model.fit(matrix[rows], plan.targets[rows])
+    model.fit(matrix[rows], plan.batch.targets[rows])
     return model.predict_proba(matrix[plan.rows["test"]])[:, 1]
 
 

@@ -11,7 +11,7 @@ Covered: tables of files, in memory and past it. Not covered: other sources, whi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ from cluster.spec.resolve import DataFacts
 from trainers.data.read.fetch import find_files
 from trainers.data.read.files import digest_files
 from trainers.data.read.raw import TableRules
-from trainers.data.row_plan import Target
+from trainers.data.targets import Target
 
 FOLDER, PLAN, PLAN_HASH, ASSIGNED = "plan", "plan.json", "plan.sha256", "splits.npy"
-FORMAT = 2  # raise it when what is read, inferred or divided changes within a version: older plans are then not taken
+FORMAT = 3  # raise it when what is read, inferred or divided changes within a version: older plans are then not taken
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,9 @@ class Handoff:
     target: Target
     assigned: np.ndarray | None
     """(N,) int8 index into SPLITS of all rows that are kept; None where each row's follows from itself."""
-    piece_rows: tuple[int, ...] = ()
-    """Past memory: how many of them each piece has."""
-
-    def rules_of(self, spec: DataSpec) -> TableRules:
-        """The rules under the section without `auto`."""
-        parts = {"drop_columns": self.rules.spec.drop_columns, "columns": self.rules.spec.columns}
-        return replace(self.rules, spec=spec.model_copy(update=parts))
+    counts: tuple[tuple[int, ...], ...]
+    class_counts: tuple[tuple[int, ...], ...]
+    """As of a `RowPlan`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,8 @@ class _Plan:
     target: Target
     assigned: str
     """sha256 of the file beside it; empty where there is none."""
-    piece_rows: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
+    class_counts: tuple[tuple[int, ...], ...]
 
 
 def save_handoff(run: Path, asked: DataSpec, resolved: DataSpec, way: str, handoff: Handoff) -> None:
@@ -88,8 +85,9 @@ def save_handoff(run: Path, asked: DataSpec, resolved: DataSpec, way: str, hando
             assigned = sha256_file(folder / ASSIGNED)
         keys = tuple(_key(spec, digest, way) for spec in (asked, resolved))
         plan = _Plan(
-            keys, handoff.checked, handoff.num_rows_train, handoff.rules, handoff.target, assigned, handoff.piece_rows
-        )
+            keys, handoff.checked, handoff.num_rows_train, handoff.rules, handoff.target, assigned, handoff.counts,
+            handoff.class_counts,
+        )  # fmt: skip
         (folder / PLAN).write_bytes(TypeAdapter(_Plan).dump_json(plan))
         (folder / PLAN_HASH).write_text(sha256_file(folder / PLAN), encoding="utf-8")
 
@@ -114,7 +112,7 @@ def load_handoff(run: Path, spec: DataSpec, way: str) -> Handoff | None:
             assigned = np.load(folder / ASSIGNED, allow_pickle=False)
     except (OSError, ValueError):
         return None
-    return Handoff(plan.checked, plan.num_rows_train, plan.rules, plan.target, assigned, plan.piece_rows)
+    return Handoff(plan.checked, plan.num_rows_train, plan.rules, plan.target, assigned, plan.counts, plan.class_counts)
 
 
 def _key(spec: DataSpec, digest: str, way: str) -> str:

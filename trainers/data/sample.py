@@ -31,17 +31,29 @@ class Sample:
 
     def add(self, rows: pa.Table, numbers: np.ndarray) -> None:
         """Draw from rows that follow. Raises DataError where types do not fit."""
-        if len(self.numbers) >= SAMPLE_ROWS:
-            keep = row_places(numbers) < row_places(self.numbers).max()
-            rows, numbers = rows.filter(pa.array(keep)), numbers[keep]
-        if not len(numbers):
+        near = nearer(numbers, self.numbers)
+        if not len(near):
             return
-        joined = join_rows(self.rows, decoded(rows))
-        numbers = np.concatenate([self.numbers, numbers])
-        if len(numbers) > SAMPLE_ROWS:
-            kept = np.sort(np.argpartition(row_places(numbers), SAMPLE_ROWS)[:SAMPLE_ROWS])
+        rows = rows if len(near) == len(numbers) else rows.take(pa.array(near))
+        joined, numbers = join_rows(self.rows, decoded(rows)), np.concatenate([self.numbers, numbers[near]])
+        kept = drawn(numbers)
+        if len(kept) < len(numbers):
             joined, numbers = joined.take(pa.array(kept)), numbers[kept]
         self.rows, self.numbers = joined.combine_chunks(), numbers
+
+
+def nearer(numbers: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Which of these rows may be drawn beside those that are held: all where there is room."""
+    if len(held) < SAMPLE_ROWS:
+        return np.arange(len(numbers))
+    return np.flatnonzero(row_places(numbers) < row_places(held).max())
+
+
+def drawn(numbers: np.ndarray) -> np.ndarray:
+    """Which of these rows are drawn, in their order."""
+    if len(numbers) <= SAMPLE_ROWS:
+        return np.arange(len(numbers))
+    return np.sort(np.argpartition(row_places(numbers), SAMPLE_ROWS)[:SAMPLE_ROWS])
 
 
 def row_places(numbers: np.ndarray) -> np.ndarray:

@@ -80,13 +80,34 @@ def write_prepared(
     """Write all splits into `folder`; `dataset.json` last."""
     for name, split in splits.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for tensor in inputs:
-            np.save(folder / name / f"inputs.{tensor.name}.npy", np.ascontiguousarray(split.inputs[tensor.name]))
-        np.save(folder / name / "targets.npy", split.targets)
-        if split.weights is not None:
-            np.save(folder / name / "weights.npy", split.weights)
+        save_split(folder / name, split)
     rows = {name: len(split) for name, split in splits.items()}
     write_description(folder, rows, task=task, classes=classes, inputs=inputs, facts=facts)
+
+
+def save_split(folder: Path, split: Split) -> None:
+    """Write one split, also in place of one that is mapped."""
+    arrays = {f"inputs.{name}": array for name, array in split.inputs.items()} | {"targets": split.targets}
+    if split.weights is not None:
+        arrays["weights"] = split.weights
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.new.npy", np.ascontiguousarray(array))
+        (folder / f"{name}.new.npy").replace(folder / f"{name}.npy")
+
+
+def make_shards(folder: Path, rows: int, inputs: tuple[TensorSpec, ...], targets: Any) -> None:
+    """The files of one split, to be filled by `fill_shards`. `targets`: their type."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for tensor in inputs:
+        shape = (rows, *tensor.item_shape)
+        np.lib.format.open_memmap(folder / f"inputs.{tensor.name}.npy", "w+", tensor.dtype, shape).flush()
+    np.lib.format.open_memmap(folder / "targets.npy", "w+", targets, (rows,)).flush()
+
+
+def fill_shards(folder: Path, first: int, tensors: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
+    """Write rows into their places from `first` on; others may write other rows meanwhile."""
+    for name, array in ({f"inputs.{name}": tensor for name, tensor in tensors.items()} | {"targets": targets}).items():
+        np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False)[first : first + len(array)] = array
 
 
 def write_description(

@@ -3,42 +3,34 @@
     check:    source -> rules, target, split of each row -> DataFacts -> every `auto` decided
     prepare:  the same rules and split (handoff.py) -> fit on the training rows alone -> shards and transforms.json
 
-A table in memory is one batch (row_plan.py); tables past memory go the same way in passes over their files (passes.py).
+One plan of rows (row_plan.py) and one way through them (prepare.py), on one process, threads or Ray Data: a source in
+memory is one batch, of a table past memory (past_memory.py) each piece of its files is read by itself.
 
-Invariant: whatever is fitted has seen the training split and nothing else, because the fit functions are handed
-only its rows.
+Invariant: whatever is fitted has seen the training split and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from cluster.atomic import write_json
-from cluster.bundle.files import TRANSFORMS
-from cluster.bundle.signature import TensorSpec
-from cluster.bundle.transforms import ArrayTransforms, Transforms
 from cluster.pipeline.stage import StageContext, StageResult
-from cluster.spec.data import SPLITS, DataSpec, FileSource, PythonSource
+from cluster.spec.data import DataSpec, FileSource, PythonSource
 from cluster.spec.resolve import DataFacts, Reason, resolve
 from cluster.store.stage_facts import FOUND_REASONS, CheckFacts, PrepareFacts
 from cluster.telemetry.events import Message
-from trainers.data.executors import THREADS, Executor
-from trainers.data.fit.arrays import fit_arrays
-from trainers.data.fit.target import target_facts
+from trainers.data.executors import ONE_PROCESS, THREADS, Executor
 from trainers.data.handoff import Checked, Handoff, load_handoff, save_handoff
-from trainers.data.passes import FilePlan, choose_way, plan_files, write
+from trainers.data.past_memory import Way, choose_way
+from trainers.data.prepare import count_training_rows, write
 from trainers.data.read.delimited import settle_spec
-from trainers.data.read.raw import TableRules
-from trainers.data.read.sources import read_source
-from trainers.data.row_plan import RowPlan, Target, plan_rows
+from trainers.data.row_plan import RowPlan, plan_files, plan_rows
 from trainers.data.shard_store import publish_shards
-from trainers.data.shards import TARGET_FACTS, write_prepared
-from trainers.data.splits import split_rows
+from trainers.data.shards import TARGET_FACTS
 
 
 def check_data(context: StageContext) -> StageResult:
@@ -50,20 +42,24 @@ def check_data(context: StageContext) -> StageResult:
     if not way.fits:
         context.events.emit(Message(stage=context.stage, text=f"the data is prepared {way.reason}"))
     notes = Notes(context)
-    found: Found | Handoff | None = load_handoff(context.run.path, spec.data, way.name)
-    if isinstance(found, Handoff):
-        notes.say(found.checked.notes)
+    handoff = load_handoff(context.run.path, spec.data, way.name)
+    if handoff is not None:
+        notes.say(handoff.checked.notes)
+        checked = handoff.checked
     else:
-        found = (_check_past_memory if way.past_memory else _check_in_memory)(spec.data, notes)
-    resolved = resolve(spec, name=context.run.name, host=context.host, data=found.checked.data)
-    rows = found.num_rows_train if isinstance(found, Handoff) else found.training_rows(resolved.spec.data)
-    data = found.checked.data.model_copy(update={"num_rows_train": rows})
+        plan = _plan_checked(spec.data, way, notes)
+        checked = _checked(plan, notes)
+    resolved = resolve(spec, name=context.run.name, host=context.host, data=checked.data)
+    rows = handoff.num_rows_train if handoff else count_training_rows(plan.under(resolved.spec.data))
+    data = checked.data.model_copy(update={"num_rows_train": rows})
     resolved = resolved.with_data(data)
     resolved = resolved.model_copy(update={"reasons": (*reasons, *resolved.reasons)})
-    if isinstance(found, Found) and found.rules is not None and isinstance(spec.data.source, FileSource):
-        left = Handoff(found.checked, rows, found.rules, found.target, found.assigned, found.piece_rows)
+    if handoff is None and isinstance(spec.data.source, FileSource):
+        rules = plan.reader.rules
+        assert rules is not None
+        counts, class_counts = (tuple(map(tuple, each.tolist())) for each in (plan.counts, plan.class_counts))
+        left = Handoff(checked, rows, rules, plan.target, plan.assigned, counts, class_counts)
         save_handoff(context.run.path, spec.data, resolved.spec.data, way.name, left)
-    checked = found.checked
     return StageResult(
         facts=CheckFacts(data=data, splits=checked.splits, class_rows=checked.class_rows),
         headline=checked.headline,
@@ -85,63 +81,44 @@ class Notes:
             self.said.append(note)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What reading a source found."""
+def _plan_checked(spec: DataSpec, way: Way, notes: Notes) -> RowPlan:
+    """The rows, divided, and what the quality rules of the spec find. Past memory by threads: Ray may still start."""
+    if way.past_memory:
+        if spec.quality.fail_on:
+            from trainers.data.quality.fail_on import check_quality_files
 
-    checked: Checked
-    rules: TableRules | None
-    target: Target
-    assigned: np.ndarray | None
-    training_rows: Callable[[DataSpec], int]
-    """Rows of the training split after cleaning and balancing, by the section without `auto`."""
-    piece_rows: tuple[int, ...] = ()
+            notes.say(finding.sentence for finding in check_quality_files(spec).findings)
+        plan = plan_files(spec, THREADS)
+    else:
+        plan = plan_rows(spec, partial(_inspect, spec, notes) if spec.quality.fail_on else None)
+        if spec.quality.fail_on and plan.reader.rules is None:
+            from trainers.data.quality.fail_on import refuse_arrays
+
+            refuse_arrays(spec.source.kind)
+    notes.say(plan.notes)
+    return plan
 
 
-def _check_in_memory(spec: DataSpec, notes: Notes) -> Found:
-    def inspect(table: Any, fixed: np.ndarray | None) -> None:
-        from trainers.data.quality.fail_on import check_quality
+def _inspect(spec: DataSpec, notes: Notes, table: Any, fixed: np.ndarray | None) -> None:
+    from trainers.data.quality.fail_on import check_quality
 
-        notes.say(finding.sentence for finding in check_quality(spec, table, fixed).findings)
+    notes.say(finding.sentence for finding in check_quality(spec, table, fixed).findings)
 
-    plan = plan_rows(spec, inspect if spec.quality.fail_on else None)
-    raw, classes = plan.raw, plan.target.classes
-    if spec.quality.fail_on and raw.table is None:
-        from trainers.data.quality.fail_on import refuse_arrays
 
-        refuse_arrays(spec.source.kind)
-    notes.say(raw.notes)
-    counts = np.bincount(plan.targets, minlength=len(classes)).tolist() if classes else []
+def _checked(plan: RowPlan, notes: Notes) -> Checked:
+    target, rows = plan.target, plan.num_rows
+    shape = plan.raw.item_shape if plan.raw else ()
+    total = int(plan.counts.sum())
+    layout = plan.raw.layout if plan.raw else "table"
     data = DataFacts(
-        task=plan.target.task, task_reason=plan.target.reason, layout=raw.layout, num_rows=len(raw),
-        num_rows_train=len(plan.rows["train"]), num_classes=len(classes), item_shape=raw.item_shape,
-        source_digest=raw.digest,
+        task=target.task, task_reason=target.reason, layout=layout, num_rows=total, num_rows_train=rows["train"],
+        num_classes=len(target.classes), item_shape=shape, source_digest=plan.digest,
     )  # fmt: skip
-    splits = {name: len(rows) for name, rows in plan.rows.items()}
-    class_rows = dict(zip(classes, counts, strict=True))
-    checked = Checked(data, splits, class_rows, _describe(plan), tuple(notes.said))
-    return Found(checked, raw.rules, plan.target, plan.assigned, partial(count_training_rows, plan=plan))
-
-
-def _check_past_memory(spec: DataSpec, notes: Notes) -> Found:
-    """In passes over the files, by threads: Ray may still be starting."""
-    if spec.quality.fail_on:
-        from trainers.data.quality.fail_on import check_quality_files
-
-        notes.say(finding.sentence for finding in check_quality_files(spec).findings)
-    plan = plan_files(spec, THREADS)
-    notes.say(plan.rules.notes)
-    rows, target = plan.rows, plan.target
-    data = DataFacts(
-        task=target.task, task_reason=target.reason, layout="table", num_rows=sum(rows.values()),
-        num_rows_train=rows["train"], num_classes=len(target.classes), source_digest=plan.digest,
-    )  # fmt: skip
-    classes = plan.statistics.classes
-    class_rows = {label: sum(classes[split, index] for split in range(-1, len(SPLITS)))
-                  for index, label in enumerate(target.classes)}  # fmt: skip
-    headline = f"{data.num_rows:,} rows (table, past memory), {rows['train']:,} for training"
-    checked = Checked(data, rows, class_rows, headline, tuple(notes.said))
-    return Found(checked, plan.rules, target, plan.assigned, partial(_training_rows, plan=plan), plan.piece_rows)
+    class_rows = dict(zip(target.classes, plan.class_counts.sum(axis=0).tolist(), strict=False))
+    what = f"{len(target.classes)} classes" if target.classes else "a quantity"
+    where = f" of {list(shape)}" if shape else "" if plan.raw else ", past memory"
+    headline = f"{total:,} rows ({layout}{where}), target {what}, {rows['train']:,} for training"
+    return Checked(data, rows, class_rows, headline, tuple(notes.said))
 
 
 def _settled(context: StageContext) -> tuple[StageContext, list[Reason]]:
@@ -163,19 +140,6 @@ def _memory_bytes(context: StageContext) -> int:
     return context.host.memory_bytes // max(context.host.nodes, 1)
 
 
-Prepared = tuple[dict[str, int], tuple[TensorSpec, ...], dict[str, Any]]
-"""Rows of each split, the model's inputs, what fitting learned."""
-
-
-def _prepare_past_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> Prepared:
-    """`prepare_data` in passes over the files, on Ray Data where the run's Ray session stands."""
-    executor = standing_executor(context)
-    plan = plan_files(spec, executor, handoff)
-    transforms, rows, facts = write(context.folder, plan, executor)
-    write_json(context.folder / TRANSFORMS, transforms.to_json())
-    return rows, transforms.signature(), facts
-
-
 def standing_executor(context: StageContext) -> Executor:
     """Ray Data on the run's Ray session, which it waits for; threads outside of a run."""
     if context.ensure_ray():
@@ -191,42 +155,19 @@ def _wait_for_ray(context: StageContext, spec: DataSpec) -> None:
         context.ensure_ray()
 
 
-def _training_rows(spec: DataSpec, plan: FilePlan) -> int:
-    """`count_training_rows` of a table past memory, where only its classes' rows count."""
-    rows, classes = plan.rows["train"], plan.target.classes
-    if spec.balance is None:
-        return rows
-    from trainers.data.fit.balance import count_balanced
-
-    counts = np.array([plan.statistics.classes[0, index] for index in range(len(classes))])
-    return count_balanced(spec, plan.rules.roles, counts, classes) or rows
-
-
-def count_training_rows(spec: DataSpec, plan: RowPlan) -> int:
-    """Rows that the training split will have after cleaning and balancing: the batch plan counts updates with it."""
-    from trainers.data.fit.table import prepare_table, training_rows
-
-    rows = training_rows(spec, plan.raw, plan.rows["train"], plan.targets)
-    if spec.balance is None:
-        return len(rows)
-    from trainers.data.fit.balance import count_balanced
-
-    classes = plan.target.classes
-    counts = np.bincount(plan.targets[rows], minlength=len(classes)) if classes else np.zeros(1, np.int64)
-    count = count_balanced(spec, plan.raw.table.roles if plan.raw.table else {}, counts, classes)
-    if count is None:
-        count = len(prepare_table(spec, plan.raw, plan.rows, plan.targets, classes).splits["train"])
-    return count
-
-
 def prepare_data(context: StageContext) -> StageResult:
     """The prepare stage: split, fit on the training rows, write shards and transforms.json."""
     spec = context.run_resolved.spec.data
     _wait_for_ray(context, spec)
     way = choose_way(spec, _memory_bytes(context))
     handoff = load_handoff(context.run.path, spec, way.name)
-    prepare = _prepare_past_memory if way.past_memory else _prepare_in_memory
-    counts, inputs, learned = prepare(context, spec, handoff)
+    if way.past_memory:
+        executor = standing_executor(context)
+        plan = plan_files(spec, executor, handoff)
+    else:
+        executor, plan = ONE_PROCESS, plan_rows(spec, handoff=handoff)
+    transforms, counts, learned = write(context.folder, plan, executor)
+    inputs = transforms.signature()
     found = _say_target(context, learned)
     more: dict[str, Any] = {"found": {path: kind for path, (kind, _) in found.items()}} if found else {}
     if spec.shards_url is not None:
@@ -249,40 +190,3 @@ def _say_target(context: StageContext, learned: Mapping[str, Any]) -> dict[str, 
     if context.run_resolved.spec.data.target_transform != "auto":
         return {}
     return {"data.target_transform": (target["kind"], target["reason"])}
-
-
-def _prepare_in_memory(context: StageContext, spec: DataSpec, handoff: Handoff | None) -> Prepared:
-    plan = _handed_rows(spec, handoff) or plan_rows(spec)
-    if plan.raw.table is not None:
-        from trainers.data.fit.table import prepare_table
-
-        prepared = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.target.classes)
-        inputs, splits, facts = prepared.inputs, prepared.splits, prepared.facts
-        transforms: Transforms | ArrayTransforms = prepared.transforms
-    else:
-        transforms, splits, facts = fit_arrays(spec, plan.raw, plan.rows, plan.targets)
-        inputs = transforms.signature()
-    write_json(context.folder / TRANSFORMS, transforms.to_json())
-    if plan.target.task == "regression":
-        facts = {**facts, **target_facts(spec.target_transform, splits)}
-    write_prepared(
-        context.folder, splits, task=plan.target.task, classes=plan.target.classes, inputs=inputs, facts=facts
-    )
-    return {name: len(split) for name, split in splits.items()}, inputs, facts
-
-
-def _handed_rows(spec: DataSpec, handoff: Handoff | None) -> RowPlan | None:
-    """The rows as check has read and divided them; None where there is no handoff, or the files have changed since."""
-    if handoff is None or handoff.assigned is None:
-        return None
-    raw = read_source(spec, rules=handoff.rules_of(spec))
-    if raw.words is None or raw.digest != handoff.checked.data.source_digest:
-        return None
-    targets = handoff.target.read(raw.words)
-    return RowPlan(raw, handoff.target, targets, handoff.assigned, split_rows(handoff.assigned))
-
-
-def _describe(plan: RowPlan) -> str:
-    what = f"{len(plan.target.classes)} classes" if plan.target.task == "classification" else "a quantity"
-    shape = f" of {list(plan.raw.item_shape)}" if plan.raw.item_shape else ""
-    return f"{len(plan.raw):,} rows ({plan.raw.layout}{shape}), target {what}, {len(plan.rows['train']):,} for training"

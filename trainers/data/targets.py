@@ -7,17 +7,80 @@ missing value; class labels are text, in numeric order where all are numbers, el
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from cluster.bundle.transforms import Column, Texts
 from cluster.errors import DataError
-from trainers.data.read.infer import CLASSES_AS_NUMBERS_MAX
+from cluster.spec.data import DataSpec
+from trainers.data.read.columns import make_column
+from trainers.data.read.infer import CLASSES_AS_NUMBERS_MAX, target_column
 from trainers.data.read.missing_words import keep_line, said_missing
 
 CLASSES_MAX = 10_000  # beyond it a softmax layer is the wrong model, and the column is an identifier
 
 Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is learned, and how a table's words are read as it."""
+
+    task: Task
+    reason: str
+    """Why it is that task."""
+    classes: tuple[str, ...]
+    """Empty for a quantity."""
+    codes: dict[str, int] = field(default_factory=dict)
+    """Word -> class index."""
+    column: Column | None = None
+    """How a quantity is read."""
+
+    def read(self, target: Texts | np.ndarray) -> np.ndarray:
+        """(N,) int64 class indices, or float32 values, of words or of the labels of arrays. Raises DataError."""
+        if not isinstance(target, Texts):
+            return encode(class_labels(target), self.classes) if self.classes else target.astype(np.float32)
+        if self.classes:
+            return np.array([self.codes[word] for word in target.words], dtype=np.int64)[target.codes]
+        return np.array([self._quantity(word) for word in target.words], dtype=np.float32)[target.codes]
+
+    def _quantity(self, word: str) -> float:
+        assert self.column is not None
+        try:
+            return self.column.number_of(word)
+        except ValueError:
+            raise DataError(
+                f"Cannot use '{self.column.name}' as the target", found=f"it holds {word!r} beside numbers",
+                rule="a quantity is a number in every row",
+                remedy="Mend these rows, or map the word to a missing value with data.clean.map_values.",
+            ) from None  # fmt: skip
+
+
+def settle_words(spec: DataSpec, words: Sequence[str], rows: int, missing: Mapping[str, int]) -> Target:
+    """The target of a table of so many rows, by its different words. `missing`: texts that are read as missing. Raises
+    DataError."""
+    column = target_column(spec, words)
+    numbers = None if column is None else column.numbers_of(words)
+    values = np.array(words, dtype=object) if numbers is None else numbers
+    target = settle_target(spec, values, rows, missing)
+    labels = class_labels(values).tolist() if target.classes else []
+    codes = {word: target.classes.index(label) for word, label in zip(words, labels, strict=False)}
+    column = column or make_column(spec, spec.target)
+    return Target(target.task, target.reason, target.classes, codes, column)
+
+
+def settle_target(spec: DataSpec, target: Texts | np.ndarray, rows: int, missing: Mapping[str, int]) -> Target:
+    """The target of words, or of the values of arrays: of all rows or the different ones. Raises DataError."""
+    if isinstance(target, Texts):
+        return settle_words(spec, target.words, rows, missing)
+    task = infer_task(target, spec.task)
+    reason = task_reason(target, task)
+    if task == "regression":
+        check_regression(target, spec.target, rows)
+        return Target(task, reason, ())
+    return Target(task, reason, find_classes(class_labels(target), spec.target, rows, missing))
 
 
 def infer_task(targets: np.ndarray, asked: str) -> Task:

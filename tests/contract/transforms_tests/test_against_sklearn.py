@@ -24,6 +24,7 @@ from sklearn.preprocessing import (
 from cluster.bundle.transforms import Column, Output, Texts, Transforms, load_transforms
 from cluster.bundle.transforms.tokens import split_words
 from cluster.spec.data import CsvSource, DataSpec
+from tests.unit.data_tests.making import training
 from trainers.data.fit.categories import category_block
 from trainers.data.fit.numbers import number_blocks
 from trainers.data.fit.text import text_block, train_vocabulary
@@ -56,7 +57,7 @@ def make_spec(**sections: dict) -> DataSpec:
 def number_transforms(scale: str, impute: str) -> Transforms:
     spec = make_spec(encode={"number": scale}, clean={"impute": impute, "missing_indicators": False})
     values = {name: TRAIN[:, index] for index, name in enumerate(NAMES)}
-    blocks = tuple(number_blocks(spec, NAMES, values, np.zeros(len(TRAIN), dtype=np.int64)))
+    blocks = tuple(number_blocks(spec, NAMES, training(values, np.zeros(len(TRAIN), dtype=np.int64))))
     columns = tuple(Column(name=name, kind="number", missing=("", "?")) for name in NAMES)
     made = Transforms(columns=columns, outputs=(Output(name="features", datatype="FP64", blocks=blocks),))
     return load_transforms(json.loads(json.dumps(made.to_json())))
@@ -100,7 +101,7 @@ def test_categories_equal_scikit_learn_missing_and_unknown_included(how: str) ->
     train = [WORDS[index] for index in RNG.integers(0, len(WORDS), 100)]
     texts = Column(name="color", kind="text").from_rows(train)
     assert isinstance(texts, Texts)
-    block = category_block(make_spec(encode={"category": how}), "color", texts, np.zeros(100), 2)
+    block = category_block(make_spec(encode={"category": how}), "color", training({"color": texts}, np.zeros(100)))
     transforms = Transforms(
         columns=(Column(name="color", kind="text"),),
         outputs=(Output(name="features", datatype="FP64", blocks=(block,)),),

@@ -14,8 +14,10 @@ from sklearn.preprocessing import TargetEncoder
 from cluster.bundle.transforms import Column, Output, Texts, Transforms
 from cluster.bundle.transforms.steps import HashBuckets
 from cluster.spec.data import DataSpec
+from tests.unit.data_tests.making import training
 from trainers.data.fit.categories import category_block
-from trainers.data.fit.table import FOLDS, apply_out_of_fold
+from trainers.data.fit.table import cross_fitted
+from trainers.data.fit.training_statistics import FOLDS, Statistics, folds_of, sum_targets
 
 WORDS = ("red", "green", "blue", "dark blue", "rare")
 COLUMN = Column(name="color", kind="text")
@@ -36,9 +38,20 @@ def spec_of(smoothing: float) -> DataSpec:
 def fitted(spec: DataSpec, kind: str) -> tuple[Transforms, Texts]:
     texts = COLUMN.from_rows(TRAIN)
     assert isinstance(texts, Texts)
-    block = category_block(spec, "color", texts, TARGETS[kind], num_classes(kind))
+    block = category_block(spec, "color", statistics(texts, kind))
     output = Output(name="features", datatype="FP64", blocks=(block,))
     return Transforms(columns=(COLUMN,), outputs=(output,)), texts
+
+
+def statistics(texts: Texts, kind: str) -> Statistics:
+    """Of the training rows, in two parts that are merged."""
+    found = Statistics()
+    for rows in (np.arange(100), np.arange(100, len(TRAIN))):
+        part = training({"color": texts}, TARGETS[kind]).sample.take(rows)
+        more = Statistics.of(part)
+        more.sums = {"color": sum_targets(part.values["color"], part, num_classes(kind), spec_of(1.0).split.seed)}
+        found.merge(more)
+    return found
 
 
 def num_classes(kind: str) -> int:
@@ -69,9 +82,11 @@ def test_served_rows_are_encoded_as_scikit_learn_does_unknown_included(kind: str
 def test_training_rows_are_cross_fitted_as_scikit_learn_does(kind: str) -> None:
     spec = spec_of(10.0)
     transforms, texts = fitted(spec, kind)
-    classes = tuple(str(index) for index in range(num_classes(kind)))
-    found = apply_out_of_fold(spec, transforms, {"color": texts}, TARGETS[kind], classes)["features"]
-    folds = np.random.default_rng(spec.split.seed).permutation(len(TRAIN)) % FOLDS
+    numbers = np.arange(len(TRAIN), dtype=np.uint64)
+    crossed = cross_fitted(spec, transforms, statistics(texts, kind))
+    found = crossed.apply({"color": texts}, numbers)["features"]
+    folds = folds_of(numbers, spec.split.seed)
+    assert np.bincount(folds).min() > len(TRAIN) / FOLDS / 2
     oracle = TargetEncoder(target_type=kind, smooth=10.0, cv=PredefinedSplit(folds))
     expected = oracle.fit_transform(column(TRAIN), TARGETS[kind])
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

@@ -14,9 +14,11 @@ from cluster.bundle.transforms.seen import SeenNumbers, SeenWords, seen_numbers,
 from cluster.bundle.transforms.steps import Impute, OneHot
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec
-from trainers.data.fit.seen import EXAMPLE_ROWS, example_row, seen_columns
+from tests.unit.data_tests.making import training
+from trainers.data.fit.seen import example_row, seen_columns
 from trainers.data.fit.table import fit_transforms
-from trainers.data.read.raw import Table
+from trainers.data.fit.training_statistics import EXAMPLE_ROWS
+from trainers.data.read.raw import TableRules
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_the_facts_are_those_of_the_training_rows_and_the_example_is_one_of_them
         "note": Texts(np.array([0, 0, 0]), ("three words here",)),
     }
     roles: Any = {"size": "number", "kind": "category", "day": "date", "note": "text"}
-    assert seen_columns(roles, values) == {
+    assert seen_columns(roles, training(values, np.zeros(3))) == {
         "size": SeenNumbers(low=-2.5, high=3.0),
         "kind": SeenWords(words=("a", "b")),
         "day": SeenNumbers(low=20000.0, high=20001.5),
@@ -148,7 +150,8 @@ def test_a_category_that_is_not_kept_as_a_feature_is_known_all_the_same() -> Non
         "source": {"kind": "csv", "path": "x.csv"}, "target": "y", "encode": {"max_categories": 2},
     }))  # fmt: skip
     values = {"kind": Texts(np.array([0, 0, 1, 1, 2] * EXAMPLE_ROWS), ("often", "usual", "rare"))}
-    table = Table((COLUMNS[1],), values, {"kind": "category"}, ())
-    transforms, _ = fit_transforms(spec, table, values, np.arange(5 * EXAMPLE_ROWS) % 2, ("0", "1"))
+    rules = TableRules(spec, (COLUMNS[1],), {"kind": "category"}, (), {}, None, ())
+    found = training(values, np.arange(5 * EXAMPLE_ROWS) % 2)
+    transforms = fit_transforms(rules, found)
     read = transforms.read_rows([{"kind": "rare"}, {"kind": "never"}])
     assert transforms.unseen(read)["kind"].tolist() == [False, True]

@@ -19,11 +19,11 @@ from tests.unit.data_tests.test_past_memory import SPLIT, write
 from trainers.data import check
 from trainers.data.check import source_of
 from trainers.data.executors import ONE_PROCESS, THREADS, Executor
-from trainers.data.passes import plan_files
-from trainers.data.passes import write as write_shards
+from trainers.data.prepare import write as write_shards
 from trainers.data.quality import label_noise
 from trainers.data.quality.check_files import check_files
 from trainers.data.ray_data import RAY_DATA
+from trainers.data.row_plan import plan_files
 from trainers.data.stages import standing_executor
 
 

@@ -31,15 +31,18 @@ from cluster.bundle import (
     write_bundle,
 )
 from cluster.bundle.files import TRANSFORMS
+from cluster.bundle.transforms import Transforms
 from cluster.pipeline.summary import predict_request
 from cluster.spec.data import DataSpec
 from serve.deployments import commands
 from serve.deployments.__main__ import parse
 from tests.bundles import linear_graph
 from tests.contract.protocol_tests.conftest import server_process
-from trainers.data.fit.table import PreparedTable, prepare_table
+from trainers.data.executors import ONE_PROCESS
+from trainers.data.prepare import write
 from trainers.data.read.sources import read_source
 from trainers.data.row_plan import plan_rows
+from trainers.data.shards import open_prepared
 
 TOLERANCE = 1e-5
 START = datetime(2020, 1, 1)
@@ -85,17 +88,18 @@ def data_spec(path: Path) -> DataSpec:
     return DataSpec.model_validate_json(json.dumps(raw))
 
 
-def write_table_bundle(folder: Path, table: PreparedTable, classes: tuple[str, ...]) -> Path:
+def write_table_bundle(folder: Path, prepared: Path, classes: tuple[str, ...]) -> Path:
     """A bundle with the table's transforms and a linear model over its features."""
-    (tensor,) = table.inputs
+    data = open_prepared(prepared)
+    (tensor,) = data.inputs
     graph = linear_graph(tensor.item_shape, len(classes))
     graph.graph.input[0].name = graph.graph.node[0].input[0] = tensor.name
-    sample = table.splits["test"].inputs[tensor.name][:4]
+    sample = data.splits["test"].inputs[tensor.name][:4]
     with write_bundle(folder) as partial:
         onnx.save(graph, partial / "model.onnx")
         logits = run_graph(partial / "model.onnx", tensor.name, sample)
         np.savez(partial / "sample.npz", **{f"inputs/{tensor.name}": sample, "outputs/fp32/logits": logits})
-        (partial / TRANSFORMS).write_text(json.dumps(table.transforms.to_json()), encoding="utf-8")
+        shutil.copyfile(prepared / TRANSFORMS, partial / TRANSFORMS)
         outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, len(classes))),)
         finish_bundle(
             partial,
@@ -127,15 +131,15 @@ class People:
         write_csv(folder / "train.csv", 400, 1, JOBS)
         spec = data_spec(folder / "train.csv")
         plan = plan_rows(spec)
-        table = prepare_table(spec, plan.raw, plan.rows, plan.targets, plan.target.classes)
+        transforms, *_ = write(folder / "prepared", plan, ONE_PROCESS)
+        assert isinstance(transforms, Transforms)
         self.classes = plan.target.classes
-        self.bundle = write_table_bundle(folder / "bundle", table, plan.target.classes)
+        self.bundle = write_table_bundle(folder / "bundle", folder / "prepared", plan.target.classes)
         found = write_csv(folder / "new.csv", 60, 2, (*JOBS, "astronaut", "Baker"))
         self.rows: list[dict[str, Any]] = [{key: row[key] for key in HEADER[:-1]} for row in found]
-        new = read_source(data_spec(folder / "new.csv")).table
-        assert new is not None
-        features = table.transforms.apply(new.values)[table.inputs[0].name]
-        logits = run_graph(self.bundle / "model.onnx", table.inputs[0].name, features).astype(np.float64)
+        new = read_source(data_spec(folder / "new.csv")).rows
+        ((name, features),) = transforms.apply(new.values).items()
+        logits = run_graph(self.bundle / "model.onnx", name, features).astype(np.float64)
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         self.probabilities = exponents / exponents.sum(axis=1, keepdims=True)
         self.url = ""

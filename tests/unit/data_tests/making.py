@@ -19,7 +19,10 @@ from cluster.spec.resolve import HostFacts
 from cluster.spec.run import RunSpec
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import ListSink
+from trainers.data.fit.training_statistics import Statistics, TrainingRows
+from trainers.data.read.raw import RawData
 from trainers.data.stages import check_data, prepare_data
+from trainers.data.targets import settle_target
 
 HOST = HostFacts(cpu_cores=2, memory_bytes=1 << 30)
 
@@ -71,6 +74,17 @@ def prepare(folder: Path, spec: RunSpec) -> Any:
     resolved = check(folder, spec).resolved
     with answered(spec):
         return prepare_data(context(folder, spec, "prepare", resolved))
+
+
+def target_of(raw: RawData) -> np.ndarray:
+    """What is learned of each row."""
+    assert raw.rules is not None
+    return settle_target(raw.rules.spec, raw.rows.target, len(raw.rows), {}).read(raw.rows.target)
+
+
+def training(values: dict[str, Any], targets: np.ndarray) -> Statistics:
+    """What transforms are fitted on, of rows in memory."""
+    return Statistics.of(TrainingRows(values, targets, np.arange(len(targets), dtype=np.uint64)))
 
 
 def write_table(path: Path, num_rows: int = 400, *, seed: int = 0, positive: float = 0.4) -> Path:

@@ -82,10 +82,10 @@ def test_each_good_type_has_its_values_and_serving_reads_them(tmp_path: Path) ->
     columns = {name: column for name, (column, _, _) in GOOD.items()}
     source = parquet(tmp_path / "t.parquet", columns)
     raw = read_source(data_spec(source, target="y"))
-    assert raw.table is not None
-    assert raw.table.roles == {name: role for name, (_, role, _) in GOOD.items()}
+    assert raw.rules is not None
+    assert raw.rules.roles == {name: role for name, (_, role, _) in GOOD.items()}
     for name, (_, _, expected) in GOOD.items():
-        found: Any = raw.table.values[name]
+        found: Any = raw.rows.values[name]
         if hasattr(found, "words"):
             found = [found.words[code] if code >= 0 else None for code in found.codes]
             assert found == expected, name
@@ -203,6 +203,6 @@ def test_a_bad_column_of_a_frame_is_left_out(tmp_path: Path, monkeypatch: pytest
     )
     monkeypatch.chdir(tmp_path)
     raw = read_source(data_spec({"kind": "python", "function": "frames_of_types:frame"}, target="y"))
-    assert raw.table is not None
-    assert raw.table.roles == {"a": "number", "k": "category"}
+    assert raw.rules is not None
+    assert raw.rules.roles == {"a": "number", "k": "category"}
     assert any("column 'b' is left out" in note for note in raw.notes)

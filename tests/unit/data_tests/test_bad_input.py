@@ -135,8 +135,8 @@ def test_an_all_missing_column_is_left_out_and_said(tmp_path: Path) -> None:
     from trainers.data.read.sources import read_source
 
     raw = read_source(run_spec({"kind": "csv", "path": str(tmp_path / "t.csv")}, target="y").data)
-    assert raw.table is not None
-    assert list(raw.table.values) == ["a"]
+    assert raw.rules is not None
+    assert list(raw.rows.values) == ["a"]
     assert "column 'b' is left out: every value is missing" in raw.notes
 
 

@@ -154,7 +154,7 @@ def test_the_spec_that_is_written_reads_the_file_as_the_report_did(
     assert (source.delimiter, source.header, source.decimal, source.skip_lines, source.skip_last_lines) == (
         ";", False, ",", 1, 1)  # fmt: skip
     raw = read_source(loaded.data)
-    assert (len(raw), loaded.data.target, sorted(set(raw.targets))) == (90, "column_3", ["no", "yes"])
+    assert (len(raw.rows), loaded.data.target, sorted(raw.rows.target.words)) == (90, "column_3", ["no", "yes"])
     call(["data", "check", str(path)])
     assert "reading  data.source.header is False: '0,05' is a number, as those below it" in capsys.readouterr().out
 

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.bundle.transforms import Column, load_transforms
 from cluster.errors import DataError, SpecError
-from tests.unit.data_tests.making import check, data_spec, prepare, run_spec, write_table
+from tests.unit.data_tests.making import check, data_spec, prepare, run_spec, target_of, write_table
 from trainers.data.read import batches, delimited
 from trainers.data.read.delimited import settle_source
 from trainers.data.read.sources import read_source
@@ -57,9 +57,9 @@ def test_decimal_commas_are_numbers_in_features_target_and_raw_rows(thousands: s
     path.write_text("\n".join(["a;b;y", *lines]) + "\n")
     source = {"kind": "csv", "path": str(path), "delimiter": ";", "decimal": ",", "thousands": thousands}
     raw = read_source(run_spec(source, target="y").data)
-    assert raw.table is not None
-    assert np.allclose(raw.table.values["a"], values[:, 0], atol=0)
-    assert np.allclose(raw.targets, values[:, 0] - values[:, 1], atol=1e-9)
+    assert raw.rules is not None
+    assert np.allclose(raw.rows.values["a"], values[:, 0], atol=0)
+    assert np.allclose(target_of(raw), values[:, 0] - values[:, 1], rtol=1e-6)
     data = both_ways(tmp_path, source, target="y", encode={"number": "standard"})
     assert data.task == "regression"
     transforms = load_transforms(json.loads((tmp_path / "here" / "transforms.json").read_text()))
@@ -151,7 +151,7 @@ def test_a_file_is_read_the_same_whole_and_in_blocks(
     path = tmp_path / "t.csv"
     path.write_bytes(text.encode())
     source = data_spec({"kind": "csv", "path": str(path), **(keys or AUTO)}).source
-    table, _, _ = load_tables(source)
+    table, *_ = load_tables(source)
     assert table.to_pydict() == table_of(names, rows)
     for block_bytes in (8 << 20, 16):
         monkeypatch.setattr(delimited, "BLOCK_BYTES", block_bytes)

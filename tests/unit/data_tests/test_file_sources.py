@@ -14,6 +14,7 @@ from PIL import Image
 from cluster.bundle.transforms import load_transforms
 from cluster.errors import DataError
 from tests.unit.data_tests.making import check, data_spec, prepare, run_spec
+from trainers.data.read.raw import ITEMS
 from trainers.data.read.sources import read_source
 from trainers.data.shards import open_prepared
 
@@ -49,11 +50,9 @@ def test_a_manifest_gives_the_rows_of_the_folder_in_its_own_order(suffix: str, t
     source = write_manifest(tmp_path / "images" / f"m{suffix}", rows)
     raw = read_source(data_spec({**source, "channels": 1}, target="label"))
     folder = read_source(data_spec({"kind": "image_folder", "path": str(tmp_path / "images"), "channels": 1}))
-    assert raw.targets.tolist() == [label for _, label in rows]
-    assert raw.arrays is not None
-    assert folder.arrays is not None
+    assert raw.rows.target.tolist() == [label for _, label in rows]
     order = sorted(range(len(rows)), key=lambda index: Path(rows[index][0]))
-    assert np.array_equal(raw.arrays[order], folder.arrays)
+    assert np.array_equal(raw.rows.values[ITEMS][order], folder.rows.values[ITEMS])
     assert (raw.white, raw.item_shape) == (255.0, (1, 6, 5))
     prepare(tmp_path / "run", run_spec({**source, "size": [4, 4]}, target="label", split=SHARES))
     data = open_prepared(tmp_path / "run")
@@ -132,7 +131,7 @@ def test_texts_by_file_or_by_line_are_the_same_rows_and_serving_takes_them_by_na
     spec = run_spec(source, encode={"vocabulary": 60}, split=SHARES)
     raw = read_source(spec.data)
     assert raw.layout == "text"
-    assert sorted(set(raw.table.values["text"].words)) == sorted(set(texts["ham"] + texts["spam"]))  # type: ignore
+    assert sorted(set(raw.rows.values["text"].words)) == sorted(set(texts["ham"] + texts["spam"]))  # type: ignore
     prepare(tmp_path / "run", spec)
     assert open_prepared(tmp_path / "run").classes == ("ham", "spam")
     transforms = load_transforms(json.loads((tmp_path / "run" / "transforms.json").read_text()))

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.atomic import hash_tree
 from tests.unit.data_tests.making import context, run_spec, write_table
-from trainers.data import handoff, passes, row_plan, stages
+from trainers.data import handoff, row_plan, stages
 from trainers.data.read import tables
 from trainers.data.row_plan import assign_rows
 from trainers.data.stages import check_data, prepare_data
@@ -44,8 +44,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     rules = tables.table_rules
     for module, name, function in (
-        (tables, "table_rules", infer), (passes, "table_rules", infer), (passes, "assign_rows", divide),
-        (row_plan, "assign_rows", divide),
+        (tables, "table_rules", infer), (row_plan, "table_rules", infer), (row_plan, "assign_rows", divide),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, function)
     return calls

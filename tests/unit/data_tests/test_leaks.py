@@ -14,7 +14,9 @@ import pytest
 
 from cluster.spec.data import SPLITS
 from tests.unit.data_tests.making import check, prepare, run_spec, write_table
-from trainers.data.fit.arrays import fit_arrays
+from trainers.data.executors import ONE_PROCESS
+from trainers.data.prepare import write
+from trainers.data.read.raw import ITEMS
 from trainers.data.row_plan import plan_rows
 from trainers.data.shards import Split, open_prepared
 
@@ -101,14 +103,14 @@ def test_no_mean_sees_an_array_outside_of_training(shape: tuple[int, ...], tmp_p
     np.savez(tmp_path / "a.npz", x=arrays, y=np.arange(100) % 2)
     spec = run_spec({"kind": "numpy", "inputs": f"{tmp_path}/a.npz:x", "targets": f"{tmp_path}/a.npz:y"}).data
     plan = plan_rows(spec)
-    honest, splits, _ = fit_arrays(spec, plan.raw, plan.rows, plan.targets)
-    assert plan.raw.arrays is not None
+    honest, *_ = write(tmp_path, plan, ONE_PROCESS)
+    (before,) = open_prepared(tmp_path).splits["train"].inputs.values()
     for name in SPLITS[1:]:
-        plan.raw.arrays[plan.rows[name]] = 1e6
-    leaked, changed, _ = fit_arrays(spec, plan.raw, plan.rows, plan.targets)
+        plan.batch.values[ITEMS][plan.rows[name]] = 1e6
+    leaked, *_ = write(tmp_path / "leaked", plan, ONE_PROCESS)
     assert leaked == honest
-    (name,) = splits["train"].inputs
-    assert np.array_equal(changed["train"].inputs[name], splits["train"].inputs[name])
+    (after,) = open_prepared(tmp_path / "leaked").splits["train"].inputs.values()
+    assert np.array_equal(after, before)
 
 
 def test_the_test_would_see_a_leak(tmp_path: Path) -> None:

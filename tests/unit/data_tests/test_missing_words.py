@@ -53,7 +53,7 @@ def test_a_class_that_is_read_as_missing_is_named_with_its_rows_and_the_line_tha
 def notes(source: dict[str, Any], folder: Path, **values: Any) -> list[str]:
     """What a run says of missing words, in memory and past it, once both are known to say the same."""
     from trainers.data.executors import THREADS
-    from trainers.data.passes import plan_files
+    from trainers.data.row_plan import plan_files
 
     spec = run_spec(source, target="y", split=SPLIT, **values).data
     found = [[note for note in said if "read as missing" in note]
@@ -107,14 +107,14 @@ def quoted(path: Path, *, numbers: bool = False) -> dict[str, Any]:
 def test_in_quotes_they_are_values_where_the_file_quotes_its_texts(tmp_path: Path) -> None:
     source = quoted(tmp_path / "t.csv")
     raw = read_source(data_spec(source, target="y"))
-    assert raw.table is not None
-    assert raw.table.roles == {"size": "number", "region": "category"}
-    regions: Any = raw.table.values["region"]
+    assert raw.rules is not None
+    assert raw.rules.roles == {"size": "number", "region": "category"}
+    regions: Any = raw.rows.values["region"]
     assert [regions.words[code] if code >= 0 else None for code in regions.codes[:8]] == [
         "EU", "NA", "SA", None, "EU", "NA", "SA", None]  # fmt: skip
-    sizes: Any = raw.table.values["size"]
+    sizes: Any = raw.rows.values["size"]
     assert [bool(size != size) for size in sizes[:4]] == [False, True, True, False]  # a number has no use for a text
-    assert sorted({*raw.targets.tolist()}) == ["EU", "NA"]
+    assert sorted(raw.rows.target.words) == ["EU", "NA"]
     both_ways(tmp_path, source, target="y", encode={"number": "standard"}, clean={"impute": "constant"})
     transforms = load_transforms(json.loads((tmp_path / "here" / "transforms.json").read_text()))
     columns = {column.name: column.missing for column in transforms.columns}  # type: ignore[union-attr]
@@ -132,7 +132,7 @@ def test_quotes_that_tell_nothing_change_nothing_and_a_key_overrules_both(tmp_pa
         (everything, "auto", ["EU"]), (everything, "value", ["EU", "NA"]), (told, "missing", ["EU"]),
     ):  # fmt: skip
         raw = read_source(data_spec({**source, "quoted_missing": asked}, target="y"))
-        assert sorted({*raw.targets.tolist()}) == classes
+        assert sorted(raw.rows.target.words) == classes
 
 
 @pytest.mark.parametrize("memory_bytes", [None, 1])

@@ -76,6 +76,11 @@ def both(folder: Path, source: dict, monkeypatch: pytest.MonkeyPatch, **values: 
     return folder / "memory", folder / "past"
 
 
+def prepared(folder: Path) -> dict[str, str]:
+    """The hashes of what prepare wrote."""
+    return {name: digest for name, digest in hash_tree(folder).items() if not name.startswith("plan")}
+
+
 def assert_same(memory: Path, past: Path, tolerance: float) -> None:
     """The same rows in the same order; features within `tolerance` (0: to the byte)."""
     here, there = open_prepared(memory), open_prepared(past)
@@ -101,6 +106,7 @@ EXACT: list[dict[str, Any]] = [
     {"encode": {"number": "standard", "category": "one_hot", "max_categories": 20}, "clean": {"impute": "mean"}},
     {"encode": {"number": "min_max", "category": "ordinal"}, "clean": {"impute": "constant", "constant": 2.0}},
     {"encode": {"number": "none", "category": "hash"}, "clean": {"impute": "mean", "missing_indicators": False}},
+    {"encode": {"number": "standard", "category": "target"}, "clean": {"impute": "mean"}},
 ]
 
 
@@ -127,6 +133,66 @@ def _assert_close(a: Any, b: Any) -> None:
             _assert_close(left, right)
     else:
         assert a == (pytest.approx(b, rel=1e-12, abs=1e-12) if isinstance(a, float) else b)
+
+
+def test_target_encoding_in_two_passes_gives_the_shards_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several files and three classes: a row's fold follows from its file and place, whoever reads it."""
+    whole = table()
+    kinds = np.array(["u", "v", "w"])[(np.asarray(whole["whole"]) + (np.asarray(whole["a"]) > 50)) % 3]
+    source = write(tmp_path, "csv", whole.set_column(7, "y", pa.array(kinds)))
+    memory, past = both(tmp_path, source, monkeypatch, encode={"category": "target"})
+    assert prepared(memory) == prepared(past)
+    train = open_prepared(past).splits["train"].inputs["features"]
+    inside = load_transforms(json.loads((past / "transforms.json").read_text()))
+    names = inside.outputs[0].features  # type: ignore[union-attr]
+    place = names.index("color target 0")
+    assert len(np.unique(train[:, place])) == 5 * 4  # in each fold its own encoding of three colors and of none
+    assert len(np.unique(open_prepared(past).splits["test"].inputs["features"][:, place])) == 4
+
+
+@pytest.mark.parametrize("split", [SPLIT, {}, {"group": "group"}], ids=["by_hash", "shuffled", "groups"])
+def test_repeated_training_rows_are_left_out_as_in_memory(
+    split: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.data.row_plan.KEY_BYTES", 0)
+    once = table(2_000)
+    source = write(tmp_path, "parquet", pa.concat_tables([once, once.slice(100, 600), once.slice(0, 300)]))
+    values: dict[str, Any] = {"split": split, "drop_columns": [] if "group" in split else ["group"]}
+    memory, past = both(tmp_path, source, monkeypatch, clean={"drop_duplicates": True}, **values)
+    assert prepared(memory) == prepared(past)
+    train = open_prepared(past).splits["train"]
+    rows = np.concatenate([train.inputs["features"], train.targets[:, None]], axis=1)
+    assert len(np.unique(rows, axis=0)) == len(rows) > 1_000
+
+
+SELECTED: list[dict[str, Any]] = [
+    {"method": "variance", "threshold": 0.05},
+    {"method": "anova", "k": 6},
+    {"method": "correlation", "threshold": 0.5},
+]
+
+
+@pytest.mark.parametrize("select", SELECTED, ids=lambda select: select["method"])
+def test_features_are_selected_by_the_variance_of_all_rows_or_on_a_sample(
+    select: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path, "parquet")
+    common: dict[str, Any] = {"clean": {"impute": "mean"}, "encode": {"number": "min_max"}, "select": select}
+    memory, past = both(tmp_path / "whole", source, monkeypatch, **common)
+    assert prepared(memory) == prepared(past)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS", 1_000)
+    memory, past = both(tmp_path / "sample", source, monkeypatch, **common)
+    there, here = (json.loads((each / "dataset.json").read_text())["facts"]["selection"] for each in (memory, past))
+    if select["method"] == "variance":
+        assert here["scores"] == pytest.approx(there["scores"], rel=1e-6)
+        assert here["kept"] == there["kept"]
+        assert_same(memory, past, 1e-6)
+    elif select["method"] == "correlation":
+        assert here["scores"] == pytest.approx(there["scores"], abs=0.2)
+    else:
+        assert max(here["scores"], key=here["scores"].get) == max(there["scores"], key=there["scores"].get) == "a"
 
 
 def test_sampled_medians_are_within_their_rank_and_served_rows_equal_the_shards(
@@ -160,7 +226,7 @@ def test_a_split_that_orders_all_rows_is_that_of_memory(
     values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path, "parquet", table(3_000))
-    monkeypatch.setattr("trainers.data.passes.KEY_BYTES", 0)  # memory_bytes of 1 has room for no key
+    monkeypatch.setattr("trainers.data.row_plan.KEY_BYTES", 0)  # memory_bytes of 1 has room for no key
     memory, past = both(tmp_path, source, monkeypatch, **{"split": {}, **values})
     assert (memory / "transforms.json").read_bytes() == (past / "transforms.json").read_bytes()
     assert_same(memory, past, 0.0)
@@ -182,7 +248,7 @@ def test_a_test_file_beside_a_shuffled_one_divides_as_in_memory(
 ) -> None:
     source = write(tmp_path, "parquet", table(3_000))
     pq.write_table(table(900, seed=1), tmp_path / "test.parquet")
-    monkeypatch.setattr("trainers.data.passes.KEY_BYTES", 0)
+    monkeypatch.setattr("trainers.data.row_plan.KEY_BYTES", 0)
     beside = {**source, "test_path": str(tmp_path / "test.parquet")}
     assert_same(*both(tmp_path, beside, monkeypatch, split={}), 0.0)
 
@@ -204,9 +270,8 @@ def test_what_needs_all_rows_together_is_refused_with_its_remedy(tmp_path: Path)
     source = write(tmp_path, "parquet")
     cases: list[tuple[dict, str]] = [
         ({"split": {}}, "data.split.by_hash: true"),
-        ({"encode": {"category": "target"}}, "another data.encode.category"),
-        ({"balance": {"method": "smotenc"}}, "data.balance makes rows out of all rows"),
-        ({"select": {"method": "anova", "k": 2}}, "data.select needs all rows"),
+        ({"clean": {"drop_duplicates": True}}, "Leave out data.clean.drop_duplicates, or raise data.memory_bytes"),
+        ({"balance": {"method": "smotenc"}}, "makes rows between neighbors among all training rows"),
     ]
     for values, words in cases:
         spec = run_spec(source, **{"target": "y", "split": SPLIT, "memory_bytes": 1, **values})
@@ -215,12 +280,12 @@ def test_what_needs_all_rows_together_is_refused_with_its_remedy(tmp_path: Path)
         assert not list((tmp_path / "run").glob("*"))
     fits = check(tmp_path / "fits", run_spec(source, target="y"))
     assert fits.details["way"].startswith("in memory: preparing it takes about")
-    spec = run_spec(source, target="y", encode={"category": "target"})
+    spec = run_spec(source, target="y", balance={"method": "smotenc"})
     tight = dataclasses.replace(context(tmp_path / "tight", spec), host=HostFacts(
         cpu_cores=1, memory_bytes=1 << 20))  # fmt: skip
     assert check_data(tight).details["way"].startswith("in memory, although")  # nobody set a budget: it goes on
     said = [event.text for event in tight.events.events if hasattr(event, "text")]
-    assert any("another data.encode.category" in text for text in said)
+    assert any("set data.balance.method to class_weights" in text for text in said)
 
 
 CHILD = """

@@ -40,10 +40,10 @@ def test_the_remedy_of_a_hidden_missing_value_makes_it_missing(tmp_path: Path) -
     raw = read_source(data_spec({"kind": "csv", "path": str(path)}, target="y"))
     fixed = data_spec({"kind": "csv", "path": str(path)}, target="y", clean={"map_values": {"a": {"-999": ""}}})
     mended = read_source(fixed)
-    assert raw.table is not None
-    assert mended.table is not None
-    assert np.isnan(mended.table.values["a"]).sum() == 3
-    assert not np.isnan(raw.table.values["a"]).any()
+    assert raw.rules is not None
+    assert mended.rules is not None
+    assert np.isnan(mended.rows.values["a"]).sum() == 3
+    assert not np.isnan(raw.rows.values["a"]).any()
     columns = {"a": pa.array([str(-999 if i % 20 == 0 else i % 7) for i in range(60)])}
     assert found(columns)["hidden_missing", "a"].fix == 'data.clean.map_values: {a: {"-999": ""}}'
     assert "null" in found({"a": pa.array([-999 if i % 20 == 0 else i % 7 for i in range(60)])})[

@@ -97,8 +97,8 @@ def test_a_column_without_a_name_has_a_remedy_that_leaves_it_out(tmp_path: Path)
     assert found["identifier", ""].fix == 'data.drop_columns: [""]'
     (tmp_path / "t.csv").write_text(",x,y\n" + "".join(f"{i},{i * 7 % 13},{'ab'[i % 2]}\n" for i in range(60)))
     raw = read_source(data_spec({"kind": "csv", "path": str(tmp_path / "t.csv")}, target="y", drop_columns=[""]))
-    assert raw.table is not None
-    assert list(raw.table.values) == ["x"]
+    assert raw.rules is not None
+    assert list(raw.rows.values) == ["x"]
 
 
 def test_a_text_that_is_the_only_feature_is_no_identifier_and_no_judge_of_labels() -> None:

@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import DataError
 from tests.unit.data_tests.making import check, data_spec, prepare, run_spec, write_table
 from trainers.data.check import make_report
+from trainers.data.read.raw import ITEMS
 from trainers.data.row_plan import plan_rows
 from trainers.data.shards import open_prepared
 
@@ -52,7 +53,7 @@ def test_a_row_without_a_group_is_refused_with_its_remedy(tmp_path: Path) -> Non
 def test_groups_that_a_test_file_tears_apart_are_said(tmp_path: Path) -> None:
     source = write_groups(tmp_path / "t.csv")
     spec = data_spec({**source, "test_path": source["path"]}, target="y", split={"group": "patient", **SPLIT})
-    assert "50 groups of 'patient' have rows in the test file and in the other one" in plan_rows(spec).raw.notes
+    assert "50 groups of 'patient' have rows in the test file and in the other one" in plan_rows(spec).notes
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -139,7 +140,7 @@ def test_arrays_and_idx_files_are_read_from_urls(tmp_path: Path) -> None:
             for home in (str(tmp_path), "memory://manta-arrays")
         ]
         assert found[0].digest == found[1].digest
-        assert np.array_equal(found[0].arrays, found[1].arrays)  # type: ignore[arg-type]
+        assert np.array_equal(found[0].rows.values[ITEMS], found[1].rows.values[ITEMS])
     memory.pipe("/manta-arrays/x.idx", b"\x00\x00\x08")
     with pytest.raises(DataError, match=r"memory://manta-arrays/x\.idx as IDX"):
         plan_rows(

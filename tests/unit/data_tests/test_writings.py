@@ -15,13 +15,13 @@ import pytest
 
 from cluster.bundle.transforms import Column, Transforms, load_transforms
 from cluster.errors import DataError, SpecError
-from tests.unit.data_tests.making import data_spec, prepare, run_spec
+from tests.unit.data_tests.making import data_spec, prepare, run_spec, target_of
 from trainers.data.executors import THREADS
-from trainers.data.passes import plan_files
 from trainers.data.quality.report import check_table
 from trainers.data.read.infer import infer_column
 from trainers.data.read.raw import RawData
 from trainers.data.read.sources import read_source
+from trainers.data.row_plan import plan_files
 
 START = datetime(2024, 7, 13, 21, 0, tzinfo=UTC)
 DAYS = (START - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(days=1)
@@ -48,20 +48,20 @@ def read(folder: Path, data: dict[str, Any], **values: Any) -> RawData:
 def same_both_ways(source: dict[str, Any], **values: Any) -> RawData:
     spec = data_spec(source, **{"target": "y", **values})
     raw = read_source(spec)
-    assert raw.table is not None
+    assert raw.rules is not None
     if not spec.split.time:
         hashed = spec.split.model_copy(update={**ONE_TEST_SPLIT, "by_hash": True})
         rules = plan_files(spec.model_copy(update={"split": hashed}), THREADS).rules
-        assert rules.columns == raw.table.columns
-        assert rules.roles == raw.table.roles
-        assert rules.ignored == raw.table.ignored
+        assert rules.columns == raw.rules.columns
+        assert rules.roles == raw.rules.roles
+        assert rules.ignored == raw.rules.ignored
         assert {note for note in rules.notes if "read" in note} == {note for note in raw.notes if "read" in note}
     return raw
 
 
 def column_of(raw: RawData, name: str) -> Column:
-    assert raw.table is not None
-    return next(column for column in raw.table.columns if column.name == name)
+    assert raw.rules is not None
+    return next(column for column in raw.rules.columns if column.name == name)
 
 
 WRITINGS = {
@@ -96,8 +96,8 @@ def test_a_writing_is_found_where_all_values_have_it(writing: str, tmp_path: Pat
     words = [_written(moment, writing) for moment in moments()]
     raw = read(tmp_path, {"event_time": words})
     assert column_of(raw, "event_time").date == writing
-    assert raw.table is not None
-    values = np.asarray(raw.table.values["event_time"])
+    assert raw.rules is not None
+    values = np.asarray(raw.rows.values["event_time"])
     np.testing.assert_allclose(values, DAYS + np.arange(ROWS) * 7 / 24, rtol=0, atol=1e-9)
     assert any("event_time" in note and writing in note and "otherwise" in note for note in raw.notes)
 
@@ -124,9 +124,9 @@ def test_dates_that_no_value_settles_are_an_error_with_both_readings(mark: str, 
     assert set(findings) == {"date_like", "duplicate_rows"} or set(findings) == {"date_like"}
     for line, expected in zip(lines, (datetime(2024, 3, 2), datetime(2024, 2, 3)), strict=True):
         settled = read(tmp_path, {"when": [*words[:-1], f"02{mark}03{mark}2024"]}, columns={"when": {"date": line}})
-        assert settled.table is not None
-        assert np.asarray(settled.table.values["when"])[-1] == (expected - datetime(1970, 1, 1)).days
-    assert read(tmp_path, {"when": words}, columns={"when": "category"}).table is not None
+        assert settled.rules is not None
+        assert np.asarray(settled.rows.values["when"])[-1] == (expected - datetime(1970, 1, 1)).days
+    assert read(tmp_path, {"when": words}, columns={"when": "category"}).rules is not None
     with pytest.raises(DataError, match="no value settles which"):
         read(tmp_path, {"when": words}, columns={"when": "date"})
 
@@ -160,8 +160,8 @@ def test_few_words_among_dates_are_named(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_other_things_do_not_become_dates(name: str, values: list, why: str, tmp_path: Path) -> None:
     raw = read(tmp_path, {name: values})
-    assert raw.table is not None
-    assert raw.table.roles[name] != "date", why
+    assert raw.rules is not None
+    assert raw.rules.roles[name] != "date", why
 
 
 @pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.float64()])
@@ -173,22 +173,22 @@ def test_whole_numbers_of_parquet_are_days_too(kind: pa.DataType, tmp_path: Path
              "b": np.arange(ROWS) % 7, "y": np.arange(ROWS) % 2}  # fmt: skip
     pq.write_table(pa.table(table), path, row_group_size=7)
     raw = same_both_ways({"kind": "parquet", "path": str(path)})
-    assert raw.table is not None
+    assert raw.rules is not None
     assert (column_of(raw, "day").date, column_of(raw, "created_at").date) == ("%Y%m%d", "epoch_ms")
-    values = np.asarray(raw.table.values["day"])
+    values = np.asarray(raw.rows.values["day"])
     np.testing.assert_array_equal(values[:-1], np.floor(DAYS) + np.arange(ROWS - 1))
     assert np.isnan(values[-1])
-    np.testing.assert_allclose(np.asarray(raw.table.values["created_at"]), DAYS + np.arange(ROWS) * 7 / 24, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(raw.rows.values["created_at"]), DAYS + np.arange(ROWS) * 7 / 24, atol=1e-9)
     plain = same_both_ways({"kind": "parquet", "path": str(path)}, columns={"day": "number", "created_at": "number"})
-    assert plain.table is not None
-    assert np.asarray(plain.table.values["day"])[0] == 20240713
+    assert plain.rules is not None
+    assert np.asarray(plain.rows.values["day"])[0] == 20240713
 
 
 def test_rows_are_split_by_dates_in_any_writing(tmp_path: Path) -> None:
     words = [moment.strftime("%d/%m/%Y %H:%M") for moment in reversed(moments(timedelta(days=9)))]
     raw = read(tmp_path, {"when": words}, split={"time": "when"})
-    assert raw.times is not None
-    assert np.all(np.diff(raw.times) == -9)
+    assert raw.rows.times is not None
+    assert np.all(np.diff(raw.rows.times) == -9)
     with pytest.raises(DataError, match="59 of its 60 different values are dates, but not 'later'"):
         read(tmp_path, {"when": [*words[:-1], "later"]}, split={"time": "when"})
     with pytest.raises(DataError, match=r"'when' holds texts such as 'a0', 'a1'.*\{when: \{date: \"%d/%m/%Y %H:%M\"\}"):
@@ -197,8 +197,8 @@ def test_rows_are_split_by_dates_in_any_writing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no value settles which"):
         read(tmp_path, {"when": ambiguous}, split={"time": "when"})
     told = read(tmp_path, {"when": ambiguous}, split={"time": "when"}, columns={"when": {"date": "%m/%d/%Y"}})
-    assert told.times is not None
-    assert told.times[1] - told.times[0] == 31
+    assert told.rows.times is not None
+    assert told.rows.times[1] - told.rows.times[0] == 31
 
 
 UNITS: dict[str, tuple[Callable[[int], str], Callable[[int], float], dict]] = {
@@ -221,10 +221,10 @@ def test_numbers_with_one_unit_are_numbers(case: str, tmp_path: Path) -> None:
     write, value, rules = UNITS[case]
     words = [write(row) for row in range(ROWS)]
     raw = read(tmp_path, {"x": words})
-    assert raw.table is not None
-    assert raw.table.roles["x"] == "number"
+    assert raw.rules is not None
+    assert raw.rules.roles["x"] == "number"
     assert {name: getattr(column_of(raw, "x"), name) for name in rules} == rules
-    np.testing.assert_array_equal(np.asarray(raw.table.values["x"]), [value(row) for row in range(ROWS)])
+    np.testing.assert_array_equal(np.asarray(raw.rows.values["x"]), [value(row) for row in range(ROWS)])
     assert any("column 'x': its values are numbers with the unit" in note for note in raw.notes)
     (finding,) = [finding for finding in check_table(pa.table({"x": words})).findings if finding.column]
     assert (finding.rule, finding.severity) == ("units", "info")
@@ -232,12 +232,12 @@ def test_numbers_with_one_unit_are_numbers(case: str, tmp_path: Path) -> None:
 
 def test_units_that_disagree_and_numbers_with_two_readings(tmp_path: Path) -> None:
     mixed = read(tmp_path, {"x": [f"{row} {'kg' if row % 2 else 'lb'}" for row in range(ROWS)]})
-    assert mixed.table is not None
-    assert mixed.table.roles["x"] == "category"
+    assert mixed.rules is not None
+    assert mixed.rules.roles["x"] == "category"
     for words in ([f"Q{1 + row % 4}" for row in range(ROWS)], [f"{3 + row % 3}G" for row in range(ROWS)]):
         raw = read(tmp_path, {"x": words})
-        assert raw.table is not None
-        assert raw.table.roles["x"] == "category"
+        assert raw.rules is not None
+        assert raw.rules.roles["x"] == "category"
     with pytest.raises(DataError) as caught:
         read(tmp_path, {"x": [f"1,{350 + row} kg" for row in range(ROWS)]})
     assert "can be read as 1.35 and as 1350" in caught.value.message.replace("1350 and as 1.35", "1.35 and as 1350")
@@ -248,12 +248,12 @@ def test_units_that_disagree_and_numbers_with_two_readings(tmp_path: Path) -> No
         source = {"kind": "csv", "path": str(path)}
         declared = same_both_ways(source, columns={"x": {"unit": "kg", key: ","}})
         for told in (same_both_ways({**source, key: ","}), declared):
-            assert told.table is not None
-            assert np.asarray(told.table.values["x"])[0] == expected
+            assert told.rules is not None
+            assert np.asarray(told.rows.values["x"])[0] == expected
     declared = read(tmp_path, {"x": [f"{row} Stk" if row % 2 else str(row) for row in range(ROWS)]},
                     columns={"x": {"unit": "Stk"}})  # fmt: skip
-    assert declared.table is not None
-    np.testing.assert_array_equal(np.asarray(declared.table.values["x"]), np.arange(ROWS))
+    assert declared.rules is not None
+    np.testing.assert_array_equal(np.asarray(declared.rows.values["x"]), np.arange(ROWS))
 
 
 CODES: dict[str, Callable[[int], str]] = {
@@ -267,23 +267,23 @@ CODES: dict[str, Callable[[int], str]] = {
 def test_digits_that_a_number_would_change_are_categories(case: str, tmp_path: Path) -> None:
     words = [CODES[case](row) for row in range(ROWS)]
     raw = read(tmp_path, {"code": words})
-    assert raw.table is not None
-    assert raw.table.roles["code"] == "category"
-    assert sorted(raw.table.values["code"].words) == sorted(set(words))
+    assert raw.rules is not None
+    assert raw.rules.roles["code"] == "category"
+    assert sorted(raw.rows.values["code"].words) == sorted(set(words))
     assert any("data.columns: {code: number}" in note for note in raw.notes)
     findings = {finding.rule: finding for finding in check_table(pa.table({"code": words})).findings}
     assert findings["codes"].fix == "data.columns: {code: number}"
     assert "constant" not in findings
     told = read(tmp_path, {"code": words}, columns={"code": "number"})
     if case != "25 digits":  # of which float64 makes one value, and it is what was asked for
-        assert told.table is not None
-        assert np.asarray(told.table.values["code"])[3] == float(words[3])
+        assert told.rules is not None
+        assert np.asarray(told.rows.values["code"])[3] == float(words[3])
 
 
 def test_padded_decimals_and_dates_are_no_codes(tmp_path: Path) -> None:
     raw = read(tmp_path, {"x": [f"{row:06.2f}" for row in range(ROWS)], "small": [f"0.{row}" for row in range(ROWS)]})
-    assert raw.table is not None
-    assert set(raw.table.roles.values()) == {"number"}
+    assert raw.rules is not None
+    assert set(raw.rules.roles.values()) == {"number"}
 
 
 def test_long_integers_of_parquet_and_json_keep_their_digits(tmp_path: Path) -> None:
@@ -294,19 +294,19 @@ def test_long_integers_of_parquet_and_json_keep_their_digits(tmp_path: Path) -> 
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for kind in ("parquet", "jsonl"):
         raw = same_both_ways({"kind": kind, "path": str(tmp_path / f"t.{kind}")})
-        assert raw.table is not None
-        assert sorted(raw.table.values["account"].words) == [str(9_007_199_254_740_993 + at) for at in range(12)]
+        assert raw.rules is not None
+        assert sorted(raw.rows.values["account"].words) == [str(9_007_199_254_740_993 + at) for at in range(12)]
         column = column_of(raw, "account")
         served = column.from_rows([int(account[0]), str(account[0])])
         assert served.words == (str(account[0]),)
         if kind == "jsonl":
-            assert sorted(raw.table.values["big"].words) == [str(10**24 + at) for at in range(3)]
+            assert sorted(raw.rows.values["big"].words) == [str(10**24 + at) for at in range(3)]
     with pytest.raises(DataError, match=r"has lost digits on its way.*Send it as a string"):
         column.from_rows([float(10**24)])
     grouped = read_source(data_spec({"kind": "parquet", "path": str(tmp_path / "t.parquet")}, target="y",
                                     split={"group": "account"}))  # fmt: skip
-    assert grouped.keys is not None
-    assert len(np.unique(grouped.keys)) == 12
+    assert grouped.rules is not None
+    assert len(np.unique(grouped.rows.keys)) == 12
     rules = {(finding.rule, finding.column) for finding in check_table(table).findings}
     assert ("codes", "account") in rules
     assert ("constant", "account") not in rules
@@ -322,12 +322,12 @@ def test_long_integers_of_parquet_and_json_keep_their_digits(tmp_path: Path) -> 
 )
 def test_classes_of_digits_stay_apart(words: list[str], labels: list[str], tmp_path: Path) -> None:
     raw = read(tmp_path, {"y": [words[row % 2] for row in range(ROWS)]})
-    assert sorted(set(raw.targets.tolist())) == sorted(labels)
+    assert sorted(set(raw.rows.target.words)) == sorted(labels)
 
 
 def test_a_quantity_with_a_unit_is_a_quantity(tmp_path: Path) -> None:
     raw = read(tmp_path, {"y": [f"$ {1000 + row:,}.00" for row in range(ROWS)]})
-    np.testing.assert_array_equal(raw.targets, 1000.0 + np.arange(ROWS))
+    np.testing.assert_array_equal(target_of(raw), 1000.0 + np.arange(ROWS))
 
 
 def test_nearly_unique_texts_are_never_one_hot(tmp_path: Path) -> None:
@@ -336,8 +336,8 @@ def test_nearly_unique_texts_are_never_one_hot(tmp_path: Path) -> None:
     ids = [f"u{row:05}x" for row in range(num_rows)]
     names = [f"Kim {row} Lee" for row in range(num_rows)]
     raw = read(tmp_path, {"ticket": tickets, "id": ids, "name": names})
-    assert raw.table is not None
-    assert raw.table.roles == {"b": "number", "ticket": "text", "name": "text"}
+    assert raw.rules is not None
+    assert raw.rules.roles == {"b": "number", "ticket": "text", "name": "text"}
     assert "column 'id' is left out: nearly each row has a value of its own: an identifier" in raw.notes
     assert any("column 'ticket': 225 of 300 values are different: read as text" in note for note in raw.notes)
     prepare(tmp_path / "run", run_spec({"kind": "csv", "path": str(tmp_path / "table.csv")}, target="y"))
@@ -346,8 +346,8 @@ def test_nearly_unique_texts_are_never_one_hot(tmp_path: Path) -> None:
     names = {name for name in transforms.outputs[0].features if "[" not in name}
     assert names == {"b", "ticket: pc", "name: kim", "name: lee"}, "words that several rows share"
     told = read(tmp_path, {"ticket": tickets}, columns={"ticket": "category"})
-    assert told.table is not None
-    assert told.table.roles["ticket"] == "category"
+    assert told.rules is not None
+    assert told.rules.roles["ticket"] == "category"
 
 
 def test_unique_dates_are_no_identifiers() -> None:
@@ -423,8 +423,8 @@ def test_a_writing_that_no_date_has_is_refused(value: Any, words: str) -> None:
 def test_more_words_than_are_kept_are_judged_by_their_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("trainers.data.read.column_scan.WORDS_MAX", 120)
     raw = read(tmp_path, {"ticket": [f"PC {17000 + row * 3 // 4}" for row in range(300)]})
-    assert raw.table is not None
-    assert raw.table.roles["ticket"] == "text"
+    assert raw.rules is not None
+    assert raw.rules.roles["ticket"] == "text"
 
 
 def test_the_role_follows_from_all_values_not_from_the_first(tmp_path: Path) -> None:

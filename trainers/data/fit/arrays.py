@@ -1,4 +1,4 @@
-"""Fit the transforms of images and arrays on their training rows, and make the tensors of all splits with them.
+"""Fit the transforms of images and arrays on their training rows.
 
 Invariant: mean and deviation have seen the training rows alone; every split is made by the exported transforms
 themselves (cluster/bundle/transforms/arrays.py), which is the code that serving runs. A rule of tables in the spec of
@@ -7,7 +7,6 @@ a source of arrays is an error: it would do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,7 @@ from cluster.bundle.transforms import ArrayTransforms, Pixels, Standardize
 from cluster.errors import DataError
 from cluster.spec.data import DataSpec
 from cluster.spec.rules import rules_of_tables
-from trainers.data.fit.balance import balance_rows
-from trainers.data.read.raw import RawData
-from trainers.data.shards import Split
+from trainers.data.read.raw import ITEMS, RawData
 
 
 def check_rules(spec: DataSpec) -> None:
@@ -32,22 +29,14 @@ def check_rules(spec: DataSpec) -> None:
         )
 
 
-def fit_arrays(
-    spec: DataSpec, raw: RawData, rows: Mapping[str, np.ndarray], targets: np.ndarray
-) -> tuple[ArrayTransforms, dict[str, Split], dict[str, Any]]:
-    """Transforms fitted on `rows["train"]`, all splits through them, and the facts."""
-    assert raw.arrays is not None
+def fit_arrays(raw: RawData, train: np.ndarray) -> tuple[ArrayTransforms, dict[str, Any]]:
+    """Transforms fitted on the rows `train`, and facts."""
     image = raw.layout == "image"
-    step = fit_standardize(raw.arrays[rows["train"]], by_channel=image)
+    step = fit_standardize(np.asarray(raw.rows.values[ITEMS])[train], by_channel=image)
     transforms = ArrayTransforms(
         name="image" if image else "features", item_shape=raw.item_shape, steps=(step,), pixels=_pixels(raw)
     )
-    splits = {name: Split(transforms.apply(raw.arrays[index]), targets[index]) for name, index in rows.items()}
-    facts: dict[str, Any] = {"mean": list(step.mean), "deviation": list(step.deviation)}
-    if spec.balance is not None:
-        splits["train"], balanced = balance_rows(spec.balance, splits["train"])
-        facts |= balanced
-    return transforms, splits, facts
+    return transforms, {"mean": list(step.mean), "deviation": list(step.deviation)}
 
 
 def fit_standardize(train: np.ndarray, *, by_channel: bool) -> Standardize:

@@ -7,7 +7,7 @@ where rows are added.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,45 @@ from cluster.bundle.transforms.steps import MissingIndicator, apply_steps
 from cluster.errors import DataError
 from cluster.spec.data import BalanceSpec, DataSpec
 from cluster.spec.rules import SYNTHETIC
-from trainers.data.read.raw import Role, Table
-from trainers.data.shards import Split
+from trainers.data.read.raw import Role
+from trainers.data.shards import Split, save_split
 
 BLOCK_ROWS = 1 << 14  # of a shard that are drawn at a time
 
 
 def balance_training(
-    data: DataSpec, transforms: Transforms, train: Split, table: Table, values: Mapping[str, Values],
-    classes: tuple[str, ...],
-) -> tuple[Split, dict[str, Any]]:  # fmt: skip
-    """The training split, balanced, and the class counts before and after. Raises DataError."""
-    spec = data.balance
-    assert spec is not None
-    if not is_synthetic(spec):
-        return balance_rows(spec, train)
-    check_balance(data, table.roles, np.bincount(_classes_of(train), minlength=len(classes)), classes)
+    spec: BalanceSpec, folder: Path, train: Split, make_rows: Callable[[Split], Split]
+) -> tuple[int, dict[str, Any]]:
+    """Balance the training split that lies in `folder`; how many rows it then has, and the class counts before and
+    after. `make_rows`: `synthetic_rows` of it. Raises DataError."""
+    targets = np.asarray(_classes_of(train))
+    if spec.method == "class_weights":
+        np.save(folder / "weights.npy", class_weights(targets))
+        return len(train), _facts(spec, targets, targets)
+    if is_synthetic(spec):
+        balanced = make_rows(train)
+        save_split(folder, balanced)
+        return len(balanced), _facts(spec, targets, balanced.targets)
+    rows = drawn_rows(spec, targets)
+    for path in (*(folder / f"inputs.{name}.npy" for name in train.inputs), folder / "targets.npy"):
+        array, drawn = np.load(path, mmap_mode="r", allow_pickle=False), path.with_suffix(".drawn")
+        shard = np.lib.format.open_memmap(drawn, "w+", array.dtype, (len(rows), *array.shape[1:]))
+        for start in range(0, len(rows), BLOCK_ROWS):
+            shard[start : start + BLOCK_ROWS] = array[rows[start : start + BLOCK_ROWS]]
+        shard.flush()
+        drawn.replace(path)
+    return len(rows), _facts(spec, targets, targets[rows])
+
+
+def synthetic_rows(
+    spec: BalanceSpec, transforms: Transforms, train: Split, values: Mapping[str, Values], classes: tuple[str, ...]
+) -> Split:
+    """The training split and rows that nobody has seen. `values`: its rows before encoding. Raises DataError."""
     if spec.method == "smotenc":
-        balanced = _smotenc(spec, transforms, train, values, classes)
-    else:
-        sampler = _sampler(spec, train.targets)
-        matrix, targets = _resample(spec, sampler, train.inputs["features"], train.targets, classes)
-        balanced = Split({"features": matrix.astype(np.float32)}, targets)
-    return balanced, _facts(spec, train, balanced)
+        return _smotenc(spec, transforms, train, values, classes)
+    sampler = _sampler(spec, train.targets)
+    matrix, targets = _resample(spec, sampler, train.inputs["features"], train.targets, classes)
+    return Split({"features": matrix.astype(np.float32)}, targets)
 
 
 def check_balance(data: DataSpec, roles: Mapping[str, Role], counts: np.ndarray, classes: tuple[str, ...]) -> None:
@@ -62,36 +78,6 @@ def is_synthetic(spec: BalanceSpec | None) -> bool:
     return spec is not None and spec.method in SYNTHETIC
 
 
-def balance_rows(spec: BalanceSpec, train: Split) -> tuple[Split, dict[str, Any]]:
-    """The training split of any layout, balanced by weights or by drawing its rows. Raises DataError."""
-    _classes_of(train)
-    if spec.method == "class_weights":
-        balanced = Split(train.inputs, train.targets, class_weights(train.targets))
-    else:
-        rows = drawn_rows(spec, train.targets)
-        balanced = Split({name: array[rows] for name, array in train.inputs.items()}, train.targets[rows])
-    return balanced, _facts(spec, train, balanced)
-
-
-def balance_shards(spec: BalanceSpec, folder: Path, train: Split) -> tuple[int, dict[str, Any]]:
-    """`balance_rows` of the training split that lies in `folder`, a block of rows at a time; how many rows it then has,
-    and facts. Raises DataError."""
-    targets = np.asarray(_classes_of(train))
-    if spec.method == "class_weights":
-        np.save(folder / "weights.npy", class_weights(targets))
-        return len(train), _facts(spec, train, train)
-    rows = drawn_rows(spec, targets)
-    facts = _facts(spec, train, Split({}, targets[rows]))
-    for path in (*(folder / f"inputs.{name}.npy" for name in train.inputs), folder / "targets.npy"):
-        array, drawn = np.load(path, mmap_mode="r", allow_pickle=False), path.with_suffix(".drawn")
-        shard = np.lib.format.open_memmap(drawn, "w+", array.dtype, (len(rows), *array.shape[1:]))
-        for start in range(0, len(rows), BLOCK_ROWS):
-            shard[start : start + BLOCK_ROWS] = array[rows[start : start + BLOCK_ROWS]]
-        shard.flush()
-        drawn.replace(path)
-    return len(rows), facts
-
-
 def _classes_of(train: Split) -> np.ndarray:
     """(N,) class indices. Raises DataError for a quantity."""
     if not np.issubdtype(train.targets.dtype, np.integer):
@@ -103,9 +89,8 @@ def _no_classes() -> DataError:
     return DataError("Cannot balance", found="the task is regression", remedy="Set data.balance: null.")
 
 
-def _facts(spec: BalanceSpec, train: Split, balanced: Split) -> dict[str, Any]:
-    facts = {"method": spec.method, "before": _counts(train.targets), "after": _counts(balanced.targets)}
-    return {"balance": facts}
+def _facts(spec: BalanceSpec, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    return {"balance": {"method": spec.method, "before": _counts(before), "after": _counts(after)}}
 
 
 def balanced_rows(spec: BalanceSpec, counts: np.ndarray) -> int | None:
@@ -119,15 +104,6 @@ def balanced_rows(spec: BalanceSpec, counts: np.ndarray) -> int | None:
     if spec.method == "under":
         return smallest * len(present)
     return max(smallest, largest // 2) * len(present) if spec.method == "smote_under" else None
-
-
-def count_balanced(
-    data: DataSpec, roles: Mapping[str, Role], counts: np.ndarray, classes: tuple[str, ...]
-) -> int | None:
-    """`balanced_rows` of a spec that balances. Raises DataError as `check_balance` does."""
-    assert data.balance is not None
-    check_balance(data, roles, counts, classes)
-    return balanced_rows(data.balance, counts)
 
 
 def class_weights(targets: np.ndarray) -> np.ndarray:

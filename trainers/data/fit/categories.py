@@ -6,61 +6,59 @@ encoded by the others), so that a row's own target never reaches its features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from cluster.bundle.transforms import Block, Texts
+from cluster.bundle.transforms import Block
 from cluster.bundle.transforms.steps import HashBuckets, OneHot, Ordinal, TargetEncode
 from cluster.spec.data import DataSpec
+from trainers.data.fit.training_statistics import FOLDS, Statistics, Sums, count_words
 
 
-def category_block(spec: DataSpec, name: str, column: Texts, targets: np.ndarray, num_classes: int) -> Block:
+def category_block(spec: DataSpec, name: str, training: Statistics) -> Block:
     """The block of one category column."""
     how = spec.encode.category
-    if how == "one_hot":
-        return _one_hot(spec, name, column)
-    if how == "ordinal":
-        return Block(columns=(name,), steps=(Ordinal(categories=tuple(sorted(column.words))),), features=(name,))
     if how == "hash":
         step = HashBuckets(buckets=spec.encode.hash_buckets)
         features = tuple(f"{name} bucket {index}" for index in range(step.buckets))
         return Block(columns=(name,), steps=(step,), features=features)
-    encode = fit_target_encoding(column, targets, num_classes, spec.encode.target_smoothing)
-    width = len(encode.default)
-    features = (f"{name} target",) if width == 1 else tuple(f"{name} target {index}" for index in range(width))
-    return Block(columns=(name,), steps=(encode,), features=features)
+    if how == "target":
+        encode = target_encoding(training.sums[name], spec.encode.target_smoothing)
+        width = len(encode.default)
+        features = (f"{name} target",) if width == 1 else tuple(f"{name} target {index}" for index in range(width))
+        return Block(columns=(name,), steps=(encode,), features=features)
+    counts = count_words(training.sample.values[name]) if training.whole else training.words[name]
+    if how == "one_hot":
+        return _one_hot(spec, name, counts)
+    words = tuple(sorted(word for word in counts if word is not None))
+    return Block(columns=(name,), steps=(Ordinal(categories=words),), features=(name,))
 
 
-def fit_target_encoding(column: Texts, targets: np.ndarray, num_classes: int, smoothing: float) -> TargetEncode:
-    """Mean of the target a category, drawn to the overall mean by `smoothing` rows of it."""
-    goals = target_columns(targets, num_classes)
-    prior = goals.mean(axis=0)
-    known = column.codes >= 0
-    counts = np.bincount(column.codes[known], minlength=len(column.words)).astype(np.float64)
-    sums = np.stack(
-        [np.bincount(column.codes[known], weights=goal[known], minlength=len(column.words)) for goal in goals.T], axis=1
-    )
-    means = (sums + smoothing * prior) / (counts[:, None] + smoothing)
+def target_encoding(sums: Sums, smoothing: float, *, without: int | None = None) -> TargetEncode:
+    """Mean of the target a category, drawn to the overall mean by `smoothing` rows of it. `without`: a fold that is
+    left out, where it is not all there is."""
+    folds = [fold for fold in range(FOLDS) if fold != without]
+    known = {word: each[folds].sum(axis=0) for word, each in sums.items()}
+    whole = np.sum(list(known.values()), axis=0)
+    if not whole[0]:
+        return target_encoding(sums, smoothing)
+    prior = whole[1:] / whole[0]
+    words = sorted(word for word, (rows, *_) in known.items() if word is not None and rows)
     return TargetEncode(
-        categories=column.words,
-        values=tuple(tuple(float(value) for value in row) for row in means),
-        default=tuple(float(value) for value in prior),
+        categories=tuple(words),
+        values=tuple(
+            tuple(((known[word][1:] + smoothing * prior) / (known[word][0] + smoothing)).tolist()) for word in words
+        ),
+        default=tuple(prior.tolist()),
     )
 
 
-def target_columns(targets: np.ndarray, num_classes: int) -> np.ndarray:
-    """(N, 1) for two classes or a quantity, (N, C) one-hot for more."""
-    if num_classes <= 2:
-        return targets.astype(np.float64)[:, None]
-    return np.eye(num_classes)[targets]
-
-
-def _one_hot(spec: DataSpec, name: str, column: Texts) -> Block:
+def _one_hot(spec: DataSpec, name: str, counts: Mapping[str | None, int]) -> Block:
     """The most frequent categories; the rest, and unknown ones, share a bucket where training has such rows."""
-    counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.words))
-    order = sorted(range(len(column.words)), key=lambda code: (-counts[code], column.words[code]))
-    kept = tuple(sorted(column.words[code] for code in order[: spec.encode.max_categories]))
-    rest = len(column.words) > len(kept)
-    missing = bool((column.codes < 0).any())
+    words = [word for word in counts if word is not None]
+    kept = tuple(sorted(sorted(words, key=lambda word: (-counts[word], word))[: spec.encode.max_categories]))
+    rest, missing = len(words) > len(kept), None in counts
     step = OneHot(categories=kept, bucket_unknown=rest, bucket_missing=missing)
     features = [f"{name}={word}" for word in kept] + [f"{name} other"] * rest + [f"{name} is missing"] * missing
     return Block(columns=(name,), steps=(step,), features=tuple(features))

@@ -1,11 +1,11 @@
-"""Fit number columns: scikit-learn does the statistics, the fitted values are exported as steps.
+"""Fit number columns: scikit-learn does the statistics of rows in memory, the fitted values are exported as steps.
 
 Invariant: sees training rows only; a column without any value in training becomes the constant 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler, QuantileTransformer, RobustScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from cluster.bundle.transforms import Block, Values
+from cluster.bundle.transforms import Block
 from cluster.bundle.transforms.steps import (
     Clip,
     Impute,
@@ -25,6 +25,7 @@ from cluster.bundle.transforms.steps import (
     apply_steps,
 )
 from cluster.spec.data import DataSpec
+from trainers.data.fit.training_statistics import Moments, Statistics
 
 NEIGHBOR_ROWS_MAX = 1_000  # the reference travels in the bundle: 1,000 rows × 10 columns are about 200 kB of JSON
 BIN_ROWS_MIN = 32  # fewer training rows than this in a bin are noise
@@ -32,26 +33,28 @@ QUANTILES_MAX = 1_000  # scikit-learn's default
 QUANTILE_ROWS_MAX = 1_000_000
 
 
-def number_blocks(
-    spec: DataSpec, names: Sequence[str], values: Mapping[str, Values], targets: np.ndarray
-) -> list[Block]:
+def number_blocks(spec: DataSpec, names: Sequence[str], training: Statistics) -> list[Block]:
     """One block for the values, one for their bins and one for the missing indicators, where asked."""
-    matrix = np.stack([np.asarray(values[name]) for name in names], axis=1)
+    matrix = np.stack([np.asarray(training.sample.values[name]) for name in names], axis=1)
+    moments = None if training.whole else [training.numbers[name] for name in names]
     steps: list[Any] = []
     low_high = _fences(matrix, spec.clean.clip_iqr)
     if low_high is not None:
         steps.append(Clip(low=_tuple(low_high[0]), high=_tuple(low_high[1])))
-    steps.append(_impute(spec, apply_steps(tuple(steps), matrix)))
+    exact = None if steps else moments  # of all training rows, as they are
+    steps.append(_impute(spec, apply_steps(tuple(steps), matrix), exact))
     filled = apply_steps(tuple(steps), matrix)
-    scale = _scale(spec, filled)
+    scale = (_exact_scale(spec, exact, steps[-1]) if exact else None) or _scale(spec, filled)
     scaled = (*steps, scale) if scale is not None else tuple(steps)
     blocks = [Block(columns=tuple(names), steps=scaled, features=tuple(names))]
     if spec.encode.number == "piecewise_linear":
+        targets = training.sample.targets
         bins = PiecewiseLinear(edges=tuple(_edges(column, targets, spec.encode.bins) for column in filled.T))
         pairs = zip(names, bins.edges, strict=True)
         features = tuple(f"{name} bin {index}" for name, edges in pairs for index in range(len(edges) - 1))
         blocks.append(Block(columns=tuple(names), steps=(*steps, bins), features=features))
-    holes = [name for name in names if np.isnan(np.asarray(values[name])).any()]
+    missing = [each.missing for each in moments] if moments else np.isnan(matrix).any(axis=0)
+    holes = [name for name, any_missing in zip(names, missing, strict=True) if any_missing]
     if spec.clean.missing_indicators and holes:
         features = tuple(f"{name} is missing" for name in holes)
         blocks.append(Block(columns=tuple(holes), steps=(MissingIndicator(),), features=features))
@@ -69,7 +72,9 @@ def _fences(matrix: np.ndarray, factor: float | None) -> tuple[np.ndarray, np.nd
     return np.where(spread > 0, low - factor * spread, -big), np.where(spread > 0, high + factor * spread, big)
 
 
-def _impute(spec: DataSpec, matrix: np.ndarray) -> Impute | ImputeNeighbors:
+def _impute(spec: DataSpec, matrix: np.ndarray, exact: Sequence[Moments] | None) -> Impute | ImputeNeighbors:
+    if exact and spec.clean.impute == "mean":
+        return Impute(values=tuple(each.mean for each in exact))
     strategy = {"mode": "most_frequent", "neighbors": "mean"}.get(spec.clean.impute, spec.clean.impute)
     imputer = SimpleImputer(strategy=strategy, fill_value=spec.clean.constant, keep_empty_features=True).fit(matrix)
     constants = _tuple(np.nan_to_num(imputer.statistics_))
@@ -100,6 +105,25 @@ def _scale(spec: DataSpec, matrix: np.ndarray) -> Scale | Quantile | None:
             references=_tuple(ranks.references_), quantiles=tuple(_tuple(column) for column in ranks.quantiles_.T)
         )
     return None
+
+
+def _exact_scale(spec: DataSpec, moments: Sequence[Moments], impute: Impute | ImputeNeighbors) -> Scale | None:
+    """The scale that follows from moments, as `_scale` has it of values: means and deviations, or ends."""
+    if not isinstance(impute, Impute) or spec.encode.number not in ("standard", "piecewise_linear", "min_max"):
+        return None
+    whole = [each.filled(value) for each, value in zip(moments, impute.values, strict=True)]
+    if spec.encode.number == "min_max":
+        spans = (each.high - each.low for each in whole)
+        divisor = tuple(1.0 / (1.0 / span) if span > 0 else 1.0 for span in spans)
+        return Scale(offset=tuple(each.low for each in whole), divisor=divisor)
+    return Scale(offset=tuple(each.mean for each in whole), divisor=tuple(_deviation(each) for each in whole))
+
+
+def _deviation(moments: Moments) -> float:
+    """As scikit-learn, 1 for a column without spread: below `_is_constant_feature`'s bound the variance is rounding."""
+    variance, eps = moments.squares / moments.count, np.finfo(np.float64).eps
+    constant = variance <= moments.count * eps * variance + (moments.count * moments.mean * eps) ** 2
+    return 1.0 if constant else float(np.sqrt(variance))
 
 
 def _edges(column: np.ndarray, targets: np.ndarray, bins: int) -> tuple[float, ...]:

@@ -1,7 +1,6 @@
 """What the bundle keeps of the raw training rows: range and words of each column, and one row to ask with.
 
-Invariant: sees training rows only; no tensor depends on it. Past memory training_statistics.py puts the exact facts of
-all training rows in place of those of the sample.
+Invariant: sees training rows only, and all of them, however many; no tensor depends on it.
 """
 
 from __future__ import annotations
@@ -16,22 +15,28 @@ from cluster.bundle.transforms.columns import number_text
 from cluster.bundle.transforms.dates import written
 from cluster.bundle.transforms.seen import SeenColumn, seen_numbers, seen_words
 from cluster.errors import DataError
+from trainers.data.fit.training_statistics import EXAMPLE_ROWS, Moments, Statistics
 from trainers.data.read.raw import Role
 
-EXAMPLE_ROWS = 20  # the first training rows, of which one with the fewest missing values is kept
 
-
-def seen_columns(roles: Mapping[str, Role], values: Mapping[str, Values]) -> dict[str, SeenColumn]:
-    """The facts of every column that is no free text, from the training rows' values."""
+def seen_columns(roles: Mapping[str, Role], training: Statistics) -> dict[str, SeenColumn]:
+    """The facts of every column that is no free text."""
     found: dict[str, SeenColumn | None] = {}
     for name, role in roles.items():
-        column = values[name]
-        if isinstance(column, Texts):
-            found[name] = seen_words(column.words) if role == "category" else None
-        else:
-            there = column[~np.isnan(column)]
-            found[name] = seen_numbers(there.min(), there.max()) if len(there) else None
+        column = training.sample.values[name]
+        if not isinstance(column, Texts):
+            found[name] = _seen_numbers(column, None if training.whole else training.numbers[name])
+        elif role == "category":
+            found[name] = seen_words(column.words if training.whole else filter(None, training.words[name]))
     return {name: seen for name, seen in found.items() if seen is not None}
+
+
+def _seen_numbers(column: np.ndarray, moments: Moments | None) -> SeenColumn | None:
+    """`moments`: of all training rows, where the column holds a sample."""
+    if moments is not None:
+        return seen_numbers(moments.low, moments.high) if moments.count else None
+    there = column[~np.isnan(column)]
+    return seen_numbers(there.min(), there.max()) if len(there) else None
 
 
 def example_row(columns: Sequence[Column], values: Mapping[str, Values]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ travel in the transforms (so in the bundle) and in the stage's facts (so in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,19 @@ SEED = 7  # of the estimators that draw numbers
 
 
 def select_features(
-    spec: SelectSpec, output: Output, matrix: np.ndarray, targets: np.ndarray, classification: bool
-) -> tuple[Output, dict[str, Any]]:
-    """The output with `selected` set, and the scores. `matrix`: (N, F) training rows. Raises DataError."""
+    spec: SelectSpec, output: Output, matrix: np.ndarray, targets: np.ndarray, classification: bool,
+    variances: np.ndarray | None = None,
+) -> tuple[Output, dict[str, Any]]:  # fmt: skip
+    """The output with `selected` set, and the scores. `matrix`: (N, F) training rows; `variances`: (F,) of all training
+    rows, where these are a sample. Raises DataError."""
     names = output.features
     if spec.method == "correlation":
         assert spec.threshold is not None
         scores, kept = _uncorrelated(matrix, spec.threshold)
     else:
-        scores = np.nan_to_num(feature_scores(spec.method, matrix, targets, classification))
+        if variances is None:
+            variances = feature_scores(spec.method, matrix, targets, classification)
+        scores = np.nan_to_num(variances)
         if spec.k is not None:
             kept = np.sort(np.argsort(-scores, kind="stable")[: spec.k])
         else:
@@ -52,7 +57,7 @@ def feature_scores(method: str, matrix: np.ndarray, targets: np.ndarray, classif
     from sklearn import ensemble, feature_selection
 
     if method == "variance":
-        return matrix.var(axis=0)
+        return matrix.var(axis=0, dtype=np.float64)
     if method == "anova":
         score = feature_selection.f_classif if classification else feature_selection.f_regression
         scores = np.zeros(matrix.shape[1])
@@ -65,6 +70,13 @@ def feature_scores(method: str, matrix: np.ndarray, targets: np.ndarray, classif
         return getattr(feature_selection, name)(matrix, targets, random_state=SEED)
     forest = ensemble.RandomForestClassifier if classification else ensemble.RandomForestRegressor
     return forest(n_estimators=100, random_state=SEED, n_jobs=1).fit(matrix, targets).feature_importances_
+
+
+def pooled_variances(parts: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """(F,) variances of all rows, of the (rows, means, variances) of their batches."""
+    rows, means, variances = (np.array(column, dtype=np.float64) for column in zip(*parts, strict=True))
+    apart = means - np.average(means, axis=0, weights=rows)
+    return np.average(variances + apart**2, axis=0, weights=rows)
 
 
 def _uncorrelated(matrix: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,29 +1,26 @@
-"""Statistics of training rows that are never together in memory, and what is fitted with them.
+"""What transforms are fitted on: training rows, and where these are a sample, statistics of all of them.
 
-Invariant: `merge` of two statistics is the statistics of both. Exact: counts, moments, minimum, maximum and words of
-all training rows. `SAMPLE_ROWS` of them, drawn evenly, stand in for what needs all values at once (quantiles, bins,
-vocabularies): ranks within `QUANTILE_RANK_ERROR`.
+Invariant: `merge` of two statistics is the statistics of both. A table in memory is one batch, which is its own sample.
+Of others `SAMPLE_ROWS` rows, drawn evenly, stand in for what needs all values at once (quantiles, bins, vocabularies):
+ranks within `QUANTILE_RANK_ERROR`. Counts, moments, minimum, maximum, words and sums of targets are exact.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from cluster.bundle.transforms import Block, Output, Texts, Values
-from cluster.bundle.transforms.seen import SeenColumn, seen_numbers, seen_words
-from cluster.bundle.transforms.steps import Clip, Impute, MissingIndicator, OneHot, Ordinal, Scale
-from cluster.spec.data import SPLITS, DataSpec
-from trainers.data.fit.seen import EXAMPLE_ROWS
-from trainers.data.fit.table import FEATURES
+from cluster.bundle.transforms import Texts, Values
+from trainers.data.hashing import mix, seeded
 from trainers.data.read.raw import Role
-from trainers.data.sample import Sample, decoded, join_rows
+from trainers.data.sample import drawn, nearer
+
+FOLDS = 5  # of cross-fitted target encoding: each fold is encoded by the other 80 % of the rows
+EXAMPLE_ROWS = 20  # the first training rows, of which one with the fewest missing values is kept
 
 
 @dataclass
@@ -37,14 +34,15 @@ class Moments:
     low: float = math.inf
     high: float = -math.inf
 
-    def add(self, values: np.ndarray) -> None:
+    @staticmethod
+    def of(values: np.ndarray) -> Moments:
         there = values[~np.isnan(values)]
-        other = Moments(len(there), len(values) - len(there))
+        found = Moments(len(there), len(values) - len(there))
         if len(there):
-            other.mean = float(there.mean())
-            other.squares = float(((there - other.mean) ** 2).sum())
-            other.low, other.high = float(there.min()), float(there.max())
-        self.merge(other)
+            found.mean = float(there.mean())
+            found.squares = float(((there - found.mean) ** 2).sum())
+            found.low, found.high = float(there.min()), float(there.max())
+        return found
 
     def merge(self, other: Moments) -> None:
         self.missing += other.missing
@@ -56,137 +54,147 @@ class Moments:
         self.count = total
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
+    def filled(self, value: float) -> Moments:
+        """With this in place of missing values."""
+        whole = Moments(self.count, 0, self.mean, self.squares, self.low, self.high)
+        if self.missing:
+            whole.merge(Moments(self.missing, 0, value, 0.0, value, value))
+        return whole
+
+
+@dataclass
+class TrainingRows:
+    """N rows, with the columns' words in alphabetical order."""
+
+    values: dict[str, Values]
+    targets: np.ndarray
+    """(N,) int64 class indices, or (N,) float32."""
+    numbers: np.ndarray
+    """(N,) uint64, file and row in it."""
+
+    def take(self, rows: np.ndarray) -> TrainingRows:
+        return TrainingRows(take_rows(self.values, rows), self.targets[rows], self.numbers[rows])
+
+    def joined(self, other: TrainingRows) -> TrainingRows:
+        """These rows, and others that follow."""
+        if not len(self.numbers):
+            return other
+        values = {name: _join(column, other.values[name]) for name, column in self.values.items()}
+        arrays = ((self.targets, other.targets), (self.numbers, other.numbers))
+        return TrainingRows(values, *(np.concatenate(pair) for pair in arrays))
+
+
+Sums = dict[str | None, np.ndarray]
+"""Word, None for a missing one -> (folds, 1 + goals) float64: rows, and sums of the targets."""
+
 
 @dataclass
 class Statistics:
-    """What is known of the rows of each split and class, and the training rows' moments, words and sample."""
+    """Of the training rows."""
 
-    splits: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
-    classes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(split, class index) -> rows."""
+    rows: int = 0
+    sample: TrainingRows = field(default_factory=lambda: TrainingRows({}, np.zeros(0), np.zeros(0, dtype=np.uint64)))
+    head: TrainingRows = field(default_factory=lambda: TrainingRows({}, np.zeros(0), np.zeros(0, dtype=np.uint64)))
+    """The first `EXAMPLE_ROWS`."""
     numbers: dict[str, Moments] = field(default_factory=dict)
     words: dict[str, Counter[str | None]] = field(default_factory=dict)
-    sample: Sample = field(default_factory=Sample)
-    head: pa.Table = field(default_factory=lambda: pa.table({}))
-    """The first `EXAMPLE_ROWS` training rows."""
+    """Of categories; None counts the missing ones."""
+    sums: dict[str, Sums] = field(default_factory=dict)
+    """Of categories that are encoded by the target."""
 
-    def add(self, numbers: np.ndarray, rows: pa.Table, values: Mapping[str, Values]) -> None:
-        """Take in training rows that follow. `numbers`: (N,) uint64 of the rows; `rows`: as they were read."""
-        for name, column in values.items():
-            if isinstance(column, Texts):
-                counts = np.bincount(column.codes + 1, minlength=len(column.words) + 1)
-                words = (None, *column.words)
-                counted = {words[at]: int(counts[at]) for at in np.flatnonzero(counts)}
-                self.words.setdefault(name, Counter()).update(counted)
-            else:
-                self.numbers.setdefault(name, Moments()).add(column)
-        self.sample.add(rows, numbers)
-        self._begin(rows)
+    @property
+    def whole(self) -> bool:
+        """Whether the sample is all rows: nothing else is known then of numbers and words."""
+        return len(self.sample.numbers) == self.rows
+
+    @staticmethod
+    def of(rows: TrainingRows) -> Statistics:
+        """Of rows in memory."""
+        return Statistics(len(rows.numbers), rows, rows.take(np.arange(min(EXAMPLE_ROWS, len(rows.numbers)))))
+
+    @staticmethod
+    def counted(rows: TrainingRows, roles: Mapping[str, Role]) -> Statistics:
+        """Of rows that are followed by others."""
+        found = Statistics.of(rows)
+        found.sample = rows.take(drawn(rows.numbers))
+        for name, role in roles.items():
+            if role in ("number", "date"):
+                found.numbers[name] = Moments.of(np.asarray(rows.values[name]))
+            elif role == "category":
+                found.words[name] = count_words(rows.values[name])
+        return found
 
     def merge(self, other: Statistics) -> None:
-        self.splits = [a + b for a, b in zip(self.splits, other.splits, strict=True)]
-        self.classes.update(other.classes)
+        """Take in those of rows that follow."""
+        self.rows += other.rows
         for name, moments in other.numbers.items():
             self.numbers.setdefault(name, Moments()).merge(moments)
         for name, words in other.words.items():
             self.words.setdefault(name, Counter()).update(words)
-        self.sample.add(other.sample.rows, other.sample.numbers)
-        self._begin(other.head)
-
-    def _begin(self, rows: pa.Table) -> None:
-        """Training rows that follow those of before."""
-        wanted = min(EXAMPLE_ROWS - self.head.num_rows, rows.num_rows)
-        if wanted > 0:
-            self.head = join_rows(self.head, decoded(rows.slice(0, wanted))).combine_chunks()
-
-    def seen(self, roles: dict[str, Role]) -> dict[str, SeenColumn]:
-        """As fit/seen.py, of all training rows."""
-        found: dict[str, SeenColumn | None] = {}
-        for name, role in roles.items():
-            if role in ("number", "date"):
-                found[name] = seen_numbers(self.numbers[name].low, self.numbers[name].high)
-            elif role == "category":
-                found[name] = seen_words(word for word in self.words[name] if word is not None)
-        return {name: seen for name, seen in found.items() if seen is not None}
+        for name, sums in other.sums.items():
+            mine = self.sums.setdefault(name, {})
+            for word, added in sums.items():
+                mine[word] = mine[word] + added if word in mine else added
+        near = nearer(other.sample.numbers, self.sample.numbers)
+        if len(near):
+            joined = self.sample.joined(other.sample.take(near))
+            self.sample = joined.take(drawn(joined.numbers))
+        if (wanted := EXAMPLE_ROWS - len(self.head.numbers)) > 0 and len(other.head.numbers):
+            self.head = self.head.joined(other.head.take(np.arange(min(wanted, len(other.head.numbers)))))
 
 
-def exact_output(spec: DataSpec, output: Output, roles: dict[str, Role], whole: Statistics) -> Output:
-    """An output that was fitted on a sample, with what is known of all training rows in its place."""
-    blocks = []
-    for block in output.blocks:
-        name = block.columns[0]
-        if roles[name] == "category":
-            blocks.append(_category(spec, block, whole.words[name]))
-        elif not isinstance(block.steps[0], MissingIndicator):
-            blocks.append(_numbers(spec, block, whole.numbers) if roles[name] in ("number", "date") else block)
-    numbers = [name for block in output.blocks for name in block.columns if roles[name] in ("number", "date")]
-    holes = tuple(name for name in dict.fromkeys(numbers) if whole.numbers[name].missing)
-    if (
-        spec.clean.missing_indicators
-        and output.name == FEATURES
-        and holes
-        and any(roles[block.columns[0]] in ("number", "date") for block in blocks)
-    ):
-        place = sum(roles[block.columns[0]] in ("number", "date") for block in blocks)
-        features = tuple(f"{name} is missing" for name in holes)
-        blocks.insert(place, Block(columns=holes, steps=(MissingIndicator(),), features=features))
-    return output.model_copy(update={"blocks": tuple(blocks)})
+def count_words(column: Values) -> Counter[str | None]:
+    """Rows of each word of a text column; None counts the missing ones."""
+    assert isinstance(column, Texts)
+    counts = np.bincount(column.codes + 1, minlength=len(column.words) + 1)
+    words = (None, *column.words)
+    return Counter({words[at]: int(counts[at]) for at in np.flatnonzero(counts)})
 
 
-def _category(spec: DataSpec, block: Block, counts: Counter[str | None]) -> Block:
-    """The same block by the words of all training rows."""
-    name, words = block.columns[0], {word: count for word, count in counts.items() if word is not None}
-    if isinstance(block.steps[0], Ordinal):
-        return block.model_copy(update={"steps": (Ordinal(categories=tuple(sorted(words))),)})
-    if not isinstance(block.steps[0], OneHot):
-        return block
-    order = sorted(words, key=lambda word: (-words[word], word))
-    kept = tuple(sorted(order[: spec.encode.max_categories]))
-    rest, missing = len(words) > len(kept), counts[None] > 0
-    step = OneHot(categories=kept, bucket_unknown=rest, bucket_missing=missing)
-    features = [f"{name}={word}" for word in kept] + [f"{name} other"] * rest + [f"{name} is missing"] * missing
-    return Block(columns=(name,), steps=(step,), features=tuple(features))
+def sum_targets(column: Values, rows: TrainingRows, num_classes: int, seed: int) -> Sums:
+    """Rows and target sums of each word and fold."""
+    assert isinstance(column, Texts)
+    goals = target_columns(rows.targets, num_classes)
+    places = (column.codes + 1).astype(np.int64) * FOLDS + folds_of(rows.numbers, seed)
+    size = (len(column.words) + 1) * FOLDS
+    sums = [np.bincount(places, weights=goal, minlength=size) for goal in (None, *goals.T)]
+    table = np.stack(sums, axis=1).reshape(-1, FOLDS, len(sums))
+    words = (None, *column.words)
+    return {words[at]: table[at] for at in np.flatnonzero(table[:, :, 0].any(axis=1))}
 
 
-def _numbers(spec: DataSpec, block: Block, numbers: dict[str, Moments]) -> Block:
-    """Mean imputation, standard and min-max scaling by the moments of all training rows."""
-    moments = [numbers[name] for name in block.columns]
-    steps: list[Any] = list(block.steps)
-    for place, step in enumerate(steps):
-        if isinstance(step, Impute) and spec.clean.impute == "mean" and not isinstance(steps[0], Clip):
-            steps[place] = Impute(values=tuple(each.mean for each in moments))
-    filled = next((step.values for step in steps if isinstance(step, Impute)), None)
-    if filled is None or isinstance(steps[0], Clip):
-        return block.model_copy(update={"steps": tuple(steps)})
-    for place, step in enumerate(steps):
-        if isinstance(step, Scale) and spec.encode.number in ("standard", "piecewise_linear"):
-            steps[place] = _standard(moments, filled)
-        elif isinstance(step, Scale) and spec.encode.number == "min_max":
-            steps[place] = _min_max(moments, filled)
-    return block.model_copy(update={"steps": tuple(steps)})
+def target_columns(targets: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N, 1) for two classes or a quantity, (N, C) one-hot for more."""
+    if num_classes <= 2:
+        return targets.astype(np.float64)[:, None]
+    return np.eye(num_classes)[targets]
 
 
-def _standard(moments: list[Moments], filled: Sequence[float]) -> Scale:
-    """Mean and deviation with the missing values filled in; as scikit-learn, 1 for a column without spread."""
-    offset, divisor = [], []
-    for each, fill in zip(moments, filled, strict=True):
-        whole = Moments(each.count, 0, each.mean, each.squares)
-        if each.missing:
-            whole.merge(Moments(each.missing, 0, fill))
-        variance = whole.squares / whole.count
-        # sklearn.preprocessing._data._is_constant_feature: below this the variance is rounding
-        eps = np.finfo(np.float64).eps
-        constant = variance <= whole.count * eps * variance + (whole.count * whole.mean * eps) ** 2
-        offset.append(whole.mean)
-        divisor.append(1.0 if constant else float(np.sqrt(variance)))
-    return Scale(offset=tuple(offset), divisor=tuple(divisor))
+def folds_of(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) int64 fold of each row, by its number alone: the same for any batch that it comes in."""
+    return (mix(seeded(numbers, seed)) % np.uint64(FOLDS)).astype(np.int64)
 
 
-def _min_max(moments: list[Moments], filled: Sequence[float]) -> Scale:
-    offset, divisor = [], []
-    for each, fill in zip(moments, filled, strict=True):
-        low = min(each.low, fill) if each.missing else each.low
-        high = max(each.high, fill) if each.missing else each.high
-        offset.append(low)
-        divisor.append(1.0 / (1.0 / (high - low)) if high > low else 1.0)
-    return Scale(offset=tuple(offset), divisor=tuple(divisor))
+def take_rows(values: Mapping[str, Values], rows: np.ndarray) -> dict[str, Values]:
+    """The same columns with these rows."""
+    return {name: take(column, rows) for name, column in values.items()}
+
+
+def take(column: Values, rows: np.ndarray) -> Values:
+    """Rows of one column. Its words are those that these rows use, in alphabetical order: others would be a leak."""
+    if not isinstance(column, Texts):
+        return column[rows]
+    codes = column.codes[rows]
+    used = np.unique(codes[codes >= 0])
+    order = used[np.argsort(np.array(column.words, dtype=object)[used], kind="stable")]
+    places = np.full(len(column.words) + 1, -1, dtype=np.int32)
+    places[order] = np.arange(len(order), dtype=np.int32)
+    return Texts(places[codes], tuple(column.words[code] for code in order))
+
+
+def _join(first: Values, second: Values) -> Values:
+    if not isinstance(first, Texts) or not isinstance(second, Texts):
+        return np.concatenate([np.asarray(first), np.asarray(second)])
+    index = {word: code for code, word in enumerate(first.words)}
+    places = np.array([*(index.setdefault(word, len(index)) for word in second.words), -1], dtype=np.int32)
+    return Texts(np.concatenate([first.codes, places[second.codes]]), tuple(index))

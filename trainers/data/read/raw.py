@@ -5,7 +5,7 @@ Invariant: `RawData` is whole (equal lengths, at least one row) and of one layou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,19 +16,30 @@ from cluster.spec.data import DataSpec
 Layout = Literal["image", "table", "array", "text"]
 Role = Literal["number", "category", "text", "date"]
 FREE = -1
+ITEMS = "items"
+"""The only column of a source of images or other arrays."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Feature columns after cleaning, with the rules by which serving reads the same columns."""
+class TypedRows:
+    """N rows, read by the rules."""
 
-    columns: tuple[Column, ...]
     values: dict[str, Values]
-    roles: dict[str, Role]
-    ignored: tuple[str, ...] = ()
-    """Columns of the source that no feature is made of."""
-    lists: dict[str, str] = field(default_factory=dict)
-    """Column that is an item of a list -> the list, which becomes an input of its own."""
+    """Of the feature columns. Images and other arrays are one, `ITEMS`: (N, C, H, W) or (N, …) float32."""
+    target: Texts | np.ndarray
+    """The target's words; of arrays (N,) labels as text, or float64."""
+    keys: np.ndarray
+    """(N,) uint64 hash of each row's features, or of its group: rows with equal keys stay in one split."""
+    numbers: np.ndarray
+    """(N,) uint64: file << `FILE_ROWS_BITS`, plus the row in it."""
+    fixed: np.ndarray | None = None
+    """(N,) int8 index into SPLITS, `FREE` for a row that is free, where a column or the files say it; None: all are."""
+    times: np.ndarray | None = None
+    """(N,) float64 to order rows by, where data.split.time asks for it."""
+    groups: Texts | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True)
@@ -46,45 +57,30 @@ class TableRules:
     notes: tuple[str, ...]
     """What was inferred or left out, as sentences."""
 
-    def table(self, values: dict[str, Values]) -> Table:
-        """Rows that were read by these rules."""
-        return Table(self.columns, values, self.roles, self.ignored, self.lists)
+    def under(self, spec: DataSpec) -> TableRules:
+        """The same rules under the section without `auto`."""
+        parts = {"drop_columns": self.spec.drop_columns, "columns": self.spec.columns, "source": self.spec.source}
+        return replace(self, spec=spec.model_copy(update=parts))
 
 
 @dataclass(frozen=True)
 class RawData:
-    """Rows of a source, in its order."""
+    """All rows of a source, in its order."""
 
     layout: Layout
-    targets: np.ndarray
-    """(N,) object array of labels as text, or (N,) float64."""
+    rows: TypedRows
     digest: str
     """sha256 over the content of the source."""
-    arrays: np.ndarray | None = None
-    """(N, C, H, W) float32 for images, (N, …) float32 for arrays, None for tables."""
-    white: float | None = None
-    """Images: the value that a pixel of 255 of an image file has in `arrays`; None where a file has no meaning."""
-    table: Table | None = None
-    """Feature columns, for tables."""
     rules: TableRules | None = None
     """How a table was read."""
-    words: Texts | None = None
-    """The target of a table as its words."""
-    fixed: np.ndarray | None = None
-    """(N,) int8 index into SPLITS where the source itself says the split, else FREE; None: all are free."""
-    keys: np.ndarray | None = None
-    """(N,) uint64 hash of each row's content: equal rows have equal keys."""
-    times: np.ndarray | None = None
-    """(N,) float64 to order rows by, where data.split.time asks for it."""
+    white: float | None = None
+    """Images: the value that a pixel of 255 of an image file has here; None where a file has no meaning."""
     missing_targets: dict[str, int] = field(default_factory=dict)
     """Texts of the target that are read as missing, without the empty one, and the rows of each."""
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
     """What was inferred or dropped, as sentences for the event stream."""
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
     @property
     def item_shape(self) -> tuple[int, ...]:
         """Shape of one row, where known before preparing."""
-        return () if self.arrays is None else tuple(self.arrays.shape[1:])
+        return np.asarray(self.rows.values[ITEMS]).shape[1:] if self.rules is None else ()

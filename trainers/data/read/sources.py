@@ -27,7 +27,7 @@ from trainers.data.hashing import array_keys, text_key
 from trainers.data.read.fetch import local_file
 from trainers.data.read.files import digest_files
 from trainers.data.read.idx import read_idx
-from trainers.data.read.raw import Layout, RawData, TableRules
+from trainers.data.read.raw import ITEMS, Layout, RawData, TableRules, TypedRows
 
 DIGITS_WHITE = 16.0  # scikit-learn's digits count the inked ones of 4×4 bits a pixel
 
@@ -80,7 +80,7 @@ def _read_sklearn(spec: DataSpec, source: SklearnSource, inspect: Inspect | None
         return replace(_arrays(loaded.images, loaded.target, digest), white=DIGITS_WHITE)
     import pyarrow as pa
 
-    from trainers.data.read.tables import table_data
+    from trainers.data.read.tables import Origin, table_data
 
     names = [str(name) for name in loaded.feature_names]
     columns: dict[str, Any] = {name: loaded.data[:, index] for index, name in enumerate(names)}
@@ -88,7 +88,7 @@ def _read_sklearn(spec: DataSpec, source: SklearnSource, inspect: Inspect | None
     columns[target] = np.array([str(loaded.target_names[index]) for index in loaded.target])
     if inspect:
         inspect(pa.table(columns), None)
-    return table_data(spec, pa.table(columns), digest=_digest(loaded.data, loaded.target), origin=source.dataset)
+    return table_data(spec, pa.table(columns), Origin(source.dataset, _digest(loaded.data, loaded.target)))
 
 
 def _read_numpy(source: NumpySource) -> RawData:
@@ -155,7 +155,8 @@ def _arrays(inputs: np.ndarray, targets: np.ndarray, digest: str) -> RawData:
     layout: Layout = "image" if values.ndim == 4 else "array"
     labels = targets.astype(np.float64) if targets.dtype.kind in "iufb" else targets.astype(str).astype(object)
     white = white_value(inputs, values) if layout == "image" and values.shape[1] in (1, 3) else None
-    return RawData(layout, labels, digest, arrays=values, white=white, keys=array_keys(values))
+    numbers = np.arange(len(values), dtype=np.uint64)
+    return RawData(layout, TypedRows({ITEMS: values}, labels, array_keys(values), numbers), digest, white=white)
 
 
 def white_value(inputs: np.ndarray, values: np.ndarray) -> float | None:

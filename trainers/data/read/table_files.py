@@ -30,26 +30,30 @@ from trainers.data.read.delimited import parse_options, row_blocks, settle_sourc
 from trainers.data.read.fetch import called_by_url, find_files
 from trainers.data.read.files import digest_files, open_bytes, text_file
 from trainers.data.read.raw import FREE
+from trainers.data.sample import FILE_ROWS_BITS
 
 
-def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, str]:
-    """All rows of a table source, the split that files give (or None), and the digest. Raises DataError."""
+def load_tables(source: Any) -> tuple[pa.Table, np.ndarray | None, np.ndarray | None, str]:
+    """All rows of a table source, their numbers and the split that files give (or None), and the digest. Raises
+    DataError."""
     if isinstance(source, PythonSource):
         table = call_function(source.function)
         assert isinstance(table, pa.Table), "sources.py has taken pairs of arrays"
-        return plain_table(table), None, _digest_table(table)
-    paths = find_files(source.path)
+        return plain_table(table), None, None, _digest_table(table)
+    paths, tests = find_files(source.path), find_files(source.test_path) if source.test_path else []
     if isinstance(source, CsvSource):
         source = settle_source(source, paths[0]).source
-    main = _join([(path, read_file(source, path)) for path in paths])
-    if source.test_path is None:
-        return plain_source(source, main), None, digest_files(paths)
-    test_paths = find_files(source.test_path)
-    test = _join([(path, read_file(source, path)) for path in test_paths])
-    both = _join([(Path(source.path), main), (Path(source.test_path), test)])
-    fixed = np.full(len(both), FREE, dtype=np.int8)
-    fixed[len(main) :] = SPLITS.index("test")
-    return plain_source(source, both), fixed, digest_files([*paths, *test_paths])
+    tables = [(path, read_file(source, path)) for path in [*paths, *tests]]
+    rows = [len(table) for _, table in tables]
+    numbers = np.concatenate([np.arange(count, dtype=np.uint64) + np.uint64(file << FILE_ROWS_BITS)
+                              for file, count in enumerate(rows)])  # fmt: skip
+    main, fixed = _join(tables[: len(paths)]), None
+    if tests:
+        test = _join(tables[len(paths) :])
+        main = _join([(Path(source.path), main), (Path(source.test_path), test)])
+        fixed = np.full(len(main), FREE, dtype=np.int8)
+        fixed[sum(rows[: len(paths)]) :] = SPLITS.index("test")
+    return plain_source(source, main), numbers, fixed, digest_files([*paths, *tests])
 
 
 def plain_source(source: FileSource, table: pa.Table) -> pa.Table:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.bundle.transforms import Column, Texts, Values
+from cluster.bundle.transforms import Column, Texts
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, CsvSource, DataSpec
 from cluster.spec.remedy import map_line, written_line
@@ -26,23 +26,19 @@ from trainers.data.read.columns import make_column, read_values, to_numbers, to_
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.dialect import looks_like_row
 from trainers.data.read.infer import Inferred, target_column
-from trainers.data.read.raw import FREE, RawData, TableRules
+from trainers.data.read.raw import FREE, RawData, TableRules, TypedRows
 
 
 @dataclass(frozen=True)
-class TypedRows:
-    """N rows, read by the rules."""
+class Origin:
+    """Where a table in memory comes from."""
 
-    values: dict[str, Values]
-    """Of the feature columns."""
-    target: Texts
-    keys: np.ndarray
-    """(N,) uint64: rows with equal keys stay in one split."""
-    groups: Texts | None
-    fixed: np.ndarray | None
-    """(N,) int8 index into SPLITS, where a column of the table says it."""
-    times: np.ndarray | None
-    """(N,) float64 to order rows by."""
+    name: str
+    digest: str
+    fixed: np.ndarray | None = None
+    """(N,) int8 index into SPLITS where the files say the split, else FREE."""
+    numbers: np.ndarray | None = None
+    """(N,) uint64 of the rows, file and row in it; None: of one file."""
 
 
 def read_table(
@@ -54,47 +50,39 @@ def read_table(
     from trainers.data.read.table_files import load_tables
 
     spec, _ = settle_spec(spec)
-    table, fixed, digest = load_tables(spec.source)
+    table, numbers, fixed, digest = load_tables(spec.source)
     if inspect:
         inspect(table, fixed)
-    origin = str(getattr(spec.source, "path", "the source"))
-    return table_data(spec, table, digest=digest, origin=origin, fixed=fixed, rules=rules)
+    origin = Origin(str(getattr(spec.source, "path", "the source")), digest, fixed, numbers)
+    return table_data(spec, table, origin, rules)
 
 
-def table_data(
-    spec: DataSpec, table: pa.Table, *, digest: str, origin: str, fixed: np.ndarray | None = None,
-    rules: TableRules | None = None,
-) -> RawData:  # fmt: skip
+def table_data(spec: DataSpec, table: pa.Table, origin: Origin, rules: TableRules | None = None) -> RawData:
     """A table in memory, as one batch -> RawData: target, split columns, cleaned features.
 
     `rules`: of an earlier reading of the same bytes. Raises DataError.
     """
     spec = with_parts(spec, parents_of(table.schema))
-    check_columns(spec, table.column_names, origin)
+    check_columns(spec, table.column_names, origin.name)
     check_usable(spec, table.schema)
     kept, lost = kept_rows(spec, table)
-    rows, fixed = (
-        (table, fixed) if kept.all() else (table.filter(pa.array(kept)), None if fixed is None else fixed[kept])
-    )
+    rows = table if kept.all() else table.filter(pa.array(kept))
+    numbers = np.arange(len(table), dtype=np.uint64) if origin.numbers is None else origin.numbers
+    fixed = None if origin.fixed is None else origin.fixed[kept]
     missing: dict[str, int] = {}
     if rules is None:
         scan = scan_batch(spec, table, rows, lost)
-        scan.check_rows(spec, origin)
-        _check_header_rows(rows, origin)
+        scan.check_rows(spec, origin.name)
+        _check_header_rows(rows, origin.name)
         missing = dict(scan.seen[spec.target].gone)
         target_column(spec, list(scan.seen[spec.target].words))
-        rules = table_rules(spec, scan, origin, type_notes(table.schema))
-    typed = type_rows(rules, rows)
+        rules = table_rules(spec, scan, origin.name, type_notes(table.schema))
+    typed = type_rows(rules, rows, numbers[kept], fixed)
     return RawData(
         "text" if set(rules.roles.values()) == {"text"} else "table",
-        _target_values(spec, typed.target),
-        digest,
-        table=rules.table(typed.values),
+        typed,
+        origin.digest,
         rules=rules,
-        words=typed.target,
-        fixed=typed.fixed if spec.split.column else fixed,
-        keys=typed.keys,
-        times=typed.times,
         missing_targets=missing,
         notes=(*rules.notes, *_torn_groups(spec, typed.groups, fixed)),
     )
@@ -124,8 +112,8 @@ def table_rules(spec: DataSpec, scan: TableScan, origin: str, notes: Sequence[st
     )
 
 
-def type_rows(rules: TableRules, rows: pa.Table) -> TypedRows:
-    """Rows that are kept, read by the rules. Raises DataError."""
+def type_rows(rules: TableRules, rows: pa.Table, numbers: np.ndarray, fixed: np.ndarray | None = None) -> TypedRows:
+    """Rows that are kept, read by the rules; `numbers` and `fixed` of them. Raises DataError."""
     split = rules.spec.split
     values = {column.name: read_values(column, _column(rows, column.name)) for column in rules.columns}
     groups = None
@@ -140,9 +128,10 @@ def type_rows(rules: TableRules, rows: pa.Table) -> TypedRows:
         values,
         to_texts(make_column(rules.spec, rules.spec.target), rows.column(rules.spec.target)),
         table_keys(values, len(rows)) if groups is None else column_keys(groups),
-        groups,
-        given_splits(rules.spec, split.column, rows) if split.column else None,
+        numbers,
+        given_splits(rules.spec, split.column, rows) if split.column else fixed,
         _times(rules.time, rows) if rules.time else None,
+        groups,
     )
 
 
@@ -188,13 +177,6 @@ def _without_header(spec: DataSpec, names: list[str]) -> str:
     if not isinstance(source, CsvSource) or not source.header or source.names or not looks_like_row(names):
         return ""
     return "The first line may be a row: set data.source.header: false, and data.source.names."
-
-
-def _target_values(spec: DataSpec, texts: Texts) -> np.ndarray:
-    """(N,) object labels, or float64 where every value is a number."""
-    column = target_column(spec, texts.words)
-    numbers = None if column is None else column.numbers_of(texts.words)
-    return (np.array(texts.words, dtype=object) if numbers is None else numbers)[texts.codes]
 
 
 def _torn_groups(spec: DataSpec, groups: Texts | None, fixed: np.ndarray | None) -> list[str]:

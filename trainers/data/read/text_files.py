@@ -28,7 +28,7 @@ def read_text_files(
     spec: DataSpec, source: TextFilesSource, inspect: Callable[[pa.Table, np.ndarray | None], object] | None = None
 ) -> RawData:
     """All samples of the folder. Raises DataError."""
-    from trainers.data.read.tables import table_data
+    from trainers.data.read.tables import Origin, table_data
 
     if spec.target == TEXT:
         raise DataError(
@@ -44,7 +44,7 @@ def read_text_files(
     if inspect:
         inspect(table, None)
     declared = spec.model_copy(update={"columns": {TEXT: "text", **spec.columns}})
-    return table_data(declared, table, digest=_digest(files, source), origin=source.path)
+    return table_data(declared, table, Origin(source.path, _digest(files, source)))
 
 
 def _find(source: TextFilesSource) -> list[Path]:

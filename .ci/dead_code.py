@@ -36,7 +36,6 @@ ALLOWED = {
         "an RPC is answered by the method of its name",
     ),
     "is_ready": "a question of the endpoint's client that tests alone ask",
-    "ONE_PROCESS": "one of the three executors that must give one digest, for their test",
     "in_force": "tests hold the remedies of every error against it",
     "READ_IN": "the contract test compares it with the installed Ray",
 }

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.bundle.transforms import Values
+from cluster.bundle.transforms import Texts, Values
 from cluster.errors import DataError
 from cluster.spec.data import SPLITS, DataSpec, FileSource
 from trainers.data.executors import ONE_PROCESS, Executor
@@ -85,7 +85,11 @@ class Reader:
         for rows in self.typed(item.rows):
             splits = self._own_splits(rows) if item.splits is None else item.splits[first : first + len(rows)]
             first += len(rows)
-            yield Batch(rows.values, self.target.read(rows.target), splits, rows.numbers)
+            yield Batch(rows.values, self.targets(rows), splits, rows.numbers)
+
+    def targets(self, rows: TypedRows) -> np.ndarray:
+        """(N,) as of a `Batch`: those of rows in memory have been read. Raises DataError."""
+        return self.target.read(rows.target) if isinstance(rows.target, Texts) else rows.target
 
     def typed(self, rows: TypedRows | Piece) -> Iterator[TypedRows]:
         """The rows that are kept, a batch at a time. Raises DataError."""
@@ -206,8 +210,9 @@ def plan_rows(spec: DataSpec, inspect: Inspect | None = None, handoff: Handoff |
     if raw.rules is None:
         check_rules(spec)
     target = handoff.target if handoff else settle_target(spec, raw.rows.target, len(raw.rows), raw.missing_targets)
+    rows = replace(raw.rows, target=target.read(raw.rows.target))
     reader = Reader(target, raw.rules)
-    divided = _divided(raw.rules.spec if raw.rules else spec, reader, [raw.rows], ONE_PROCESS, handoff)
+    divided = _divided(raw.rules.spec if raw.rules else spec, reader, [rows], ONE_PROCESS, handoff)
     return RowPlan(*divided, raw.digest, raw.notes, raw)
 
 
@@ -291,7 +296,7 @@ def scan_keys(rows: TypedRows | Piece, reader: Reader, repeats: bool) -> Keys:
         return each.keys if each.groups is None else table_keys(each.values, len(each))
 
     return Keys.joined([
-        Keys(each.keys, reader.target.read(each.target), each.fixed, each.times, content(each) if repeats else None)
+        Keys(each.keys, reader.targets(each), each.fixed, each.times, content(each) if repeats else None)
         for each in reader.typed(rows)
     ])  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.atomic import write_json
+from cluster.atomic import disk_errors, write_json
 from cluster.bundle.signature import TensorSpec
 from cluster.bundle.target import TargetTransform
 from cluster.errors import DataError
@@ -105,9 +105,16 @@ def make_shards(folder: Path, rows: int, inputs: tuple[TensorSpec, ...], targets
 
 
 def fill_shards(folder: Path, first: int, tensors: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
-    """Write rows into their places from `first` on; others may write other rows meanwhile."""
+    """Write rows into their places from `first` on; others may write other rows meanwhile. Raises DiskFullError.
+
+    Written and not stored through a map, which faults every page, and kills the process where the disk is full.
+    """
     for name, array in ({f"inputs.{name}": tensor for name, tensor in tensors.items()} | {"targets": targets}).items():
-        np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False)[first : first + len(array)] = array
+        path = folder / f"{name}.npy"
+        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        with disk_errors(f"Cannot write {path}", folder), path.open("r+b") as file:
+            file.seek(shard.offset + first * shard.strides[0])
+            file.write(np.ascontiguousarray(array, dtype=shard.dtype).data)
 
 
 def write_description(

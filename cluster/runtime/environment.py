@@ -16,6 +16,13 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # clients that send or read slowly hold a connection and 20 KiB each until their time is over; cut to four fifths
+    # of the files that HAProxy may open (private/haproxy_config.py)
+    "RAY_SERVE_HAPROXY_MAXCONN": "16384",
+    # three looks in a row that find no HAProxy start its actor anew (10 s by default)
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # a busy host takes longer than 5 s to start one, which would be killed on its way
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
     # of one gRPC call from outside: twice what HTTP takes, as in `python -m serve` (Ray Serve's own: 2 GiB)
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(128 << 20),

@@ -7,7 +7,7 @@ Invariant: nothing of Ray is loaded before a function is called (Ray Train's and
 other file of Manta uses a private name of Ray (tests/meta/test_ray_names.py).
 
 Covered: what is called. Not covered: variables that Ray's processes read (environment.py, private/haproxy.py), the
-configuration that Ray Serve writes for HAProxy (private/haproxy.sh).
+configuration that Ray Serve writes for HAProxy (private/haproxy_config.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One HTTP connection, as uvicorn's with what a hostile network needs: of `python -m serve`, and of Ray Serve's own
 HTTP servers in proxies and replicas (serve/deployments/middleware.py). HAProxy before them does the same by its own
-means (cluster/runtime/private/haproxy.sh).
+means (cluster/runtime/private/haproxy_config.py).
 
 Invariants:
 * while no request is at work, a whole head must come within `head_timeout_s`, counted from the connection's start or

@@ -25,8 +25,8 @@ class Limits:
     head_timeout_s: float = 10.0
     """How long a client may take to send a request's head, from its connection or from the head's first byte on."""
     connections: int = 3584
-    """Open HTTP connections; past it a new one is answered 503. Seven eighths of what Ray Serve's HAProxy opens (4096),
-    so that there is room for the refusals, for gRPC and for scrapes."""
+    """Open HTTP connections of a server; past it a new one is answered 503. HAProxy, for which a connection costs a
+    tenth as much, holds seven eighths of its `maxconn` (RAY_SERVE_HAPROXY_MAXCONN)."""
     body_timeout_s: float = 30.0
     """How long a client may take to send its body."""
     queue_rows: int = 4096

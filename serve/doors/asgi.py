@@ -35,6 +35,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 WATCH_AFTER_S = 0.02  # most requests are answered by then; for the others a task waits for the client to leave
 OPEN_PATHS = ("/", "/docs", "/openapi.json")  # descriptions of the API, the same for every endpoint
 GONE = 499  # in the access log, as nginx counts a client that left before its answer
+REQUEST_ID = b"x-request-id"
+LOGGED_CHARACTERS_MAX = 200  # of a header
 CHUNKS_MAX = 65536  # of one body: a flood of one-byte chunks costs more than its bytes
 
 
@@ -58,6 +60,7 @@ class AsgiDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
+            send = with_request_id(scope, send)
             if self.dataplane.access_log.sampled():
                 await self._logged(scope, receive, send)
             else:
@@ -68,7 +71,9 @@ class AsgiDoor:
             await send({"type": "websocket.close", "code": 1003})
 
     async def _logged(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seen = Seen(GONE)
+        headers = scope["headers"]
+        chain = _text(headers, b"x-forwarded-for")[-LOGGED_CHARACTERS_MAX:]
+        seen = Seen(GONE, request_id=_text(headers, REQUEST_ID)[:LOGGED_CHARACTERS_MAX], forwarded_for=chain)
 
         async def counted_receive() -> Message:
             message = await receive()
@@ -251,6 +256,21 @@ class LimitedBody:
     def _refuse_length(self, found: str) -> MantaError:
         self.refused = too_large(f"the body has {found} bytes", f"at most {self._limits.body_bytes}")
         return self.refused
+
+
+def with_request_id(scope: Scope, send: Send) -> Send:
+    """`send` whose response has the request's X-Request-ID, once; as it is where there is none."""
+    request_id = _header(scope["headers"], REQUEST_ID)
+    if request_id is None:
+        return send
+
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            others = [pair for pair in message.get("headers", ()) if pair[0].lower() != REQUEST_ID]
+            message = {**message, "headers": [*others, (REQUEST_ID, request_id)]}
+        await send(message)
+
+    return wrapped
 
 
 async def respond(send: Send, answer: Answer) -> None:

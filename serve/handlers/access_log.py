@@ -1,6 +1,7 @@
 """The access log: one JSON line for a share of the requests, with what an operator needs and nothing of what was said.
 
-Invariant: no body, no query, no header and no token is ever logged; a request that is not in the sample costs one
+Invariant: no body, no query and no token is ever logged, and of the headers two that exist for logs: `X-Request-ID` and
+`X-Forwarded-For`, whose entries but the last are what the client says. A request that is not in the sample costs one
 random number. A line that cannot be written (a full disk) is dropped, and the request is answered all the same.
 
 Covered: every HTTP request (serve/doors/asgi.py) and gRPC call (serve/doors/rpc.py) of an endpoint; a stream is one
@@ -14,6 +15,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
@@ -30,6 +32,15 @@ class Seen:
     status: int | str
     request_bytes: int = 0
     response_bytes: int = 0
+    version: str = ""
+    """That answered; empty where none did."""
+    request_id: str = ""
+    forwarded_for: str = ""
+    """The chain of clients; the last one is who reached the proxy whose address is the line's `client`."""
+
+
+SEEN: ContextVar[Seen | None] = ContextVar("seen", default=None)
+"""Of the request at hand, where it is logged."""
 
 
 class AccessLog:
@@ -48,16 +59,18 @@ class AccessLog:
     def line(self, client: str, method: str, path: str, seen: Seen) -> Iterator[None]:
         """Time what happens inside, then write the line, whatever came of it."""
         started_ns = time.perf_counter_ns()
+        token = SEEN.set(seen)
         try:
             yield
         finally:
+            SEEN.reset(token)
             line: dict[str, Any] = {
                 "unix_s": round(time.time(), 3),
                 **self._names,
                 "client": client,
                 "method": method[:20],
                 "path": path[:PATH_CHARACTERS_MAX],
-                **asdict(seen),
+                **{name: value for name, value in asdict(seen).items() if value != ""},
                 "duration_ms": round((time.perf_counter_ns() - started_ns) / 1e6, 3),
             }
             LOG.info("%s", orjson.dumps(line).decode())

@@ -44,8 +44,36 @@ def test_the_access_log_says_what_happened_and_nothing_that_was_said(in_place: C
     assert "secret" not in json.dumps(line)
     assert set(line) == {
         "unix_s", "endpoint", "replica", "client", "method", "path", "status", "request_bytes", "response_bytes",
-        "duration_ms",
+        "duration_ms", "version",
     }  # fmt: skip
+    assert line["version"] == "1"
+
+
+def test_a_requests_id_comes_back_and_is_in_the_log_with_version_and_forwarded_address(
+    in_place: Callable[..., Any],
+) -> None:
+    stream = io.StringIO()
+    headers = {"x-request-id": "r-17", "x-forwarded-for": "203.0.113.9, 10.0.0.2"}
+
+    async def test(place: Place) -> None:
+        place.dataplane.access_log = AccessLog("m", share=1.0)
+        open_access_log(stream)
+        async with client(place) as http:
+            answers = [
+                await http.post(INFER, content=GOOD, headers=headers),
+                await http.post(INFER, content=b"{", headers=headers),
+                await http.get("/v2/health/ready", headers=headers),
+                await http.post("/predict", content=b'{"rows":[[1,2,3]]}', headers=headers),
+                await http.get("/nowhere", headers=headers),
+            ]
+            assert [answer.headers.get_list("x-request-id") for answer in answers] == [["r-17"]] * 5
+            assert "x-request-id" not in (await http.post(INFER, content=GOOD)).headers
+
+    in_place(test, pages=True)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {line.get("request_id") for line in lines[:-1]} == {"r-17"}
+    assert {line.get("forwarded_for") for line in lines[:-1]} == {headers["x-forwarded-for"]}
+    assert [line.get("version") for line in lines] == ["1", "1", None, "1", None, "1"]
 
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
@@ -136,7 +164,9 @@ def question(values: int) -> Any:
 
 def test_grpc_calls_are_logged_with_their_code(in_place: Callable[..., Any]) -> None:
     async def talk(stub: Any) -> None:
-        await stub.ModelInfer(question(3), metadata=TOKEN)
+        call = stub.ModelInfer(question(3), metadata=(*TOKEN, ("x-request-id", "r-18")))
+        await call
+        assert ("x-request-id", "r-18") in tuple(await call.trailing_metadata())
         for message, metadata in ((question(4), TOKEN), (question(3), ())):
             with pytest.raises(grpc.aio.AioRpcError):
                 await stub.ModelInfer(message, metadata=metadata)
@@ -148,6 +178,9 @@ def test_grpc_calls_are_logged_with_their_code(in_place: Callable[..., Any]) -> 
     }
     assert lines[0]["request_bytes"] == question(3).ByteSize()
     assert lines[0]["response_bytes"] > 0
+    assert [(line.get("request_id"), line.get("version")) for line in lines] == [
+        ("r-18", "1"), (None, "1"), (None, None),
+    ]  # fmt: skip
     assert "secret" not in json.dumps(lines)
 
 

@@ -3,7 +3,8 @@
 An engine call starts when the engine is free and either `max_rows` are waiting or the oldest request has waited
 `max_wait_s`. While the engine works, requests gather: under load batches fill without waiting, and the engine's
 thread takes the next batch itself, so that it never waits for the event loop to answer the last one. Requests are
-joined only with others of the same shapes (rows aside), most urgent priority first, then by age.
+joined only with others of the same shapes (rows aside), most urgent priority first, then by age. A request of more than
+`max_rows` is cut into parts (serve/batching/parts.py).
 
 Invariants:
 * a request that was accepted gets exactly one outcome: its rows, an error of its own, or its cancellation;
@@ -32,12 +33,14 @@ import numpy as np
 
 from cluster.bundle.signature import TensorSignature
 from cluster.errors import InferenceError, MantaError
+from serve.batching.joining import join
 from serve.protocol.errors import overloaded
 from serve.protocol.limits import Limits
 from serve.protocol.statistics import ModelStatistics
 from serve.protocol.tensors import is_finite
 
 Arrays = dict[str, np.ndarray]
+Group = tuple[Any, ...]
 PRIORITY_DEFAULT = 4  # of the levels 1 (most urgent) to 8; Triton has no fixed number of levels
 PRIORITY_LEVELS = 8
 REMEMBERED = 0.8  # of the engine calls so far, in the mean time of a row, at each further call
@@ -75,9 +78,17 @@ class Waiting:
     entered_s: float = field(default_factory=time.monotonic)
     expiry: asyncio.TimerHandle | None = None
     """Drops it at its deadline, also while the engine is busy."""
+    is_part: bool = False
+    """Of a larger request, which is counted as a whole by its owner."""
+    started_ns: int = 0
+    """When its engine call began."""
+
+    @property
+    def group(self) -> tuple[int, Group]:
+        """Which queue it belongs to: requests of one priority that may be joined."""
+        return (self.priority, tuple((name, array.shape[1:]) for name, array in sorted(self.inputs.items())))
 
 
-Group = tuple[Any, ...]
 Run = Callable[[Arrays], Mapping[str, np.ndarray]]
 
 
@@ -112,31 +123,38 @@ class Batcher:
         num_bytes = sum(array.nbytes for array in inputs.values())
         self.check_room(rows, num_bytes)
         level = min(priority, PRIORITY_LEVELS) or PRIORITY_DEFAULT
-        loop = asyncio.get_running_loop()
-        item = Waiting(inputs, rows, num_bytes, level, loop.create_future())
-        group = (level, tuple((name, array.shape[1:]) for name, array in sorted(inputs.items())))
-        with self._lock:
-            self._queues.setdefault(group, deque()).append(item)
-            self.queued_rows += rows
-            self.queued_bytes += num_bytes
-        self._idle.clear()
-        if timeout_us:
-            item.expiry = loop.call_later(timeout_us / 1e6, self._expire, group, item)
-        self._wake()
+        item = Waiting(inputs, rows, num_bytes, level, asyncio.get_running_loop().create_future())
+        self.reserve(rows, num_bytes)
+        group = self.enter(item, timeout_us / 1e6)
         try:
             return await item.future
         except asyncio.CancelledError:
             self._forget(group, item)
             raise
 
+    def reserve(self, rows: int, num_bytes: int) -> None:
+        """Count what waits, or (negative) what will not come after all."""
+        with self._lock:
+            self.queued_rows += rows
+            self.queued_bytes += num_bytes
+        self._idle.clear()
+
+    def enter(self, item: Waiting, timeout_s: float = 0.0) -> tuple[int, Group]:
+        """Into the queue of its group, which is returned. What it holds is counted already."""
+        group = item.group
+        with self._lock:
+            self._queues.setdefault(group, deque()).append(item)
+        if timeout_s:
+            item.expiry = asyncio.get_running_loop().call_later(timeout_s, self._expire, group, item)
+        self.wake()
+        return group
+
     def check_room(self, rows: int, num_bytes: int) -> None:
         """Refuse when the queue is full or the batcher is closing. Raises OverloadedError."""
         if self._closing:
             raise overloaded("this version is being unloaded", reason="draining", retry_after_s=1)
         limits = self._limits
-        if self.queued_rows and (
-            self.queued_rows + rows > limits.queue_rows or self.queued_bytes + num_bytes > limits.queue_bytes
-        ):
+        if self.queued_rows + rows > limits.queue_rows or self.queued_bytes + num_bytes > limits.queue_bytes:
             self._statistics.refused("queue_full")
             raise overloaded(
                 f"exceeds maximum queue size: {self.queued_rows} rows wait, at most {limits.queue_rows} may",
@@ -167,7 +185,7 @@ class Batcher:
     async def drain(self) -> None:
         """Take no more, and return when everything accepted has its outcome."""
         self._closing = True
-        self._wake()
+        self.wake()
         await self._idle.wait()
 
     def close(self) -> None:
@@ -175,7 +193,7 @@ class Batcher:
         self._closing = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Start what may start now, else set the timer to when it may."""
         if self._timer is not None:
             self._timer.cancel()
@@ -184,7 +202,7 @@ class Batcher:
             items, due_s = self._next()
             if not items:
                 if due_s is not None:
-                    self._timer = asyncio.get_running_loop().call_later(due_s, self._wake)
+                    self._timer = asyncio.get_running_loop().call_later(due_s, self.wake)
                 break
             self._start(items)
         if self.queued_rows == 0 and self.running == 0 and not self._queues:
@@ -214,7 +232,7 @@ class Batcher:
             self._finish(items, [closed] * len(items))
         elif error := done.exception():
             raise error  # to the event loop's handler: the code above does not raise
-        self._wake()
+        self.wake()
 
     def _next(self) -> tuple[list[Waiting], float | None]:
         """Take the most urgent batch that is due; else none, and the seconds until one is (None: nothing waits)."""
@@ -263,9 +281,11 @@ class Batcher:
     def _execute(self, items: list[Waiting]) -> list[Arrays | MantaError]:
         """Runs in an engine thread: one call for all, and one by one when that raises."""
         start_ns = time.perf_counter_ns()
+        for item in items:
+            item.started_ns = start_ns
         outcome: list[Arrays | MantaError]
         try:
-            inputs = _join(items)
+            inputs = join([item.inputs for item in items])
             ready_ns = time.perf_counter_ns()
             outputs = self._run(inputs)
             done_ns = time.perf_counter_ns()
@@ -280,7 +300,8 @@ class Batcher:
             self._recent_rows = self._recent_rows * REMEMBERED + rows
             self._statistics.executed(rows, ready_ns - start_ns, done_ns - ready_ns, time.perf_counter_ns() - done_ns)
         for item, result in zip(items, outcome, strict=True):
-            self._statistics.answered(item.rows, start_ns - item.queued_ns, item.queued_ns, result)
+            if not item.is_part:
+                self._statistics.answered(item.rows, start_ns - item.queued_ns, item.queued_ns, result)
         return outcome
 
     def _one_by_one(self, items: list[Waiting]) -> list[Arrays | MantaError]:
@@ -333,20 +354,21 @@ class Batcher:
 
     def _forget(self, group: tuple[int, Group], item: Waiting) -> None:
         """Take a canceled request out of the queue, if it still waits there."""
-        if self._leave(group, item):
+        if self.leave(group, item):
             self._statistics.refused("canceled")
-            self._wake()
+            self.wake()
 
     def _expire(self, group: tuple[int, Group], item: Waiting) -> None:
         """Drop a request whose deadline has passed in the queue."""
-        if not item.future.done() and self._leave(group, item):
-            self._statistics.refused("deadline")
+        if not item.future.done() and self.leave(group, item):
+            if not item.is_part:
+                self._statistics.refused("deadline")
             item.future.set_exception(
                 overloaded("request timeout expired in the queue", reason="deadline", retry_after_s=1)
             )
-            self._wake()
+            self.wake()
 
-    def _leave(self, group: tuple[int, Group], item: Waiting) -> bool:
+    def leave(self, group: tuple[int, Group], item: Waiting) -> bool:
         """Out of the queue, and whether it was still in it."""
         with self._lock:
             queue = self._queues.get(group)
@@ -358,23 +380,6 @@ class Batcher:
             if not queue:
                 del self._queues[group]
             return True
-
-
-def _join(items: list[Waiting]) -> Arrays:
-    if len(items) == 1:
-        return dict(items[0].inputs)
-    return {name: _stack([item.inputs[name] for item in items]) for name in items[0].inputs}
-
-
-def _stack(parts: list[np.ndarray]) -> np.ndarray:
-    """Rows one below the other. numpy gives up the interpreter lock for each part, and has to win it back from a
-    busy event loop each time (2.6 ms for 32 parts of 12 kB); joining bytes keeps it.
-    """
-    first = parts[0]
-    if first.dtype.kind not in "biuf" or not all(part.flags.c_contiguous and part.size for part in parts):
-        return np.concatenate(parts)
-    joined = np.frombuffer(b"".join([part.data for part in parts]), first.dtype)
-    return joined.reshape(-1, *first.shape[1:])
 
 
 def _wrapped(error: BaseException) -> MantaError:

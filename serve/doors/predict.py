@@ -124,7 +124,9 @@ def _add_rows(app: FastAPI, dataplane: DataPlane) -> None:
         with counting_bad_requests(dataplane.repository.default):  # the version is in the body
             small, limits = len(body) <= SMALL_BYTES, dataplane.limits
             asked = read_request(body, limits) if small else await asyncio.to_thread(read_request, body, limits)
-        dataplane.admit(name, asked.version)
+        model = dataplane.admit(name, asked.version)
+        with counting_bad_requests(model):
+            model.check_size(len(asked.rows))
 
         async def decode(model: ServedModel) -> RowsRequest:
             return await asyncio.to_thread(read_rows, model, asked.rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,10 @@ INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 INFERENCE_METHODS = tuple(inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name)
 STREAM_METHODS = ("ModelStreamInfer",)
 HEALTH_METHODS = ("Check",)
+REQUEST_ID = "x-request-id"
+LOGGED_CHARACTERS_MAX = 200  # of a value of the metadata
 OPEN_METHODS = ("Check", "ServerLive", "ServerReady")
+HERE_ELEMENTS = 32 << 10  # of a list of numbers that the event loop decodes itself: about 2 ms; raw contents are views
 DETAILS_MAX = 2000  # characters: HTTP/2 trailers with more than 8 KiB are refused by many clients
 
 
@@ -51,7 +55,7 @@ class Rpc:
     async def answer(self, name: str, request: Any, context: Any) -> Any:
         """The response message to a call of method `name`, authorized and logged. Raises MantaError."""
         with self._logged(name, context) as seen:
-            self._authorize(name, context.invocation_metadata() or ())
+            self._begin(name, context, seen)
             response = await getattr(self, name)(request)
             seen.request_bytes, seen.response_bytes = request.ByteSize(), response.ByteSize()
             return response
@@ -59,7 +63,7 @@ class Rpc:
     async def stream(self, name: str, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """The same for a method that takes and gives a stream."""
         with self._logged(name, context) as seen:
-            self._authorize(name, context.invocation_metadata() or ())
+            self._begin(name, context, seen)
             async for response in getattr(self, name)(_counted(requests, seen)):
                 seen.response_bytes += response.ByteSize()
                 yield response
@@ -82,6 +86,17 @@ class Rpc:
                 seen.status = "CANCELLED"
                 raise
             seen.status = "OK"
+
+    def _begin(self, name: str, context: Any, seen: Seen) -> None:
+        """Carry the call's id, then see whether it may go on. Raises ProtocolError."""
+        metadata = context.invocation_metadata() or ()
+        for key, value in metadata:
+            if key == REQUEST_ID:
+                seen.request_id = str(value)[:LOGGED_CHARACTERS_MAX]
+                context.set_trailing_metadata((*(context.trailing_metadata() or ()), (key, value)))
+            elif key == "x-forwarded-for":
+                seen.forwarded_for = str(value)[-LOGGED_CHARACTERS_MAX:]
+        self._authorize(name, metadata)
 
     def _authorize(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Raise ProtocolError 401 or 403 unless the call may go on. Health and liveness need no token."""
@@ -147,8 +162,12 @@ class Rpc:
         def decode(_: ServedModel) -> InferRequest:
             return decode_message(request, elements_max)
 
+        async def decode_elsewhere(_: ServedModel) -> InferRequest:
+            return await asyncio.to_thread(decode_message, request, elements_max)
+
         self._dataplane.admit(name, version)
-        _, _, answer = await self._dataplane.infer(name, version, decode)
+        is_small = bool(request.raw_input_contents) or all(_elements(each) <= HERE_ELEMENTS for each in request.inputs)
+        _, _, answer = await self._dataplane.infer(name, version, decode if is_small else decode_elsewhere)
         return encode_message(answer.model, answer.version, request.id, answer.outputs)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -199,6 +218,11 @@ async def _counted(requests: AsyncIterator[Any], seen: Seen) -> AsyncIterator[An
     async for request in requests:
         seen.request_bytes += request.ByteSize()
         yield request
+
+
+def _elements(tensor: Any) -> int:
+    """By its shape, which is not checked yet."""
+    return math.prod(tensor.shape)
 
 
 def _host(peer: str) -> str:

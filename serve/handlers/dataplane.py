@@ -14,6 +14,7 @@ Not covered: what changes an endpoint (serve/handlers/controlplane.py); sequence
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 from cluster.errors import DataError, ProtocolError
 from serve.access import Access
-from serve.handlers.access_log import AccessLog
+from serve.handlers.access_log import SEEN, AccessLog
 from serve.models.model import ServedModel
 from serve.models.repository import ModelRepository, check_version
 from serve.protocol.codec import InferAnswer, InferRequest
@@ -73,12 +74,17 @@ class DataPlane:
         Raises ProtocolError, DataError, OverloadedError, InferenceError.
         """
         model = self.find(name, version)
+        if self.access_log.share and (seen := SEEN.get()) is not None:
+            seen.version = model.version
         try:  # not `counting_bad_requests`, which takes a microsecond
             found = decode(model)
             request = found if isinstance(found, InferRequest) else await found
             if request.parameters:
                 check_scheduling(request)
-            model.check(request)
+            if model.is_large(request):
+                await asyncio.to_thread(model.check, request)
+            else:
+                model.check(request)
         except WRONG_REQUEST:
             model.statistics.refused("bad_request")
             raise

@@ -14,13 +14,16 @@ import numpy as np
 from cluster.bundle import Bundle, TensorSpec
 from cluster.errors import DataError
 from serve.batching.batcher import Batcher
+from serve.batching.parts import submit_in_parts
 from serve.config import EndpointConfig, VersionConfig
 from serve.models.loading import Loaded
 from serve.protocol.codec import InferAnswer, InferRequest, RequestedOutput
-from serve.protocol.errors import bad_request
+from serve.protocol.errors import bad_request, too_large
 from serve.protocol.limits import Limits
 from serve.protocol.statistics import ModelStatistics
 from serve.protocol.tensors import is_finite
+
+CHECK_HERE_BYTES = 4 << 20  # of a tensor whose numbers the event loop looks at itself: about a millisecond
 
 
 class ServedModel:
@@ -58,8 +61,17 @@ class ServedModel:
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Wait for the batch of a request that `check` takes, and choose its outputs."""
-        outputs = await self.batcher.submit(request.inputs, priority=request.priority, timeout_us=request.timeout_us)
+        batcher, inputs = self.batcher, request.inputs
+        options = {"priority": request.priority, "timeout_us": request.timeout_us}
+        if batcher.policy.join and len(next(iter(inputs.values()))) > batcher.policy.max_rows:
+            outputs = await submit_in_parts(batcher, self.statistics, inputs, **options)
+        else:
+            outputs = await batcher.submit(inputs, **options)
         return InferAnswer(self.name, self.version, self._choose(outputs, request.outputs), request.id)
+
+    def is_large(self, request: InferRequest) -> bool:
+        """Whether `check` takes longer than the event loop should be held."""
+        return any(array.nbytes > CHECK_HERE_BYTES for array in request.inputs.values())
 
     def check(self, request: InferRequest) -> None:
         """Raise ProtocolError for inputs that the model does not take and outputs that it does not give."""
@@ -70,16 +82,28 @@ class ServedModel:
         rows = len(next(iter(request.inputs.values())))
         if rows == 0:
             raise bad_request("the inputs have no rows", rule="at least one row")
+        self.check_size(rows, sum(array.nbytes for array in request.inputs.values()))
         if not self.allow_non_finite:
             self._check_finite(request.inputs)
-        if self.engine.preferred_rows and rows > self.batcher.policy.max_rows:
+        policy = self.batcher.policy
+        if self.engine.preferred_rows and rows > policy.max_rows and not policy.join:
             raise bad_request(
-                f"the inputs have {rows} rows", rule=f"this engine is built for at most {self.batcher.policy.max_rows}"
+                f"the inputs have {rows} rows", rule=f"this engine is built for at most {policy.max_rows}"
             )
         known = {tensor.name for tensor in self.signature.outputs}
         for output in request.outputs:
             if output.name not in known:
                 raise bad_request(f"output {output.name[:80]!r} is unknown", rule=f"one of {', '.join(sorted(known))}")
+
+    def check_size(self, rows: int, num_bytes: int = 0) -> None:
+        """Raise ProtocolError 413 for a request that the queue would not hold even alone."""
+        limits = self.limits
+        if rows > limits.queue_rows:
+            raise too_large(f"the request has {rows} rows", f"at most {limits.queue_rows} (serve.queue.max_rows)")
+        if num_bytes > limits.queue_bytes:
+            raise too_large(
+                f"the request's tensors have {num_bytes} bytes", f"at most {limits.queue_bytes} (serve.queue.max_mib)"
+            )
 
     def _check_finite(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Raise ProtocolError for NaN and infinity: what a graph makes of them is no answer, and an integer graph's

@@ -15,7 +15,8 @@ import pytest
 
 from cluster.bundle import TensorSignature, TensorSpec
 from cluster.errors import InferenceError, OverloadedError
-from serve.batching.batcher import Batcher, BatchPolicy, _stack
+from serve.batching.batcher import Batcher, BatchPolicy
+from serve.batching.joining import stack
 from serve.protocol.limits import Limits
 from serve.protocol.statistics import ModelStatistics
 from tests.engines import FakeEngine, Fault
@@ -104,14 +105,6 @@ def test_a_batch_never_has_more_than_max_rows_or_max_bytes() -> None:
 
     run(test)
     run(test, policy=BatchPolicy(max_rows=100, max_wait_s=0.0, max_bytes=6 * 2 * 4))
-
-
-def test_a_request_larger_than_max_rows_goes_alone() -> None:
-    async def test(bench: Bench) -> None:
-        answer = await bench.ask(1.0, rows=20)
-        assert len(answer["y"]) == 20
-
-    run(test)
 
 
 def test_only_requests_of_one_shape_are_joined() -> None:
@@ -278,7 +271,7 @@ def test_joined_rows_are_the_rows(dtype: type) -> None:
     parts = [np.arange(6 * rows).reshape(rows, 2, 3).astype(dtype) for rows in (1, 3, 2)]
     strided = np.arange(24).reshape(2, 3, 4).astype(dtype).transpose(0, 2, 1)[:, :2]
     for arrays in (parts, [*parts, strided]):
-        joined = _stack(arrays)
+        joined = stack(arrays)
         assert joined.dtype == dtype
         np.testing.assert_array_equal(joined, np.concatenate(arrays))
 

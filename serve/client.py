@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 
 from cluster.errors import EndpointError
+from cluster.runtime.private.haproxy_config import LOOK_HEADER
 from serve.access import TOKEN_VARIABLE
 from serve.protocol.codec import InferAnswer, InferRequest, decode_answer, encode_request
 
@@ -20,10 +21,14 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 class EndpointClient:
     """One endpoint. Keeps its connection; close it, or use it as a context."""
 
-    def __init__(self, url: str, model: str, *, token: str = "", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str, model: str, *, token: str = "", timeout_s: float = 60.0, only_look: bool = False
+    ) -> None:
+        """`only_look`: a question is refused where no replica is up, instead of starting one."""
         self.url = url.rstrip("/")
         self.model = model
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= {LOOK_HEADER: "1"} if only_look else {}
         # trust_env=False: a proxy of the environment must not stand between this host and its own endpoint
         self._http = httpx.Client(timeout=timeout_s, headers=headers, trust_env=False)
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace as Options
 from typing import Any
 
@@ -31,6 +31,7 @@ from serve.deployments.lifetime import RayLifetime
 from serve.row_files import IMAGES, read_image, read_rows
 
 WATCH_EVERY_S = 1.0
+LOOK_TIMEOUT_S = 5.0
 WRONG_REQUEST = (400, 404, 413, 415, 422)  # answers that blame the rows or the version, and not the endpoint
 LOOK_EVERY_S = 2.0  # a private Ray ends this long after its last endpoint
 
@@ -45,15 +46,19 @@ def deploy(options: Options) -> int:
         _check_token_files(_wanted(options, name, None).spec, ServeSpec())
     with _ray(options, name, start=True) as private:
         from serve.deployments import endpoint as place
+        from serve.deployments.listening import listens_now, not_applied
 
         before = place.configuration(name)
         wanted = _wanted(options, name, before)
         _check_token_files(wanted.spec, before.spec if before else ServeSpec())
+        running = listens_now()
         found = place.deploy(wanted, progress=write_line)
         if options.as_json:
             emit_json({"ok": True, "name": name, "url": found.url, "version": found.version})
         else:
             write_line(f"Endpoint '{name}' version {found.version} answers at {found.url}")
+        if note := not_applied(_given_places(options), running):
+            write_line(f"Note: {note}")
         if private is not None:
             remember(name, found.url, private)
             write_line("It lives until 'manta undeploy' or Ctrl-C.")
@@ -87,6 +92,12 @@ def _wanted(options: Options, name: str, before: EndpointConfig | None) -> Endpo
     }
     config = EndpointConfig.of_bundle(name, bundle_in(options.bundle).resolve(), options.variant, before)
     return config.with_values(flags, options.override or ())
+
+
+def _given_places(options: Options) -> dict[str, Any]:
+    """Host and ports that this command names."""
+    flags = {"host": options.host, "port": options.port}
+    return {**flags, **apply_overrides({}, options.override or ())}
 
 
 def _given_name(options: Options) -> str | None:
@@ -196,22 +207,40 @@ def _url(options: Options, name: str) -> str:
 def _endpoint_rows(options: Options) -> list[dict[str, Any]]:
     token = client_token(options.token_file)
     urls = {record.name: record.url for record in records()}
-    if _address(options):
-        with _ray(options, ""):
-            from serve.deployments import endpoint as place
+    if not _address(options):
+        return [_endpoint_row(options, name, url, token) for name, url in sorted(urls.items())]
+    with _ray(options, ""):
+        from serve.deployments import endpoint as place
 
-            urls = {found.name: found.url for found in place.endpoints()}
-    rows = []
-    for name, url in sorted(urls.items()):
-        with EndpointClient(url, name, token=token, timeout_s=5.0) as client:
-            try:
-                index, stats = client.post("/v2/repository/index"), client.get("/stats")
-            except EndpointError as error:
-                state = "NO TOKEN" if (error.details or {}).get("status") == 401 else "UNREACHABLE"
-                rows.append({"name": name, "url": url, "state": state, "reason": error.found})
-                continue
-        rows.append({"name": name, "url": url, "state": _overall(index), "versions": index, "stats": stats})
-    return rows
+        there = sorted(place.endpoints(), key=lambda found: found.name)
+        return [_endpoint_row(options, found.name, found.url, token, running=found.replicas) for found in there]
+
+
+def _endpoint_row(options: Options, name: str, url: str, token: str, running: int | None = None) -> dict[str, Any]:
+    """What the endpoint says of itself; where no replica runs, what Ray Serve's controller says of it."""
+    row: dict[str, Any] = {"name": name, "url": url}
+    if running == 0:
+        return row | _state_without_replica(name)
+    with EndpointClient(url, name, token=token, timeout_s=LOOK_TIMEOUT_S, only_look=True) as client:
+        try:
+            index, stats = client.post("/v2/repository/index"), client.get("/stats")
+            return {**row, "state": _overall(index), "versions": index, "stats": stats}
+        except EndpointError as error:
+            status = error.details.get("status")
+            if status == 401:
+                return {**row, "state": "NO TOKEN", "reason": error.found}
+            unreachable = {"state": "UNREACHABLE", "reason": error.found}
+    if status != 503:
+        return row | unreachable
+    with _ray(options, name) if not _address(options) else nullcontext():
+        return row | _state_without_replica(name)
+
+
+def _state_without_replica(name: str) -> dict[str, str]:
+    from serve.deployments.state import state_without_replica
+
+    found = state_without_replica(name)
+    return {"state": found.state, "reason": found.reason}
 
 
 def _overall(index: list[dict[str, str]]) -> str:
@@ -242,6 +271,7 @@ def _line(row: dict[str, Any], stats: dict[str, Any]) -> str:
     usage = f"{_cell(process.get('cpu_percent'), 6)} {_cell(memory and memory / (1 << 20), 8)}"
     replicas = str(len(stats["replicas"])) if "replicas" in stats else "-"
     missing = f"  {len(stats['missing'])} replicas do not answer" if stats.get("missing") else ""
+    missing += f"  {row['reason']}" if row.get("reason") else ""
     place = f"{row['name']:<16} {stats.get('version', '-'):<8} {row['state']:<12} {replicas:>8}"
     return f"{place} {numbers} {usage}  {row['url']}{missing}\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from cluster.bundle.files import TRANSFORMS
 from cluster.bundle.transforms import ArrayTransforms, load_transforms
 from cluster.errors import EndpointError
 from cluster.pipeline.stage import StageContext, StageResult
+from cluster.spec.serve import ServeSpec
 from cluster.store.stage_facts import DeployFacts, PredictFacts
 from cluster.telemetry.events import EndpointReady
 from serve.access import first_token
@@ -23,6 +25,7 @@ from serve.config import EndpointConfig, endpoint_name
 from serve.deployments.directory import recorded_here, remember
 from serve.deployments.lifetime import RayLifetime
 
+LOG = logging.getLogger(__name__)
 SINGLE_ROWS_MAX = 200  # requests of one row, for latency: enough for a p99 with two samples above it
 ROWS_MAX = 2000  # test rows that are asked; more does not change what is shown
 CHUNK_ROWS = 32
@@ -33,6 +36,7 @@ def deploy(context: StageContext) -> StageResult:
     """Start the endpoint of this run on the running Ray."""
     from serve.deployments.endpoint import configuration
     from serve.deployments.endpoint import deploy as deploy_endpoint
+    from serve.deployments.listening import listens_now, not_applied
 
     spec = context.run_resolved.spec.serve
     if spec is None:
@@ -40,9 +44,11 @@ def deploy(context: StageContext) -> StageResult:
     bundle = open_bundle(context.run.bundle)
     name = spec.name or endpoint_name(context.run.name)
     config = EndpointConfig.of_run(name, context.run.bundle.resolve(), spec, configuration(name))
-    started = time.perf_counter()
+    started, running = time.perf_counter(), listens_now()
     endpoint = deploy_endpoint(config, progress=lambda text: context.progress(0, text=text))
     ready_s = time.perf_counter() - started
+    if note := not_applied(_places(spec), running):
+        LOG.warning(note)
     context.events.emit(
         EndpointReady(name=endpoint.name, url=endpoint.url, version=endpoint.version, replicas=endpoint.replicas)
     )
@@ -56,6 +62,14 @@ def deploy(context: StageContext) -> StageResult:
         headline=f"{endpoint.url} serves {bundle.manifest.default_variant}, ready in {ready_s:.1f} s",
         details={"ready_s": round(ready_s, 3)},
     )
+
+
+def _places(spec: ServeSpec) -> dict[str, Any]:
+    """Host and ports that are not the defaults, and so were written by someone."""
+    plain = ServeSpec()
+    return {
+        key: getattr(spec, key) for key in ("host", "port", "grpc_port") if getattr(spec, key) != getattr(plain, key)
+    }
 
 
 def start_early(context: StageContext) -> None:

@@ -1,4 +1,4 @@
-"""/stats and /metrics: what an endpoint has done lately, over all its replicas.
+"""/stats and /metrics: what an endpoint has done in the last minute, over all its replicas.
 
 Invariant: percentiles are those of the requests of all replicas together, not averages of percentiles; a replica that
 did not answer is named. `?replica=self` answers for this replica alone.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-from collections import Counter
-from collections.abc import Iterable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -20,8 +21,9 @@ from fastapi.responses import Response
 
 from serve.handlers.controlplane import ControlPlane
 from serve.handlers.peers import SELF
-from serve.protocol.statistics import ModelStatistics, summarize_samples
+from serve.protocol.statistics import WINDOW_S, ModelStatistics, summarize_samples
 
+READ_EVERY_S = 1.0
 PROMETHEUS_TEXT = "text/plain; version=0.0.4"
 
 
@@ -29,7 +31,7 @@ def add_monitor(app: FastAPI, controlplane: ControlPlane) -> None:
     """Add both paths to the endpoint's application."""
     repository = controlplane.repository
 
-    @app.get("/stats", summary="Latency, throughput, CPU and memory of the most recent requests, over all replicas")
+    @app.get("/stats", summary="Latency, throughput, CPU and memory of the last minute, over all replicas")
     async def stats(request: Request, replica: str = "") -> list[dict[str, Any]]:
         mine = [entry(model.statistics) for model in repository.models.values()]
         if replica == SELF:
@@ -52,6 +54,7 @@ def add_monitor(app: FastAPI, controlplane: ControlPlane) -> None:
 
 def entry(statistics: ModelStatistics) -> dict[str, Any]:
     """One version's part of one replica, as its peers join it."""
+    samples, span_s = statistics.samples()
     return {
         "name": statistics.name,
         "version": statistics.version,
@@ -59,7 +62,8 @@ def entry(statistics: ModelStatistics) -> dict[str, Any]:
         "calls": statistics.execution_count,
         "outcomes": dict(statistics.outcomes),
         "unseen": dict(statistics.unseen),
-        "samples": statistics.samples(),
+        "samples": samples,
+        "span_s": span_s,
         "process": process_usage(),
     }
 
@@ -83,10 +87,10 @@ def joined(by_replica: dict[str, list[dict[str, Any]]], missing: list[str]) -> l
                 "rows_per_call": round(rows / max(calls, 1), 3),
                 "outcomes": dict(outcomes),
                 "unseen": dict(unseen),
-                **summarize_samples([sample for part in parts.values() for sample in part["samples"]]),
+                **summarize_samples([(part["samples"], part["span_s"]) for part in parts.values()]),
                 "process": _sum(part["process"] for part in parts.values()),
                 "replicas": {
-                    name: {**_brief(summarize_samples(part["samples"])), **part["process"]}
+                    name: {**_brief(summarize_samples([(part["samples"], part["span_s"])])), **part["process"]}
                     for name, part in parts.items()
                 },
                 "missing": missing,
@@ -96,21 +100,39 @@ def joined(by_replica: dict[str, list[dict[str, Any]]], missing: list[str]) -> l
 
 
 def process_usage() -> dict[str, float]:
-    """CPU since the last question and resident memory of this process and its engine processes."""
-    process = _process(os.getpid())
-    memory_bytes = process.memory_info().rss
-    for child in process.children():
-        try:
-            memory_bytes += child.memory_info().rss
-        except psutil.Error:
-            continue
-    return {"cpu_percent": process.cpu_percent(), "memory_bytes": memory_bytes}
+    """CPU of about the last minute and resident memory of this process and its engine processes."""
+    process = psutil.Process()
+    cpu_s, memory_bytes = 0.0, 0
+    for each in (process, *process.children()):
+        with suppress(psutil.Error):
+            times = each.cpu_times()
+            cpu_s += times.user + times.system
+            memory_bytes += each.memory_info().rss
+    return {"cpu_percent": round(_cpu_of(process.pid).percent(cpu_s), 1), "memory_bytes": memory_bytes}
+
+
+class CpuWindow:
+    """CPU seconds as they were read, for their mean over about `WINDOW_S`; the first is the process's start."""
+
+    def __init__(self, started_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._readings = deque([(started_s, 0.0)])
+
+    def percent(self, cpu_s: float) -> float:
+        """Of one core, since the oldest reading of the last minute, or the last one before it."""
+        now_s = self._now()
+        while len(self._readings) > 1 and self._readings[1][0] <= now_s - WINDOW_S:
+            self._readings.popleft()
+        start_s, before_s = self._readings[0]
+        if now_s - self._readings[-1][0] >= READ_EVERY_S:
+            self._readings.append((now_s, cpu_s))
+        return max(0.0, 100.0 * (cpu_s - before_s) / max(now_s - start_s, 1e-3))
 
 
 @functools.cache
-def _process(pid: int) -> psutil.Process:
-    """psutil measures CPU between two questions to the same object."""
-    return psutil.Process(pid)
+def _cpu_of(pid: int) -> CpuWindow:
+    uptime_s = time.time() - psutil.Process(pid).create_time()
+    return CpuWindow(time.monotonic() - uptime_s)
 
 
 def _brief(window: dict[str, float]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from cluster.errors import MantaError
 # Upper bounds of the latency histograms, seconds: 0.1 ms (a small model alone) to 10 s, about 2.5 a decade
 BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WINDOW_REQUESTS = 4096  # the monitor window: enough for a p99 of 40 samples
+WINDOW_S = 60.0  # and what is older does not count
 PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
@@ -85,6 +86,7 @@ class ModelStatistics:
         """device -> memory that the engine reports there."""
         self.histograms = {phase: Histogram() for phase in ("queue", "compute", "total")}
         self._window: deque[tuple[float, int, int]] = deque(maxlen=WINDOW_REQUESTS)
+        self._started_s = time.monotonic()
         self._lock = threading.Lock()
 
     def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
@@ -155,41 +157,54 @@ class ModelStatistics:
                 "response_stats": {},
             }
 
-    def samples(self) -> list[tuple[float, float, int]]:
-        """Age in seconds, milliseconds inside the server (queue and compute) and rows of the most recent requests."""
-        with self._lock:
-            entries = list(self._window)
+    def samples(self) -> tuple[list[tuple[float, int]], float]:
+        """Milliseconds inside the server (queue and compute) and rows of the requests of the last minute, and the
+        seconds in which they came: less than a minute for a young process, and where more came than are kept."""
         now_s = time.monotonic()
-        return [(round(now_s - at_s, 4), ns / 1e6, rows) for at_s, ns, rows in entries]
+        with self._lock:
+            is_full = len(self._window) == WINDOW_REQUESTS
+            recent = self._since(now_s - WINDOW_S)
+        span_s = min(WINDOW_S, now_s - self._started_s)
+        if is_full and len(recent) == WINDOW_REQUESTS:
+            span_s = now_s - recent[-1][0]
+        return [(ns / 1e6, rows) for _, ns, rows in recent], span_s
 
     def recent_latency_s(self, span_s: float) -> float:
         """95th percentile of the requests of the last `span_s` seconds; 0 without any."""
-        since_s = time.monotonic() - span_s
         with self._lock:
-            recent = list(itertools.takewhile(lambda entry: entry[0] >= since_s, reversed(self._window)))
+            recent = self._since(time.monotonic() - span_s)
         return float(np.percentile([ns for _, ns, _ in recent], 95)) / 1e9 if recent else 0.0
 
     def window(self) -> dict[str, float]:
-        """Latency and rate of the most recent requests of this process."""
-        return summarize_samples(self.samples())
+        """Latency and rate of the last minute of this process."""
+        return summarize_samples([self.samples()])
+
+    def _since(self, at_s: float) -> list[tuple[float, int, int]]:
+        """Newest first. The lock is held."""
+        return list(itertools.takewhile(lambda entry: entry[0] >= at_s, reversed(self._window)))
 
 
-def summarize_samples(samples: Sequence[Sequence[float]]) -> dict[str, float]:
-    """`ModelStatistics.samples` of one or several replicas as mean, percentiles and rates.
+def summarize_samples(parts: Sequence[tuple[Sequence[Sequence[float]], float]]) -> dict[str, float]:
+    """`ModelStatistics.samples` of one or several replicas as mean, spread, percentiles and rates.
 
-    A rate counts over the time since the oldest sample that all of them still remember.
+    A rate is the sum of the replicas' rates, each over its own seconds.
     """
-    if not samples:
-        return {"requests": 0}
-    ages_s, latency_ms, rows = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
-    span_s = max(float(ages_s.max()), 1e-9)
+    rates = {
+        "requests_per_s": round(sum(len(samples) / max(span_s, 1e-3) for samples, span_s in parts), 3),
+        "rows_per_s": round(sum(sum(rows for _, rows in samples) / max(span_s, 1e-3) for samples, span_s in parts), 3),
+        "span_s": round(max((span_s for _, span_s in parts), default=0.0), 3),
+    }
+    latency_ms = np.array([latency for samples, _ in parts for latency, _ in samples], dtype=float)
+    if not latency_ms.size:
+        return {"requests": 0, **rates}
     p50, p95, p99 = np.percentile(latency_ms, (50, 95, 99))
     return {
-        "requests": len(samples),
-        "span_s": round(span_s, 3),
-        "requests_per_s": round(len(samples) / span_s, 3),
-        "rows_per_s": round(float(rows.sum()) / span_s, 3),
+        "requests": latency_ms.size,
+        **rates,
         "latency_ms_mean": round(float(latency_ms.mean()), 4),
+        "latency_ms_deviation": round(float(latency_ms.std()), 4),
+        "latency_ms_min": round(float(latency_ms.min()), 4),
+        "latency_ms_max": round(float(latency_ms.max()), 4),
         "latency_ms_p50": round(float(p50), 4),
         "latency_ms_p95": round(float(p95), 4),
         "latency_ms_p99": round(float(p99), 4),

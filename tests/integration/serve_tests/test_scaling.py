@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ray import serve as ray_serve
 from cluster.errors import EndpointError
 from cluster.spec.serve import ReplicaSpec
 from serve.client import EndpointClient
+from serve.deployments.commands import _endpoint_row
 from serve.deployments.endpoint import Endpoint, deploy, endpoints, undeploy
 from tests.bundles import make_bundle, mlp_graph
 from tests.integration.serve_tests.conftest import one_version
@@ -63,7 +65,9 @@ def test_replicas_come_and_go_with_the_work_and_no_request_is_lost(scaling: Endp
 
 
 @pytest.mark.slow
-def test_an_endpoint_rests_at_zero_and_comes_back_for_whoever_asks(endpoint: EndpointClient, tmp_path: Path) -> None:
+def test_an_endpoint_rests_at_zero_and_comes_back_for_whoever_asks(
+    ray_local: str, endpoint: EndpointClient, tmp_path: Path
+) -> None:
     """To zero when nobody asks; a request that comes then is held and answered; traffic during the start is too."""
     bundle = make_bundle(tmp_path / "bundle", name="resting")
     replicas = ReplicaSpec(min=0, max=1, up_delay_s=0.0, down_delay_s=1.0)
@@ -78,6 +82,10 @@ def test_an_endpoint_rests_at_zero_and_comes_back_for_whoever_asks(endpoint: End
     try:
         for _ in range(2):  # there and back again, twice
             eventually(lambda: processes() == 0)
+            with EndpointClient(found.url, "resting", only_look=True) as client:
+                refused = [client.is_ready() for _ in range(20)]
+            told = _endpoint_row(SimpleNamespace(address=ray_local), "resting", found.url, "")  # type: ignore[arg-type]
+            assert (refused, told["state"], processes()) == ([False] * 20, "AT ZERO", 0), "asking starts none"
             answers: Counter[str] = Counter()
 
             def ask(answers: Counter[str] = answers) -> None:

@@ -16,11 +16,11 @@ from serve.access import Access
 from serve.deployments.commands import _table
 from serve.handlers.peers import SELF_HEADER, Peer, Peers
 from serve.observe.metrics import EndpointMetrics, merge, render
-from serve.observe.monitor import joined
-from serve.protocol.statistics import summarize_samples
+from serve.observe.monitor import CpuWindow, joined
+from serve.protocol.statistics import ModelStatistics, summarize_samples
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
-from tests.unit.serve_tests.test_gpu_memory import OneGpu
+from tests.unit.serve_tests.test_gpu_room import OneGpu
 
 
 def entry(version: str, latencies_ms: list[float]) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def entry(version: str, latencies_ms: list[float]) -> dict[str, Any]:
         "rows": 2 * len(latencies_ms),
         "calls": len(latencies_ms),
         "outcomes": {"success": len(latencies_ms)},
-        "samples": [(1.0, value, 2) for value in latencies_ms],
+        "samples": [(value, 2) for value in latencies_ms],
+        "span_s": 1.0,
         "process": {"cpu_percent": 10.0, "memory_bytes": 5},
     }
 
@@ -52,7 +53,40 @@ def test_a_version_that_one_replica_has_not_loaded_yet_is_told_of_the_others() -
         ("1", 2, ["c"]),
         ("2", 1, ["c"]),
     ]
-    assert summarize_samples([]) == {"requests": 0}
+    assert summarize_samples([]) == {"requests": 0, "requests_per_s": 0, "rows_per_s": 0, "span_s": 0.0}
+
+
+def test_rates_and_percentiles_are_those_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """168 requests a second, an hour after a few that were slow."""
+    now_s = 10_000.0
+    monkeypatch.setattr("serve.protocol.statistics.time.monotonic", lambda: now_s)
+    statistics = ModelStatistics("m", "1")
+    statistics._window.extend([(now_s, 10_000_000_000, 1)] * 30)
+    now_s += 3600.0
+    assert statistics.window() == {"requests": 0, "requests_per_s": 0, "rows_per_s": 0, "span_s": 60.0}
+    statistics._window.extend((now_s - 10 + index / 168, 5_000_000, 2) for index in range(1680))
+    found = statistics.window()
+    assert (found["requests_per_s"], found["latency_ms_max"], found["rows_per_s"]) == (28.0, 5.0, 56.0)
+    statistics._window.extend((now_s - 10 + index / 1000, 5_000_000, 1) for index in range(10_000))
+    assert statistics.window()["requests_per_s"] == pytest.approx(1000, rel=0.01), "of the 4,096 that are kept"
+
+
+def test_replicas_of_different_loads_add_their_own_rates() -> None:
+    busy, idle = {**entry("1", [1.0] * 4096), "span_s": 4.096}, {**entry("1", [9.0] * 6), "span_s": 60.0}
+    (found,) = joined({"a": [busy], "b": [idle]}, [])
+    assert found["requests_per_s"] == pytest.approx(1000.1)
+    assert (found["latency_ms_min"], found["latency_ms_max"]) == (1.0, 9.0)
+    assert found["latency_ms_deviation"] == pytest.approx(float(np.std([1.0] * 4096 + [9.0] * 6)), rel=1e-3)
+
+
+def test_cpu_is_that_of_about_the_last_minute() -> None:
+    now_s = 100.0
+    window = CpuWindow(started_s=0.0, now=lambda: now_s)
+    assert window.percent(50.0) == 50.0, "the first reading: since the start"
+    for second in range(1, 121):
+        now_s = 100.0 + second
+        found = window.percent(50.0 + 2 * second)
+    assert found == pytest.approx(200.0)
 
 
 def samples_of(text: bytes) -> dict[tuple[Any, ...], float]:

@@ -83,7 +83,7 @@ class ServedModel:
         if rows == 0:
             raise bad_request("the inputs have no rows", rule="at least one row")
         self.check_size(rows, sum(array.nbytes for array in request.inputs.values()))
-        if not self.allow_non_finite:
+        if not (self.allow_non_finite or request.is_finite):
             self._check_finite(request.inputs)
         policy = self.batcher.policy
         if self.engine.preferred_rows and rows > policy.max_rows and not policy.join:

@@ -22,7 +22,14 @@ import orjson
 from cluster.bundle.signature import DATATYPE_OF, TensorSignature, TensorSpec
 from serve.protocol.errors import bad_request
 from serve.protocol.limits import Limits
-from serve.protocol.tensors import array_of_bytes, array_of_json, bytes_of_array, check_count, check_shape
+from serve.protocol.tensors import (
+    array_of_bytes,
+    array_of_json,
+    bytes_of_array,
+    check_count,
+    check_shape,
+    tensor_of_json,
+)
 
 MEMORY_PARAMETERS = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY
@@ -54,6 +61,8 @@ class InferRequest:
     timeout_us: int = 0
     """Largest wait in the queue; 0 for none."""
     parameters: dict[str, Any] = field(default_factory=dict)
+    is_finite: bool = False
+    """Decoding has shown that no tensor holds NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +195,10 @@ def _decode_json(raw: dict[str, Any], rest: memoryview, limits: Limits, flags: b
     if not isinstance(entries, list) or not entries:
         raise bad_request("the request has no 'inputs'", rule="'inputs' must be a non-empty list of tensors")
     inputs: dict[str, np.ndarray] = {}
+    all_finite = True
     for entry in entries:
-        name, array, rest = _decode_input(entry, rest, limits, flags)
+        name, array, rest, is_finite = _decode_input(entry, rest, limits, flags)
+        all_finite = all_finite and is_finite
         if name in inputs:
             raise bad_request(f"input {name!r} is given twice")
         inputs[name] = array
@@ -202,10 +213,14 @@ def _decode_json(raw: dict[str, Any], rest: memoryview, limits: Limits, flags: b
         priority=check_count(parameters.get("priority", 0), "priority"),
         timeout_us=check_count(parameters.get("timeout", 0), "timeout"),
         parameters=parameters,
+        is_finite=all_finite,
     )
 
 
-def _decode_input(entry: Any, rest: memoryview, limits: Limits, flags: bool) -> tuple[str, np.ndarray, memoryview]:
+def _decode_input(
+    entry: Any, rest: memoryview, limits: Limits, flags: bool
+) -> tuple[str, np.ndarray, memoryview, bool]:
+    """Name, array, what is left of the binary part, and whether all numbers are known to be finite."""
     if not isinstance(entry, dict):
         raise bad_request(f"an input is a JSON {_kind(entry)}", rule="an input must be an object")
     name = _name(entry.get("name"), "an input's name", limits)
@@ -215,18 +230,20 @@ def _decode_input(entry: Any, rest: memoryview, limits: Limits, flags: bool) -> 
     shape = check_shape(entry.get("shape"), name, limits.elements)
     parameters = entry.get("parameters")
     if parameters is None:
-        return name, array_of_json(entry.get("data"), datatype, shape, name, flags=flags), rest
+        array, is_finite = tensor_of_json(entry.get("data"), datatype, shape, name, flags=flags)
+        return name, array, rest, is_finite
     parameters = _parameters(parameters, f"input {name!r}")
     if any(key in parameters for key in MEMORY_PARAMETERS):
         raise bad_request(f"input {name!r} lies in shared memory", rule="shared memory is not served", status=501)
     if "binary_data_size" not in parameters:
-        return name, array_of_json(entry.get("data"), datatype, shape, name, flags=flags), rest
+        array, is_finite = tensor_of_json(entry.get("data"), datatype, shape, name, flags=flags)
+        return name, array, rest, is_finite
     if "data" in entry:
         raise bad_request(f"input {name!r} has both 'data' and 'binary_data_size'")
     size = check_count(parameters["binary_data_size"], "binary_data_size")
     if size > len(rest):
         raise bad_request(f"input {name!r} has {len(rest)} bytes left: expecting {size - len(rest)} additional bytes")
-    return name, array_of_bytes(rest[:size], datatype, shape, name), rest[size:]
+    return name, array_of_bytes(rest[:size], datatype, shape, name), rest[size:], False
 
 
 def _decode_outputs(raw: Any) -> tuple[RequestedOutput, ...]:

@@ -46,10 +46,17 @@ def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str, *
 
     `flags`: whether `data` may hold true or false at all, which numpy takes for 1 and 0 beside numbers.
     """
+    return tensor_of_json(data, datatype, shape, name, flags=flags)[0]
+
+
+def tensor_of_json(
+    data: Any, datatype: str, shape: tuple[int, ...], name: str, *, flags: bool = True
+) -> tuple[np.ndarray, bool]:
+    """`array_of_json`, and whether every number is finite: JSON has no others, but a type may be too small for one."""
     if not isinstance(data, list):
         raise bad_request(f"input {name!r} has no 'data'", rule="'data' must be a list, or binary_data_size given")
     if datatype == "BYTES":
-        return _strings(data, shape, name)
+        return _strings(data, shape, name), True
     if datatype in ("FP16", "BF16"):
         raise bad_request(f"input {name!r} is {datatype} in JSON", rule="it has no JSON form", remedy="Send it binary.")
     dtype = _dtype(datatype, name)
@@ -67,11 +74,21 @@ def array_of_json(data: Any, datatype: str, shape: tuple[int, ...], name: str, *
         raise bad_request(f"input {name!r} is {datatype} and its 'data' holds true or false", rule="numbers alone")
     _check_range(found, dtype, datatype, name)
     found = _reshape(found, shape, name)
-    return found if found.dtype == dtype else _cast(found, dtype)
+    if found.dtype == dtype:
+        return found, True
+    try:
+        return _cast(found, dtype), True
+    except FloatingPointError:
+        return _cast_to_infinity(found, dtype), False
 
 
-@np.errstate(over="ignore")  # too large becomes infinity, which is refused as such; a decorator costs half of a `with`
+@np.errstate(over="raise")  # a decorator costs half of a `with`
 def _cast(found: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return found.astype(dtype)
+
+
+@np.errstate(over="ignore")  # too large becomes infinity, which is refused as such
+def _cast_to_infinity(found: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return found.astype(dtype)
 
 

@@ -243,3 +243,18 @@ def test_bytes_that_are_not_text_must_be_asked_for_in_binary() -> None:
         encode(answer, InferRequest({}))
     body, length = encode(answer, InferRequest({}, binary_outputs=True))
     assert decode_answer(body, length).outputs["y"][0] == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("value", "binary", "is_known"), [(1.5, False, True), (1e39, False, False), (1.5, True, False)]
+)
+def test_numbers_of_json_are_known_to_be_finite_but_for_those_past_their_type(
+    value: float, binary: bool, is_known: bool
+) -> None:
+    array = np.array([[value, 2.0]])
+    body, length = encode_request(InferRequest({"x": array}), binary=binary)
+    if not binary:
+        body = body.replace(b"FP64", b"FP32")
+    found = decode(body, str(length) if binary else None, SIGNATURE, Limits())
+    assert found.is_finite == is_known
+    assert bool(np.isfinite(found.inputs["x"]).all()) == (value < 1e38)

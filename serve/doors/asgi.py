@@ -33,7 +33,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02  # most requests are answered by then; for the others a task waits for the client to leave
-OPEN_PATHS = ("/", "/docs", "/openapi.json")  # descriptions of the API, the same for every endpoint
+# descriptions of the API, the same for every endpoint, and what load balancers, which have no token, ask
+OPEN_PATHS = ("/", "/docs", "/openapi.json", "/health")
 GONE = 499  # in the access log, as nginx counts a client that left before its answer
 REQUEST_ID = b"x-request-id"
 LOGGED_CHARACTERS_MAX = 200  # of a header

@@ -32,6 +32,7 @@ from serve.protocol.limits import Limits
 
 SMALL_BYTES = 64 << 10  # of JSON that the event loop may read itself: about a millisecond
 DECODERS = 2  # images that are decoded at a time: each may take 100 MiB (serve/doors/images.py)
+IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}, "required": ["file"]}
 IMAGE_BODY: dict[str, Any] = {
@@ -102,6 +103,10 @@ def predict_app(dataplane: DataPlane, controlplane: ControlPlane) -> FastAPI:
         base = f"/v2/models/{name}"
         return {"endpoint": name, "infer": f"{base}/infer", "metadata": base, "predict": "/predict", "docs": "/docs"}
 
+    @app.get("/health", summary="Ready (200) or not (503), as /v2/health/ready", responses={503: {}})
+    async def health() -> Response:
+        return JSONResponse({"ready": dataplane.ready}, 200 if dataplane.ready else 503)
+
     _add_rows(app, dataplane)
     _add_images(app, dataplane)
     add_monitor(app, controlplane)
@@ -122,6 +127,7 @@ def _add_rows(app: FastAPI, dataplane: DataPlane) -> None:
     async def predict(request: Request) -> RowsResponse:
         body = await request.body()
         with counting_bad_requests(dataplane.repository.default):  # the version is in the body
+            check_is_no_file(request.headers.get("content-type", ""), body)
             small, limits = len(body) <= SMALL_BYTES, dataplane.limits
             asked = read_request(body, limits) if small else await asyncio.to_thread(read_request, body, limits)
         model = dataplane.admit(name, asked.version)
@@ -156,6 +162,18 @@ def _add_images(app: FastAPI, dataplane: DataPlane) -> None:
 
         model, read, answer = await dataplane.infer(name, version, decode)
         return ImageResponse(**in_words(model, answer), notes=read.notes)
+
+
+def check_is_no_file(content_type: str, body: bytes) -> None:
+    """Raise ProtocolError 415 for a file, by its kind or its first bytes."""
+    kind = content_type.lower()
+    if kind.startswith(("multipart/", "image/")) or body.startswith(IMAGE_STARTS):
+        raise bad_request(
+            "the body is a file",
+            status=415,
+            rule='/predict takes JSON: {"rows": [one entry a row]}',
+            remedy="Send image files to /predict/image.",
+        )
 
 
 def read_request(body: bytes, limits: Limits) -> PredictRequest:

@@ -44,7 +44,7 @@ STATUS_MEANINGS: dict[int, str] = {
     405: "another verb; `Allow` names the right one",
     408: "the head or the body did not arrive in time",
     413: "a body, a tensor, an image or the files of a form are past a limit",
-    415: "a content encoding other than gzip and deflate, or a file that is no image",
+    415: "a content encoding other than gzip and deflate, a file that is no image, or one at `/predict`",
     431: "the head is too long",
     499: "the client left before its answer; in the access log alone",
     500: "the model failed, or its answer is incomplete or not finite",

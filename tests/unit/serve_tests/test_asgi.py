@@ -15,6 +15,7 @@ import pytest
 
 from cluster.errors import ProtocolError
 from cluster.spec.serve import BatchingSpec
+from serve.access import Access
 from serve.doors.rpc import Rpc
 from serve.proto import inference_pb2
 from serve.protocol.errors import grpc_code_of
@@ -278,6 +279,28 @@ def test_raw_rows_are_json_whatever_their_content_type_says(in_place: InPlace, k
     """`curl -d` says that it sends a form."""
     response = ask(in_place, "POST", "/predict", b'{"rows": [[1, 2, 3]]}', headers={"content-type": kind}, pages=True)
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(b"\x89PNG\r\n\x1a\n", ""), (b"\xff\xd8\xff\xe0", "application/x-www-form-urlencoded"), (b"x", "image/webp"),
+     (b"--x--", "multipart/form-data; boundary=x")],
+)  # fmt: skip
+def test_a_file_at_predict_is_told_where_image_files_go(in_place: InPlace, body: bytes, kind: str) -> None:
+    response = ask(in_place, "POST", "/predict", body, headers={"content-type": kind} if kind else {}, pages=True)
+    assert (response.status_code, "/predict/image" in response.json()["error"]) == (415, True)
+
+
+def test_health_is_open_and_follows_readiness(in_place: InPlace) -> None:
+    async def test(place: Place) -> None:
+        place.dataplane.access = Access(infer=(b"0" * 32,))
+        async with client(place) as http:
+            for ready, status in ((True, 200), (False, 503)):
+                place.repository.default = place.model if ready else None
+                answer = await http.get("/health")
+                assert (answer.status_code, answer.json()) == (status, {"ready": ready})
+
+    in_place(test, pages=True)
 
 
 def test_the_api_page_describes_the_body_and_no_422(in_place: InPlace) -> None:

@@ -170,7 +170,7 @@ class EndpointConfig(StrictSpec):
 
 
 CONFIG_FORM = (
-    2  # of `to_json`: part of the replicas' code version, since replicas of older code cannot read a newer one
+    3  # of `to_json`: part of the replicas' code version, since replicas of older code cannot read a newer one
 )
 FLAT_VERSIONS = "policy"  # what `spec.versions` was called while a configuration had its settings beside its versions
 FLAT_SETTINGS = ("batching", "queue", "access_log", "allow_non_finite", "unseen", "replicas", "token_file",

@@ -112,6 +112,9 @@ class ServeSpec(StrictSpec):
     """
     access_log: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the requests that are logged, one JSON line each, without payloads: 0 none, 1 all."""
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
+    """Web pages of these origins may ask from a browser, e.g. `[https://shop.example]`; `["*"]`: any; none: only pages
+    of the endpoint's own origin."""
     allow_non_finite: bool = False
     """Let NaN and infinity in inputs reach the model. false answers 400: a quantized graph makes a confident answer of
     them."""

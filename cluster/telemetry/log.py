@@ -13,6 +13,7 @@ import warnings
 
 FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 NOISY_LOGGERS = ("ray", "urllib3", "asyncio", "matplotlib", "torch.onnx", "onnxscript", "onnx_ir", "optuna", "httpx")
+OWN_LEVEL_LOGGERS = ("ray.serve",)  # which set level and handler of their own when they are imported
 _HANDLER_NAME = "manta"
 
 
@@ -28,5 +29,11 @@ def setup_logging(level: int = logging.INFO) -> None:
     root.setLevel(level)
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    for name in OWN_LEVEL_LOGGERS:
+        logging.getLogger(name).addFilter(_is_warning)
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING

@@ -22,7 +22,9 @@ def _run(arguments: list[str]) -> int:
 
     options = parse(arguments)
     setup_logging()
-    # ray/serve/_private/config.py gives pydantic's Field keywords of its own, once a field
+    # what libraries say to those who write against them, Ray's use of pydantic among it
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
     warnings.filterwarnings("ignore", message="Using extra keyword arguments on `Field`")
     return int(getattr(commands, options.command)(options))
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from cluster.errors import MantaError
 from serve.batching.timers import SharedTimer
+from serve.doors.cors import preflight, with_origin
 from serve.doors.rest import Answer, InferCall, Rest, error_answer, text_error, wrong_verb
 from serve.handlers.access_log import Seen
 from serve.handlers.controlplane import ControlPlane
@@ -62,6 +63,12 @@ class AsgiDoor:
         kind = scope["type"]
         if kind == "http":
             send = with_request_id(scope, send)
+            if self.dataplane.cors_origins:
+                send = with_origin(scope["headers"], self.dataplane.cors_origins, send)
+                answer = preflight(scope["method"], scope["headers"], self.dataplane.cors_origins)
+                if answer is not None:
+                    await respond(send, answer)
+                    return
             if self.dataplane.access_log.sampled():
                 await self._logged(scope, receive, send)
             else:

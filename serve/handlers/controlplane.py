@@ -61,6 +61,7 @@ class ControlPlane:
 
     def _follow(self, config: EndpointConfig, access: Access) -> None:
         self.dataplane.access = access
+        self.dataplane.cors_origins = config.spec.cors_origins
         self.dataplane.access_log.share = config.spec.access_log
 
     def _check_name(self, name: str, verb: str) -> None:

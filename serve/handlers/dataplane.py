@@ -52,6 +52,8 @@ class DataPlane:
         self.repository = repository
         self.limits = limits
         self.access = Access()
+        self.cors_origins: tuple[str, ...] = ()
+        """Of web pages that may read answers; empty for none."""
         self.access_log = AccessLog(repository.name, replica)
 
     def authorize(self, authorization: str, *, admin: bool = False) -> None:

@@ -73,7 +73,14 @@ def has_routes(config: str) -> bool:
 
 def without_admin(config: str) -> str:
     """The same without its admin socket: of a HAProxy that Ray Serve must not take for its own."""
-    return "\n".join(line for line in config.splitlines() if line.split()[:2] != ["stats", "socket"]) + "\n"
+    return "\n".join(line for line in config.splitlines() if not _is_admin(line)) + "\n"
+
+
+def with_admin(config: str, of: str) -> str:
+    """The inverse: a configuration without an admin socket, with that of another one."""
+    admin = [line for line in of.splitlines() if _is_admin(line)]
+    head, *rest = config.splitlines()  # global
+    return "\n".join([head, *admin, *rest]) + "\n"
 
 
 def _mended(lines: list[str], folder: str, limits: ProxyLimits, files_most: int | None) -> Iterator[str]:
@@ -111,6 +118,10 @@ def _mended(lines: list[str], folder: str, limits: ProxyLimits, files_most: int 
                 yield line.replace("grpc-status 5 ", "grpc-status 14 ")  # NOT_FOUND -> UNAVAILABLE
             case _:
                 yield line
+
+
+def _is_admin(line: str) -> bool:
+    return line.split()[:2] == ["stats", "socket"]
 
 
 def _connections_most(lines: list[str], files_most: int | None) -> int:

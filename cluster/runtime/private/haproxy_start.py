@@ -1,7 +1,9 @@
 """Run by Ray Serve in HAProxy's place: mend the configuration, start a guard, become HAProxy.
 
 Ray Serve starts the program that RAY_SERVE_HAPROXY_BINARY_PATH names, for each change of replicas, and tells HAProxies
-apart by their process ids: this process becomes HAProxy (exec), so that the id is the one that Ray Serve knows.
+apart by their process ids: this process becomes HAProxy (exec), so that the id is the one that Ray Serve knows. Its
+HAProxies share no port (`-dR`), so that a first one takes the ports from a stand-in or an orphan (`-sf`), and keeps the
+endpoints that the stand-in knows until Ray Serve brings its own.
 
 Invariant: standard library only, because it runs without installed packages (haproxy.py writes the launcher).
 """
@@ -13,8 +15,8 @@ import resource
 import sys
 from pathlib import Path
 
-from cluster.runtime.private.haproxy_config import ProxyLimits, error_pages, mended
-from cluster.runtime.private.haproxy_guard import start_guard
+from cluster.runtime.private.haproxy_config import ProxyLimits, error_pages, has_routes, mended, with_admin
+from cluster.runtime.private.haproxy_guard import STAND_IN, others, start_guard
 
 BINARY_VARIABLE = "MANTA_HAPROXY_BINARY"
 
@@ -24,19 +26,24 @@ def main() -> None:
     words, binary = sys.argv[1:], os.environ[BINARY_VARIABLE]
     config = Path(words[words.index("-f") + 1]) if "-f" in words[:-1] else None
     if config is not None and config.is_file():
-        mend(config)
+        stand_in = config.with_name(STAND_IN)
+        before = [*others(config), *others(stand_in)] if "-sf" not in words else []
+        mend(config, stand_in if before and stand_in.is_file() else None)
         start_guard(os.getpid(), os.getppid(), config, binary)
+        words += ["-sf", *map(str, before)] if before else []
     os.execv(binary, [binary, *words])
 
 
-def mend(path: Path) -> None:
-    """Mend the file, and write the pages that it names beside it."""
+def mend(path: Path, stand_in: Path | None = None) -> None:
+    """Mend the file, and write the pages that it names beside it. Without endpoints it gets those of the stand-in."""
     folder = path.parent.absolute()
     for status, page in error_pages().items():
         (folder / f"{status}.http").write_bytes(page)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = None if files == resource.RLIM_INFINITY else files
     text = mended(path.read_text(encoding="utf-8"), str(folder), ProxyLimits.of(os.environ), most)
+    if stand_in is not None and not has_routes(text):
+        text = with_admin(stand_in.read_text(encoding="utf-8"), text)
     path.write_text(text, encoding="utf-8")
 
 

@@ -39,6 +39,7 @@ def run(place: Path, *words: str, code: int = 0, token: str = TOKEN) -> Any:
     process = manta(place, *words, "--json", token=token)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, err
+    assert not [word for word in ("INFO", "Warning", "Traceback") if word in err], err
     return json.loads(out)
 
 

@@ -36,7 +36,7 @@ def test_every_request_is_503_in_time_and_the_reason_is_told(ray_local: str, end
         return _endpoint_row(SimpleNamespace(address=ray_local), "broken", found.url, TOKEN)  # type: ignore[arg-type]
 
     try:
-        assert row()["state"] == "READY"
+        eventually(lambda: row()["state"] == "READY")
         (tmp_path / "tokens").unlink()
         for process in replicas():
             os.kill(process.pid, signal.SIGKILL)

@@ -187,6 +187,9 @@ def test_log_setup_twice_leaves_one_handler() -> None:
         setup_logging()
         assert len([handler for handler in root.handlers if handler not in before]) == 1
         assert logging.getLogger("ray").level == logging.WARNING
+        loud = logging.getLogger("ray.serve")  # it sets its level when Ray Serve is imported
+        records = [loud.makeRecord(loud.name, each, "", 0, "", (), None) for each in (logging.INFO, logging.WARNING)]
+        assert [bool(loud.filter(record)) for record in records] == [False, True]
     finally:
         root.handlers[:] = before
         root.setLevel(level)

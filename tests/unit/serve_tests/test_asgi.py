@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Callable
@@ -289,6 +290,34 @@ def test_raw_rows_are_json_whatever_their_content_type_says(in_place: InPlace, k
 def test_a_file_at_predict_is_told_where_image_files_go(in_place: InPlace, body: bytes, kind: str) -> None:
     response = ask(in_place, "POST", "/predict", body, headers={"content-type": kind} if kind else {}, pages=True)
     assert (response.status_code, "/predict/image" in response.json()["error"]) == (415, True)
+
+
+def test_pages_of_other_origins_may_ask_only_where_the_endpoint_says_so(in_place: InPlace) -> None:
+    async def test(place: Place) -> None:
+        place.dataplane.access = Access(infer=(hashlib.sha256(b"t").digest(),))
+        ask_first = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        async with client(place) as http:
+
+            async def talk(origin: str) -> tuple[Any, ...]:
+                headers = {"origin": origin}
+                before = await http.options(INFER, headers=headers | ask_first)
+                answer = await http.post(INFER, content=GOOD, headers=headers | {"authorization": "Bearer t"})
+                refused = await http.post(INFER, content=GOOD, headers=headers)
+                assert (answer.status_code, refused.status_code) == (200, 401)
+                allowed = {each.headers.get("access-control-allow-origin") for each in (before, answer, refused)}
+                return before.status_code, before.headers.get("access-control-allow-headers"), allowed
+
+            ours, other = "https://shop.example", "https://other.example"
+            assert await talk(ours) == (405, None, {None})
+            place.dataplane.cors_origins = (ours,)
+            assert await talk(ours) == (204, "authorization", {ours})
+            assert await talk(other) == (403, None, {None})
+            place.dataplane.cors_origins = ("*",)
+            assert await talk(other) == (204, "authorization", {other})
+            found = await http.get("/health", headers={"origin": other})
+            assert found.headers["access-control-allow-origin"] == other
+
+    in_place(test, pages=True)
 
 
 def test_health_is_open_and_follows_readiness(in_place: InPlace) -> None:

@@ -47,6 +47,7 @@ def test_set_reaches_every_value_of_the_serve_section(tmp_path: Path) -> None:
         "name": "shop", "host": "0.0.0.0", "port": 0, "grpc_port": 0, "device": "cuda", "versions": ["1"],
         "replicas": {"max": 3, "target_busy": 0.5}, "batching.max_rows": "auto", "batching.max_wait_ms": 2.5,
         "queue": {"max_rows": 9, "max_mib": 8, "max_wait_ms": None}, "access_log": 0.25, "allow_non_finite": True,
+        "cors_origins": ["https://shop.example"],
         "unseen": "refuse", "engine": "tensorrt", "tensorrt.streams": 2, "token_file": "/t", "admin_token_file": "/a",
         "ready_timeout_s": 90.0,
     }  # fmt: skip

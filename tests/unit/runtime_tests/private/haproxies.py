@@ -137,10 +137,15 @@ OWNER = "import signal, subprocess, sys; subprocess.Popen(sys.argv[1:]).wait(); 
 class Proxy:
     """A HAProxy with its owner."""
 
-    port: int
+    ports: list[int]
     config: Path
     environment: dict[str, str]
     owner: subprocess.Popen[bytes]
+
+    @property
+    def port(self) -> int:
+        """The public one."""
+        return self.ports[0]
 
     def process(self) -> psutil.Process:
         """HAProxy itself."""
@@ -151,8 +156,13 @@ class Proxy:
         return others(self.config.with_name(STAND_IN))
 
 
+def write_configuration(made: Proxy, servers: list[int] | None) -> None:
+    """What Ray Serve writes before it starts another HAProxy."""
+    ray_serves_configuration(made.config.parent, made.ports, servers)
+
+
 def start_owner(config: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", OWNER, str(config.parent / LAUNCHER), "-db", "-f", str(config), *words]
+    command = [sys.executable, "-c", OWNER, str(config.parent / LAUNCHER), "-db", "-f", str(config), "-dR", *words]
     with (config.parent / "stderr").open("ab") as errors:
         return subprocess.Popen(command, env=environment, stderr=errors)
 
@@ -181,7 +191,7 @@ def haproxy(
     owner = start_owner(config, environment)
     try:
         eventually(lambda: ask(ports[0], b"GET /-/routes HTTP/1.1\r\nHost: x\r\n\r\n")[0] != 0)
-        yield Proxy(ports[0], config, environment, owner)
+        yield Proxy(ports, config, environment, owner)
     finally:
         owner.kill()
         owner.wait()

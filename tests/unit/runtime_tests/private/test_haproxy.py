@@ -1,4 +1,4 @@
-"""haproxy_start.py over the configuration that Ray Serve writes: the bundled HAProxy, without Ray.
+"""cluster/runtime/private/haproxy_start.py over what Ray Serve writes: the bundled HAProxy, without Ray.
 
 The backend answers the length of what it got; the limits are shortened by the launcher's own variables.
 """

@@ -71,16 +71,15 @@ def has_routes(config: str) -> bool:
     return any(line.split()[:1] == ["use_backend"] for line in config.splitlines())
 
 
-def without_admin(config: str) -> str:
-    """The same without its admin socket: of a HAProxy that Ray Serve must not take for its own."""
-    return "\n".join(line for line in config.splitlines() if not _is_admin(line)) + "\n"
+def admin_socket(config: str) -> str:
+    """The path by which HAProxy is asked, and by which another HAProxy takes over its listening sockets."""
+    return next((line.split()[2] for line in config.splitlines() if _is_admin(line)), "")
 
 
-def with_admin(config: str, of: str) -> str:
-    """The inverse: a configuration without an admin socket, with that of another one."""
-    admin = [line for line in of.splitlines() if _is_admin(line)]
-    head, *rest = config.splitlines()  # global
-    return "\n".join([head, *admin, *rest]) + "\n"
+def with_admin_socket(config: str, path: str) -> str:
+    """The same with another such path."""
+    before = admin_socket(config)
+    return "".join(line.replace(before, path) if _is_admin(line) else line for line in config.splitlines(keepends=True))
 
 
 def _mended(lines: list[str], folder: str, limits: ProxyLimits, files_most: int | None) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """The guard of one HAProxy: a process that puts another HAProxy in its place when it is killed.
 
 Ray Serve finds after three looks that a HAProxy has died, and then starts the proxy's actor anew: seconds in which the
-port would refuse everyone. The guard starts a HAProxy with the same configuration at once, without the admin socket, so
-that Ray Serve still finds its own one missing; it ends that stand-in when Ray Serve's new one knows the endpoints.
+port would refuse everyone. The guard starts a HAProxy with the same configuration at once, with an admin socket of its
+own, so that Ray Serve still finds its own one missing. Ray Serve's new one takes over its listening sockets
+(haproxy_start.py).
 
 Invariants: no stand-in while another HAProxy of the same configuration lives (a reload), none after Ray Serve has ended
 HAProxy itself (its actor ends within `FAREWELL_S`), and never more than one, which ends with its guard.
@@ -14,19 +15,18 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.runtime.private.haproxy_config import has_routes, without_admin
+from cluster.runtime.private.haproxy_config import with_admin_socket
 
 FAREWELL_S = 1.5
 """An actor that ends this soon after its HAProxy has ended it: Ray Serve shuts down."""
-SUCCESSOR_WAIT_S = 60.0
-LOOK_EVERY_S = 0.2
+SUCCESSOR_WAIT_S = 180.0
+"""For Ray Serve to start another one, and for that one to answer what the stand-in has accepted (120 s at most)."""
 STAND_IN = "stand-in.cfg"
+STAND_IN_SOCKET = "spare.sock"  # no longer than the usual one: HAProxy has a limit
 
 
 def start_guard(haproxy: int, owner: int, config: Path, binary: str) -> None:
@@ -56,11 +56,8 @@ def guard(haproxy: int, owner: int, config: Path, binary: str) -> None:
     try:
         if _wait_for_end(owner_file, FAREWELL_S):
             return
-        deadline_s = time.monotonic() + SUCCESSOR_WAIT_S
-        while not _has_successor(config) and time.monotonic() < deadline_s and stand_in.poll() is None:
-            time.sleep(LOOK_EVERY_S)
-        stand_in.send_signal(signal.SIGUSR1)  # no new connections; what was accepted is answered
-        stand_in.wait()
+        with suppress(subprocess.TimeoutExpired):
+            stand_in.wait(SUCCESSOR_WAIT_S)
     finally:
         stand_in.kill()
 
@@ -77,13 +74,10 @@ def others(config: Path) -> list[int]:
     return found
 
 
-def _has_successor(config: Path) -> bool:
-    return has_routes(config.read_text(encoding="utf-8")) and bool(others(config))
-
-
 def _stand_in_config(config: Path) -> Path:
     path = config.with_name(STAND_IN)
-    path.write_text(without_admin(config.read_text(encoding="utf-8")), encoding="utf-8")
+    text = with_admin_socket(config.read_text(encoding="utf-8"), str(config.with_name(STAND_IN_SOCKET)))
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -20,7 +20,7 @@ from serve.observe.monitor import CpuWindow, joined
 from serve.protocol.statistics import ModelStatistics, summarize_samples
 from tests.unit.serve_tests.conftest import Place
 from tests.unit.serve_tests.test_asgi import GOOD, INFER, client
-from tests.unit.serve_tests.test_gpu_room import OneGpu
+from tests.unit.serve_tests.test_gpu_memory import OneGpu
 
 
 def entry(version: str, latencies_ms: list[float]) -> dict[str, Any]:

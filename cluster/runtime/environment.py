@@ -36,6 +36,9 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     # ray/train/v2/_internal/constants.py: how often the controller polls its workers
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # the same file: workers wait for their room as long as it takes, which trainers/launch/capacity.py says in words
+    # (ray/util/placement_group.py counts in 32-bit milliseconds: 20 days)
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(20 * 24 * 3600),
     # ray/_private/ray_constants.py: no report of usage to the outside
     "RAY_USAGE_STATS_ENABLED": "0",
     # ray/tune: result files, TensorBoard and progress tables are made from our own events

@@ -43,6 +43,41 @@ def draining_nodes() -> set[str]:
     return set(state.state.get_draining_nodes())
 
 
+@dataclass(frozen=True)
+class GroupOfJob:
+    """A placement group that waits or stands."""
+
+    run: str
+    """Name of the run whose driver made it; the Ray job's id where it is none of ours."""
+    waits: bool
+    num_bundles: int
+
+
+def placement_groups() -> tuple[list[GroupOfJob], list[GroupOfJob]]:
+    """Those of this process's job, and those of others. Needs a Ray session; blocks on two calls of the head."""
+    import ray
+    from ray._private import state
+    from ray.core.generated import gcs_pb2
+
+    messages: Any = gcs_pb2
+    accessor = state.state._connect_and_get_accessor()
+    jobs = (
+        messages.JobTableData.FromString(raw)
+        for raw in accessor.get_job_table(skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
+    )
+    runs = {job.job_id: job.config.metadata.get("manta.run", "") for job in jobs}
+    here = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    ours: list[GroupOfJob] = []
+    others: list[GroupOfJob] = []
+    for raw in accessor.get_placement_group_table():
+        table = messages.PlacementGroupTableData.FromString(raw)
+        if table.state != table.REMOVED:
+            run = runs.get(table.creator_job_id) or table.creator_job_id.hex()
+            found = GroupOfJob(run, table.state != table.CREATED, len(table.bundles))
+            (ours if table.creator_job_id == here else others).append(found)
+    return ours, others
+
+
 def temporary_folder_argument(folder: Path) -> dict[str, str]:
     """The argument of `ray.init` that puts its sessions into a folder."""
     return {"_temp_dir": str(folder)}
@@ -211,6 +246,13 @@ def train_error_class() -> type[Exception]:
     from ray.train.v2._internal.exceptions import RayTrainError
 
     return RayTrainError
+
+
+def start_timeout_class() -> type[Exception]:
+    """What Ray Train raises when its workers have waited for room for too long."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return WorkerGroupStartupTimeoutError
 
 
 def error_of_worker(error: BaseException) -> BaseException:

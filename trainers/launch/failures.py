@@ -1,12 +1,13 @@
 """What ended an attempt: the class of a failure decides whether trying again can help.
 
     lost        a worker, its node or the controller died     again, within train.faults.worker_restarts
+    waiting     Ray Train stopped waiting for room            again, as often as it takes
     stopped     a request to stop, or a node taken away       again, within train.faults.preemptions
     ours        another error of cluster.errors               never: its text has the remedy
     bug         anything else that a worker raised            never: it would come again; its traceback is shown
 
-Invariant: when several workers failed, the culprit is reported, not those that only noticed. No budget is infinite but
-that of growing, which only ever happens from fewer workers to more.
+Invariant: when several workers failed, the culprit is reported, not those that only noticed. Waiting for room costs
+nothing. No budget is infinite but that of growing, which only ever happens from fewer workers to more.
 
 Covered: Ray Train 2.60's errors.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.errors import InterruptedRunError, MantaError, ModelError, PeerFailedError, WorkerLostError
-from cluster.runtime.ray_private import error_of_worker, preemption_class, train_error_class
+from cluster.runtime.ray_private import error_of_worker, preemption_class, start_timeout_class, train_error_class
 from cluster.spec.train import FaultSpec
 
 
@@ -25,7 +26,7 @@ class Failure:
     """Why an attempt ended."""
 
     kind: str
-    """`lost`, `stopped`, `ours` or `bug`."""
+    """`lost`, `waiting`, `stopped`, `ours` or `bug`."""
     text: str
     error: BaseException
     traceback: str = ""
@@ -72,6 +73,8 @@ def classify(error: BaseException) -> Failure:
         rank, (cause, text) = next(iter(sorted(causes.items())))
         return Failure("lost", _first_line(cause), cause, text, rank)
     inner = getattr(error, "controller_failure", error)
+    if isinstance(inner, start_timeout_class()):
+        return Failure("waiting", "there is no room for the workers yet", inner)
     if isinstance(inner, MantaError):
         return Failure(_kind(inner), str(inner), inner)
     return Failure("lost", f"the training controller ended: {type(inner).__name__}: {_first_line(inner)}", inner)
@@ -88,6 +91,8 @@ class Budget:
     def spend(self, failure: Failure, *, growing: bool) -> str:
         """Take one try from the budget of this failure; returns the message for the user. Raises where none is left, or
         where trying again cannot help."""
+        if failure.kind == "waiting":
+            return f"{failure.text}; the run goes on waiting"
         if failure.kind == "stopped" and growing:
             return "there is room for more workers; they start anew from the checkpoint just written"
         if failure.kind == "stopped" and self.preemptions < self.faults.preemptions:

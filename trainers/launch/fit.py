@@ -18,14 +18,22 @@ from cluster.runtime.channel import worker_channel
 from cluster.spec.train import WorkersSpec
 from cluster.telemetry.events import FileSink, Message, Progress
 from cluster.telemetry.view import counted
-from trainers.launch.capacity import free_slots, total_slots, unresponsive_nodes, wait_for_slots
+from trainers.launch.capacity import (
+    RoomWait,
+    free_slots,
+    total_slots,
+    unresponsive_nodes,
+    wait_for_slots,
+    worker_resources,
+)
 from trainers.launch.failures import AttemptFailed, Budget, classify
 from trainers.launch.ready_workers import ReadyWorkers
 from trainers.launch.worker import WorkerJob
-from trainers.launch.worker_group import WorkerGroup, resources_per_worker
+from trainers.launch.worker_group import WorkerGroup
 from trainers.loop import FitRequest, FitResult
 from trainers.loop.result import read_result
 
+START_POLL_S = 2.0  # workers without room say so; those with room load torch for some seconds
 GROW_POLL_S = 5.0  # starting the workers anew costs about as much
 GROW_POLLS = 2  # a node that has just come may still go
 GROW_ANSWER_S = 10.0  # a first worker process on a node takes seconds
@@ -48,7 +56,7 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path, ready: ReadyW
     )
     before, lost, growing, may_grow = request.batch.workers, False, False, True
     while True:
-        workers = _workers_now(request, before, lost, events)
+        workers = _workers_now(request, before, events, lost=lost, alone=ready.alone)
         may_grow = may_grow and not (growing and workers <= before)  # once in vain is enough
         now = replace(request, batch=request.batch.for_workers(workers))
         attempt: _RayAttempt | _LocalAttempt = (
@@ -66,15 +74,16 @@ def launch_fit(request: FitRequest, *, events: Path, folder: Path, ready: ReadyW
             FileSink(events).emit(Message(level="warning", stage=request.stage, text=text))
 
 
-def _workers_now(request: FitRequest, before: int, lost: bool, events: Path) -> int:
+def _workers_now(request: FitRequest, before: int, events: Path, *, lost: bool, alone: bool) -> int:
     """As many workers as there is room for; where their number is fixed, that number. Blocks. `lost`: a worker was,
-    so that its node may be dead without Ray's knowing."""
+    so that its node may be dead without Ray's knowing. `alone`: the Ray is the run's own."""
     workers, most = request.train.workers, request.batch.workers
     if not isinstance(workers, WorkersSpec) or workers.min == workers.max or most != workers.max:
         return most
-    each, wait_s = resources_per_worker(), request.train.faults.replacement_wait_s
+    each, wait_s = worker_resources(), request.train.faults.replacement_wait_s
     silent = unresponsive_nodes(wait_s) if lost else set()
-    found = wait_for_slots(workers.min, most, wait_s, lambda: free_slots(each, silent))
+    wait = RoomWait(request.stage, events, workers.min, alone)
+    found = wait_for_slots(workers.min, most, wait_s, lambda: free_slots(each, silent), wait.say)
     if found != before:
         text = (
             f"training goes on with {found} of {most} workers; the global batch stays {request.batch.batch_size_global}"
@@ -145,13 +154,22 @@ class _RayAttempt:
         workers, seen = self.request.train.workers, 0
         missing = workers.max - self.request.batch.workers if isinstance(workers, WorkersSpec) else 0
         may_grow = missing > 0 and self.may_grow and self.request.checkpoints is not None
+        self._wait_for_room(group)
         while not group.wait(GROW_POLL_S):
             if not may_grow or self.growing:
                 continue
-            each = resources_per_worker()
+            each = worker_resources()
             # what is free may be this attempt's own, as long as it starts: so all there is must suffice too
             room = free_slots(each) >= missing and total_slots(each) >= missing + self.request.batch.workers
             seen = seen + 1 if room else 0
             if seen >= GROW_POLLS and free_slots(each, unresponsive_nodes(GROW_ANSWER_S)) >= missing:
                 self.growing = True
                 group.control.request_stop("room for more workers")
+
+    def _wait_for_room(self, group: WorkerGroup) -> None:
+        """Blocks until the workers stand, or have ended. Raises ResourceError."""
+        request = self.request
+        room = RoomWait(request.stage, self.events, request.batch.workers, self._ready.alone)
+        while not group.stands() and not group.wait(START_POLL_S):
+            group.waits_for_room = room.say()
+        group.waits_for_room = False

@@ -34,6 +34,8 @@ class ReadyWorkers:
 
     local: bool = False
     """Train in one process of this host, without Ray."""
+    alone: bool = False
+    """Whether the run has its Ray for itself."""
     worker: LocalWorker | None = None
     group: WorkerGroup | None = None
     meanwhile: Callable[[], None] | None = None
@@ -76,7 +78,7 @@ def warm_workers(context: StageContext) -> ReadyWorkers:
     if trains_locally(context):
         return ReadyWorkers(local=True, worker=LocalWorker())
     if not _warms(context) or isinstance(train.workers, WorkersSpec):
-        return ReadyWorkers()
+        return ReadyWorkers(alone=context.owns_host)
     context.ensure_ray()
     from trainers.launch.worker_group import WorkerGroup
 
@@ -85,7 +87,7 @@ def warm_workers(context: StageContext) -> ReadyWorkers:
     workers = context.run_resolved.batch.workers
     group = WorkerGroup(workers, train.faults.collective_timeout_s, storage)
     group.start()
-    return ReadyWorkers(group=group)
+    return ReadyWorkers(alone=True, group=group)
 
 
 def _warms(context: StageContext) -> bool:

@@ -71,7 +71,7 @@ def run_training(context: StageContext) -> StageResult:
 
 def _fit(context: StageContext, request: FitRequest) -> FitResult:
     """On the workers that were started early, or on ones that start now."""
-    ready = context.early or ReadyWorkers(local=trains_locally(context))
+    ready = context.early or ReadyWorkers(local=trains_locally(context), alone=context.owns_host)
     try:
         if not ready.local:
             context.ensure_ray()

@@ -31,12 +31,17 @@ class _ControlActor:
     def __init__(self) -> None:
         self._reason = ""
         self._jobs: list[Any] = []
+        self._asked = False
 
     def assign(self, job: Any) -> None:
         self._jobs = [job]
 
     def jobs(self) -> list[Any]:
+        self._asked = True
         return self._jobs
+
+    def asked(self) -> bool:
+        return self._asked
 
     def request_stop(self, reason: str) -> None:
         self._reason = reason
@@ -62,6 +67,12 @@ class WorkerControl:
         while not (jobs := ray.get(self._actor.jobs.remote())):
             time.sleep(JOB_POLL_S)
         return jobs[0]
+
+    def workers_stand(self) -> bool:
+        """Whether a worker has asked for its job: then all of them have room, and a process group. Blocks on a call."""
+        import ray
+
+        return bool(ray.get(self._actor.asked.remote(), timeout=ANSWER_S))
 
     def request_stop(self, reason: str) -> None:
         """Workers stop at their next poll. Does not wait."""

@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.runtime.ray_private import failure_config, training_failed_class
+from trainers.launch.capacity import worker_resources
 from trainers.launch.failures import AttemptFailed, classify
 from trainers.launch.worker import WorkerJob, train_on_worker
 from trainers.launch.worker_control import WorkerControl
@@ -32,6 +34,9 @@ class WorkerGroup:
         """`storage`: a folder that every node sees, made and removed by the group."""
         self.num_workers = num_workers
         self.control = WorkerControl()
+        self.waits_for_room = False
+        """Whether Ray has no place for the workers yet."""
+        self._stand = False
         self._error: BaseException | None = None
         self._done = threading.Event()  # after a KeyboardInterrupt, Thread.join takes a living thread for ended
         self._thread = threading.Thread(
@@ -48,6 +53,15 @@ class WorkerGroup:
         """Whether it takes no job any more."""
         return self._done.is_set()
 
+    def stands(self) -> bool:
+        """Whether all workers are there. Blocks on a call until they are."""
+        from ray.exceptions import RayError
+
+        if not self._stand:
+            with suppress(RayError):
+                self._stand = self.control.workers_stand()
+        return self._stand
+
     def assign(self, job: WorkerJob) -> None:
         """The job of all workers; they begin at once."""
         self.control.assign(job)
@@ -61,15 +75,16 @@ class WorkerGroup:
         return True
 
     def stop(self, reason: str, wait_s: float) -> None:
-        """Let the workers write a checkpoint and end; blocks until they have, up to `wait_s`."""
+        """Let the workers write a checkpoint and end; blocks until they have, up to `wait_s`. Workers that still wait
+        for room have nothing to write."""
         self.control.request_stop(reason)
-        self._done.wait(wait_s)
+        self._done.wait(0.0 if self.waits_for_room else wait_s)
 
     def close(self) -> None:
         """End it: workers without a job return."""
         if not self.ended and self._thread.ident is not None:
             self.control.assign(None)
-            self._done.wait(IDLE_END_S)
+            self._done.wait(0.0 if self.waits_for_room else IDLE_END_S)
         self.control.close()
 
     def _run(self, collective_timeout_s: float, storage: Path) -> None:
@@ -94,12 +109,11 @@ def _train(num_workers: int, collective_timeout_s: float, storage: Path, control
     from trainers.launch.process_group import InterfaceTorchConfig
 
     quiet_ray_train()
+    each = worker_resources()
     TorchTrainer(
         train_on_worker,
         train_loop_config={"control": control},
-        scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=uses_gpu(), resources_per_worker=resources_per_worker()
-        ),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu="GPU" in each, resources_per_worker=each),
         torch_config=InterfaceTorchConfig(timeout_s=round(collective_timeout_s)),
         run_config=RunConfig(name=storage.name, storage_path=str(storage), failure_config=no_retries()),
     ).fit()
@@ -110,19 +124,7 @@ def no_retries() -> Any:
     return failure_config(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
 
 
-def uses_gpu() -> bool:
-    """Whether the cluster has GPUs."""
-    import ray
-
-    return bool(ray.cluster_resources().get("GPU", 0) > 0)
-
-
 def quiet_ray_train() -> None:
     """Ray Train logs its progress on the screen; ours is in the event stream. Errors stay."""
     for name in ("ray.train", "ray.train.v2"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def resources_per_worker() -> dict[str, float]:
-    """Resources of one worker."""
-    return {"CPU": 1, "GPU": 1} if uses_gpu() else {"CPU": 1}

@@ -111,6 +111,7 @@ GUARDED = {
     "compress.target.device: gpu": "graphs for a GPU have these pairs",
     "compress.target.device: cpu": "raised for a session on a GPU",
     "train.deterministic: false": "raised where it is true",
+    "train.workers: HOLE": "what there is room for, where it asks for more",
     "model.family: mlp": "the cnn says it",
     "model.pretrained: false": "said where it is true",
     "model.family: timm": "torchvision says it",

@@ -50,6 +50,18 @@ def test_a_node_that_was_taken_away_is_no_lost_worker_and_not_tried_again_for_ev
     assert (off.max_failures, off.controller_failure_limit, off.max_preemption_failures) == (0, 0, 0)
 
 
+def test_waiting_for_room_is_no_lost_worker_and_costs_nothing() -> None:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    waiting = classify(ControllerError(WorkerGroupStartupTimeoutError(num_workers=2)))
+    assert waiting.kind == "waiting"
+    budget = Budget(FaultSpec(worker_restarts=0, preemptions=0))
+    for _ in range(5):
+        assert "goes on waiting" in budget.spend(waiting, growing=False)
+    assert (budget.restarts, budget.preemptions) == (0, 0)
+
+
 def test_bugs_and_errors_of_ours_are_never_tried_again() -> None:
     budget = Budget(FaultSpec())
     with pytest.raises(MemoryShortError):

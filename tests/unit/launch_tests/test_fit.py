@@ -32,7 +32,7 @@ def test_an_attempt_with_fewer_workers_has_a_plan_of_its_own(tmp_path: Path, mon
             if len(plans) == 1:
                 raise AttemptFailed(Failure("lost", "worker 1 died", RuntimeError("gone"), rank=1))
 
-    monkeypatch.setattr(fit_module, "_workers_now", lambda *_: next(room))
+    monkeypatch.setattr(fit_module, "_workers_now", lambda *_, **__: next(room))
     monkeypatch.setattr(fit_module, "_LocalAttempt", Attempt)
     monkeypatch.setattr(fit_module, "read_result", lambda folder: None)
     fit_module.launch_fit(request, events=tmp_path / "events.jsonl", folder=tmp_path, ready=ReadyWorkers(local=True))
@@ -50,6 +50,9 @@ def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
     class Control:
         def assign(self, job: object) -> None:
             pass
+
+        def workers_stand(self) -> bool:
+            return True
 
         def request_stop(self, reason: str) -> None:
             asked.set()

@@ -22,6 +22,7 @@
         ├── CheckpointError                  no checkpoint can be read
         ├── EndpointError                    an endpoint that does not become ready or answers wrongly
         ├── InferenceError                   an engine raised, or its answer is not usable
+        ├── ReplacedRunError                 another driver has taken the run over
         └── InterruptedRunError              Ctrl-C or SIGTERM; the run can be resumed
 
 Invariant: an error says what was attempted, what was found, the rule and the remedy, and survives pickle
@@ -226,6 +227,12 @@ class InferenceError(RunError):
     """An engine raised, or gave rows that are missing or not finite."""
 
     code = "INFERENCE"
+
+
+class ReplacedRunError(RunError):
+    """Another driver writes into the run's folder now; this one ends without a word there."""
+
+    code = "REPLACED"
 
 
 class InterruptedRunError(RunError):

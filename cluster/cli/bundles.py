@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.cli.cluster import META_RUN, META_STORE, jobs_client
 from cluster.cli.forward import ForwardedCommand, forward
+from cluster.cli.jobs import META_RUN, META_STORE, find_job, jobs_client
 from cluster.cli.options import RUNS_DIR, AsJson, JobsAddress, RunOrJob, RunsDir, Store
 from cluster.command import emit_json, write_line
 from cluster.entrypoints import COMMAND_MODULES
@@ -132,7 +132,7 @@ def fetch(
     run = target
     if address is not None:
         with jobs_client(address) as client:
-            job = client.job(target)
+            job = find_job(client, target)
         run, store = job.metadata.get(META_RUN, target), store or job.metadata.get(META_STORE)
     folder = to or Path(f"{run}-bundle")
     bundle = fetch_bundle(_needed_store(store), run, folder, version=version)

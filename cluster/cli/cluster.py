@@ -6,22 +6,43 @@ here loads ray: the Jobs API is plain HTTP (cluster/runtime/jobs/client.py).
 
 from __future__ import annotations
 
-import os
+import json
 import secrets
-import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli.options import RUNS_DIR, Address, AsJson, JobsAddress, Overrides, RunOrJob, RunsDir, SpecPath, Store
+from cluster.cli.jobs import (
+    META_ASKS,
+    META_OWNER,
+    META_RUN,
+    META_RUNS_DIR,
+    META_STORE,
+    STOP_WAIT_S,
+    ask_run,
+    entrypoint,
+    find_job,
+    job_row,
+    jobs_client,
+    this_owner,
+)
+from cluster.cli.options import (
+    OWNER_VARIABLE,
+    RUNS_DIR,
+    Address,
+    AsJson,
+    JobsAddress,
+    Overrides,
+    RunOrJob,
+    RunsDir,
+    SpecPath,
+    Store,
+)
 from cluster.command import emit_json
-from cluster.errors import RequestError
-from cluster.runtime.join.token import find_token
+from cluster.errors import RequestError, RunError
 
 if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it: `manta --help` stays fast
     from cluster.runtime.jobs.client import JobsClient, RayJob
@@ -29,16 +50,16 @@ if TYPE_CHECKING:  # HTTP, zip and store code is loaded by the verbs that use it
     from cluster.spec.run import RunSpec
 
 PANEL = "Cluster"
-# A job that is stopped needs the time to write a checkpoint and stop its workers; Ray's own figure is 3 s
-STOP_WAIT_S = 30
-CLUSTER_RUNS_DIR = '"${MANTA_RUNS_DIR:-$HOME/manta-runs}"'  # read on the cluster; the images set it to a shared volume
-META_RUN, META_STORE = "manta.run", "manta.store"
-
 MaybeTarget = Annotated[str | None, typer.Argument(metavar="[RUN|JOB]", help="One of them; all when absent.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")]
+DriverLog = Annotated[
+    bool, typer.Option("--driver", help="The log of a job's run itself (its run.log), whichever node has it.")
+]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; else the spec's, else the file's.")]
 Folder = Annotated[Path, typer.Option("--folder", help="Working folder to ship.", exists=True, file_okay=False)]
-JobId = Annotated[str | None, typer.Option("--id", help="Job id; the same id again finds the job, not a second one.")]
+JobId = Annotated[
+    str | None, typer.Option("--id", help="Job id; the same id again finds the job, or goes on with one that failed.")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the job is accepted.")]
 ClusterRuns = Annotated[str | None, typer.Option("--runs-dir", help="Runs folder on the cluster, seen by every node.")]
 NumCpus = Annotated[float, typer.Option("--driver-cpus", min=0, help="CPUs to reserve for the driver.")]
@@ -74,20 +95,27 @@ def submit(
     with jobs_client(address) as client:
         client.ray_version()
         _note(f"Shipping {len(package.files)} files ({len(package.data) / 2**20:.1f} MiB) to {client.address}.")
+        metadata = {META_RUN: run, META_OWNER: this_owner(), META_STORE: store, META_RUNS_DIR: runs_dir}
         job = client.submit(
             job_id or f"{run}-{secrets.token_hex(4)}",
             entrypoint(shipped, override or [], run, store=store, runs_dir=runs_dir),
             runtime_env={
                 "working_dir": client.upload(package),
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), OWNER_VARIABLE: this_owner()},
             },
-            metadata={META_RUN: run, **({META_STORE: store} if store else {})},
+            metadata={key: value for key, value in metadata.items() if value is not None},
             **({"entrypoint_num_cpus": driver_cpus} if driver_cpus else {}),
         )
-        _note(f"Job {job.id}. Follow it with 'manta logs -f {job.id}', stop it with 'manta stop {job.id}'.")
+        _note_accepted(job, job_id)
         if detach:
             return _show_job(job, as_json=as_json)
         return _follow(client, job.id, as_json=as_json)
+
+
+def _note_accepted(job: RayJob, asked_id: str | None) -> None:
+    if job.attempt > 1 or job.ended:
+        _note(f"Job {asked_id} " + ("has ended before: nothing is started." if job.ended else "goes on."))
+    _note(f"Job {job.id}. Follow it with 'manta logs -f {job.id}', stop it with 'manta stop {job.id}'.")
 
 
 def _package(folder: Path, spec: str, loaded: RunSpec) -> Package:
@@ -100,17 +128,13 @@ def _package(folder: Path, spec: str, loaded: RunSpec) -> Package:
     return build_package(folder, needed=(spec, *inside))
 
 
-def entrypoint(spec: str, overrides: list[str], run: str, *, store: str | None, runs_dir: str | None) -> str:
-    """The shell line that the cluster runs: the run, then its bundle into the store."""
-    where = f"--runs-dir {shlex.quote(runs_dir) if runs_dir else CLUSTER_RUNS_DIR}"
-    sets = [part for override in overrides for part in ("--set", override)]
-    line = f"{shlex.join(['manta', 'run', spec, '--name', run, '--json', *sets])} {where}"
-    if store:
-        line += f" && {shlex.join(['manta', 'publish', run, '--store', store])} {where}"
-    return line
-
-
-def logs(target: RunOrJob, address: JobsAddress = None, follow: Follow = False, runs_dir: RunsDir = RUNS_DIR) -> int:
+def logs(
+    target: RunOrJob,
+    address: JobsAddress = None,
+    follow: Follow = False,
+    driver: DriverLog = False,
+    runs_dir: RunsDir = RUNS_DIR,
+) -> int:
     """Print the log of a run or a job; -f goes on until it ends and returns its exit code."""
     if address is None:
         from cluster.cli.local_runs import follow_log
@@ -118,11 +142,22 @@ def logs(target: RunOrJob, address: JobsAddress = None, follow: Follow = False, 
 
         return follow_log(find_run(runs_dir, target), _write, follow=follow)
     with jobs_client(address) as client:
-        if follow:
-            return _follow(client, target, as_json=False)
-        client.job(target)
-        _write(client.logs(target))
+        job = find_job(client, target)
+        if follow and not driver:
+            return _follow(client, job.id, as_json=False)
+        _write(ask_run(client, job, "logs") if driver else _job_log(client, job))
         return 0
+
+
+def _job_log(client: JobsClient, job: RayJob) -> str:
+    """The job's own log, or its run's where the node that wrote it is gone."""
+    try:
+        return client.logs(job.id)
+    except RunError as error:
+        if META_RUN not in job.metadata:
+            raise
+        _note(f"The job's log cannot be read ({error.found}); this is the log of its run's driver.")
+        return ask_run(client, job, "logs")
 
 
 def stop(target: RunOrJob, address: JobsAddress = None, runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
@@ -134,12 +169,21 @@ def stop(target: RunOrJob, address: JobsAddress = None, runs_dir: RunsDir = RUNS
         stopped = stop_run(find_run(runs_dir, target))
     else:
         with jobs_client(address) as client:
-            stopped = client.stop(target) and _wait_for_end(client, target)
+            stopped = _stop_job(client, find_job(client, target))
     if as_json:
         emit_json({"ok": True, "target": target, "stopped": stopped})
     else:
         _note(f"{target} is stopped." if stopped else f"{target} was not running.")
     return 0
+
+
+def _stop_job(client: JobsClient, job: RayJob) -> bool:
+    """Whether something was at work. A job whose supervisor died says nothing of its run: the run itself is asked."""
+    if client.stop(job.id):
+        return _wait_for_end(client, job.id)
+    if job.status != "FAILED" or job.exit_code is not None or META_RUN not in job.metadata:
+        return False
+    return bool(json.loads(ask_run(client, job, "stop", "--json"))["stopped"])
 
 
 def status(
@@ -152,7 +196,8 @@ def status(
         rows = status_rows(runs_dir, target)
     else:
         with jobs_client(address) as client:
-            rows = [job_row(job) for job in ([client.job(target)] if target else client.jobs())]
+            jobs = [find_job(client, target)] if target else client.jobs()
+            rows = [job_row(job) for job in jobs if META_ASKS not in job.metadata]
     if as_json:
         emit_json(rows)
         return 0
@@ -175,39 +220,6 @@ def probe(address: Address = None, as_json: AsJson = False) -> None:
         print_node(node)
 
 
-def job_row(job: RayJob) -> dict[str, Any]:
-    """JSON-able facts of a job, in the form of `manta status`."""
-    note = job.message if job.status in ("FAILED", "PENDING") else ""
-    return {
-        "id": job.id,
-        "state": job.status.lower(),
-        "note": note.strip().splitlines()[-1] if note.strip() else "",
-        "exit_code": job.exit_code,
-        "started_unix_s": job.started_unix_ms and job.started_unix_ms / 1000,
-        "run": job.metadata.get(META_RUN),
-        "store": job.metadata.get(META_STORE),
-    }
-
-
-@contextmanager
-def jobs_client(address: str | None) -> Iterator[JobsClient]:
-    if address is None:
-        raise RequestError(
-            "Cannot submit",
-            found="no cluster was named",
-            rule="a job goes to a Ray cluster's head",
-            remedy="Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS; 'manta run' works without one.",
-        )
-    from cluster.runtime.jobs.client import JobsClient
-
-    disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
-    client = JobsClient(address, token=None if disabled else find_token())
-    try:
-        yield client
-    finally:
-        client.close()
-
-
 def _follow(client: JobsClient, job_id: str, *, as_json: bool) -> int:
     """Show a job's log to its end. Ctrl-C leaves the job running."""
     client.job(job_id)
@@ -226,6 +238,8 @@ def _show_job(job: RayJob, *, as_json: bool) -> int:
         emit_json({"ok": code == 0, "job": job_row(job)})
     else:
         _note(f"Job {job.id}: {job.status.lower()}.")
+        if job.status == "FAILED":
+            _note(f"'manta logs {job.id} --driver' shows the log of its run's driver; the same --id goes on from here.")
     return code
 
 

@@ -1,8 +1,8 @@
 """Runs of this machine for `manta runs`, `show`, `logs`, `stop` and `status`: what their folders say, and a signal to
 their driver.
 
-Invariant: a signal goes only to a process that holds the run's lock now, on this host: a process id that was given to
-somebody else since is never touched.
+Invariant: a signal goes only to a process of this host that has the run's lock file open: a process id that was given
+to somebody else since is never touched. A driver of another host is asked through the run's folder.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import RequestError, RunError
-from cluster.store.locks import is_locked
+import psutil
+
+from cluster.errors import RunError
+from cluster.store.fence import ask_to_stop
+from cluster.store.locks import is_locked, wait_until_free
 from cluster.store.run_folder import RunFolder, find_run, list_runs
 from cluster.store.stage_facts import EvaluateFacts
 
@@ -51,28 +54,33 @@ def describe(run: RunFolder) -> dict[str, Any]:
 
 
 def stop_run(run: RunFolder, *, deadline_s: float = STOP_DEADLINE_S) -> bool:
-    """SIGTERM to the run's driver, and wait until it has gone; False if none is at work. Raises RunError."""
+    """Ask the run's driver to end, and wait until it has gone; False if none is at work. Raises RunError.
+
+    A driver of this host gets SIGTERM; one of another host finds the request in the run's folder within a second.
+    """
     state = run.read_state()
     if not is_locked(run.lock):
         return False
-    if state.get("host") != socket.gethostname():
-        raise RequestError(
-            f"Cannot stop run '{run.name}'",
-            found=f"its driver runs on host {state.get('host')}",
-            rule="a signal reaches processes of its own host",
-            remedy="Run the command there, or stop its job with 'manta stop JOB --address …'.",
+    ask_to_stop(run)
+    if state.get("host") == socket.gethostname() and _holds_lock(int(state["pid"]), run):
+        os.kill(int(state["pid"]), signal.SIGTERM)
+    if not wait_until_free(run.lock, deadline_s):
+        raise RunError(
+            f"Run '{run.name}' did not stop",
+            found=f"its driver, process {state.get('pid')} on host {state.get('host')}, is still there after "
+            f"{deadline_s:g} s",
+            remedy=f"Look at {run.log}; 'kill -9 {state.get('pid')}' there ends it, and what it started ends with it.",
         )
-    os.kill(int(state["pid"]), signal.SIGTERM)
-    deadline = time.monotonic() + deadline_s
-    while is_locked(run.lock):
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"Run '{run.name}' did not stop",
-                found=f"its driver, process {state['pid']}, is still there after {deadline_s:g} s",
-                remedy=f"Look at {run.log}; 'kill -9 {state['pid']}' ends it, and what it started ends with it.",
-            )
-        time.sleep(POLL_S)
     return True
+
+
+def _holds_lock(pid: int, run: RunFolder) -> bool:
+    """Whether that process of this host has the run's lock file open: hosts that are containers can share a name."""
+    try:
+        opened = psutil.Process(pid).open_files()
+    except psutil.Error:
+        return False
+    return any(file.path == str(run.lock) for file in opened)
 
 
 def follow_log(run: RunFolder, show: Callable[[str], None], *, follow: bool) -> int:

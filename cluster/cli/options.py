@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 RUNS_DIR = Path("runs")
+OWNER_VARIABLE = "MANTA_OWNER"
+"""Whose a run is, where one user runs the jobs of all."""
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML of the run.")]
 Overrides = Annotated[

@@ -5,6 +5,7 @@ What `run` does is in run_process.py, loaded when it runs.
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.forward import ForwardedCommand, forward
-from cluster.cli.options import RUNS_DIR, Address, AsJson, Overrides, RunName, RunsDir, SpecPath
+from cluster.cli.options import OWNER_VARIABLE, RUNS_DIR, Address, AsJson, Overrides, RunName, RunsDir, SpecPath, Store
 from cluster.command import emit_json
 from cluster.entrypoints import COMMAND_MODULES
 from cluster.pipeline.stages import STAGES
@@ -31,6 +32,10 @@ Profile = Annotated[
     typer.Option("--profile", min=1, metavar="N", help="Trace N updates with torch.profiler into RUN/traces."),
 ]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help=f"Stop after this stage: {STAGE_NAMES}.")]
+Supervised = Annotated[
+    bool,
+    typer.Option("--supervised", help="End with the process that started this one; wait for an orphan to end first."),
+]
 Apply = Annotated[
     Path | None, typer.Option("--apply", metavar="OUT.yaml", help="Write the run's spec with the remedies.")
 ]
@@ -87,20 +92,24 @@ def run(
     until: Until = None,
     keep: Keep = False,
     fresh: Fresh = False,
+    store: Store = None,
+    supervised: Supervised = False,
     as_json: AsJson = False,
 ) -> int:
     """Take a spec from raw data to an answering endpoint; the same command resumes where it stopped."""
-    from cluster.cli.run_process import prepare_folder, start_driver, watch
+    from cluster.cli.run_process import ORPHAN_WAIT_S, Claim, WatchOptions, prepare_folder, start_driver, watch
     from cluster.pipeline.reuse import stages_until
 
     stages_until(until)
-    folder = prepare_folder(spec, override or [], name=name, runs_dir=runs_dir, fresh=fresh)
+    claim = Claim(fresh, ORPHAN_WAIT_S if supervised else 0.0, os.environ.get(OWNER_VARIABLE) or None)
+    folder = prepare_folder(spec, override or [], name=name, runs_dir=runs_dir, claim=claim)
     flags = [
         *(["--address", address] if address else []),
         *(["--until", until] if until else []),
+        *(["--store", store] if store else []),
         *(["--keep"] if keep else []),
     ]
-    return watch(folder, start_driver(folder, flags), keep=keep, as_json=as_json)
+    return watch(folder, start_driver(folder, flags), WatchOptions(keep, supervised, as_json))
 
 
 def train(
@@ -115,7 +124,7 @@ def train(
 ) -> int:
     """Run until the model is trained: `manta run --until train`."""
     values = [*(override or []), *([f"train.profile_updates={profile}"] if profile else [])]
-    return run(spec, values, name, runs_dir, address, "train", False, fresh, as_json)
+    return run(spec, values, name, runs_dir, address, "train", fresh=fresh, as_json=as_json)
 
 
 def runs(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> None:

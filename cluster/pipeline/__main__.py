@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -16,8 +17,11 @@ from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.pipeline.driver import DriveOptions, run_driver
 from cluster.pipeline.ray_thread import still_starting
+from cluster.pipeline.supervision import Supervision
+from cluster.store.fence import Fence
 from cluster.store.locks import hold_lock
 from cluster.store.run_folder import RunFolder
+from cluster.telemetry.events import Message
 from cluster.telemetry.log import setup_logging
 
 LOOK_EVERY_S = 2.0  # a kept run ends this long after its last endpoint
@@ -46,8 +50,10 @@ def _drive(arguments: list[str]) -> int:
     with hold_lock(run.lock) as free:
         if not free:
             raise RequestError(f"Cannot run '{run.name}'", found="another process works on it")
-        drive = DriveOptions(options.address, options.until, options.keep)
-        code = run_driver(run, drive, wait=lambda: _wait(stop))
+        fence = Fence.draw(run)
+        drive = DriveOptions(options.address, options.until, options.keep, options.store)
+        with Supervision(fence, options.leash, partial(_say, run)):
+            code = run_driver(run, drive, fence, wait=lambda: _wait(stop))
     if still_starting():  # a run that failed at once: nobody waits for its Ray, which the reaper ends with this process
         logging.shutdown()
         os._exit(code)
@@ -60,7 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address")
     parser.add_argument("--until")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--store", help="where the bundle is published when it is finished")
+    parser.add_argument("--leash", type=int, help="descriptor of a pipe: the driver ends when it is closed")
     return parser
+
+
+def _say(run: RunFolder, text: str) -> None:
+    run.sink().emit(Message(level="warning", text=text))
 
 
 def _wait(stop: threading.Event) -> None:

@@ -38,6 +38,7 @@ from cluster.runtime.preflight import check_shared_memory, check_this_host
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.rules import load_checked
 from cluster.spec.run import RunSpec
+from cluster.store.fence import Fence
 from cluster.store.run_folder import RECORD, RunFolder, StageRecord
 from cluster.store.stage_facts import StageFacts
 from cluster.telemetry.events import (
@@ -52,6 +53,7 @@ from cluster.telemetry.events import (
 )
 
 LOG = logging.getLogger(__name__)
+BUNDLE = "bundle"  # the folder of the run whose stage makes the bundle (stages.py: `outputs`)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class DriveOptions:
     until: str | None = None
     keep: bool = False
     """Go on living with the endpoint after the last stage, until SIGTERM."""
+    store: str | None = None
+    """Where the bundle goes as soon as it is finished."""
 
 
 @dataclass
@@ -70,6 +74,7 @@ class Driver:
 
     run: RunFolder
     options: DriveOptions
+    fence: Fence
     spec: RunSpec
     host: HostFacts
     ray: RayThread
@@ -77,6 +82,8 @@ class Driver:
     stages: tuple[Stage, ...]
     records: dict[str, StageRecord] = field(default_factory=dict)
     resolved: ResolvedRun | None = None
+    unpublished: MantaError | None = None
+    """Why the bundle is not in the store."""
 
     def drive(self) -> dict[str, Any]:
         """Run or reuse every stage; returns the summary. Raises MantaError."""
@@ -86,7 +93,25 @@ class Driver:
             self._one(stage)
             if undecided and self.resolved is not None:
                 self._start_early(self.stages[index + 1 :])
+            if BUNDLE in stage.outputs:
+                self._publish()
+        if self.unpublished is not None:
+            raise self.unpublished
         return summarize(self.run, self.records, kept=self.options.keep, remote=not self.ray.private)
+
+    def _publish(self) -> None:
+        """Copy the bundle into the store before an endpoint is tried: a fault of either leaves the other alone."""
+        if self.options.store is None:
+            return
+        from cluster.store.remote import publish_bundle  # loads fsspec
+
+        try:
+            location = publish_bundle(self.run.bundle, self.options.store, self.run.name).location
+        except MantaError as error:
+            self.unpublished = error
+            self.run.sink().emit(Message(level="warning", text=f"{error.message} The run goes on."))
+        else:
+            self.run.sink().emit(Message(text=f"the bundle is at {location}"))
 
     def _start_early(self, later: tuple[Stage, ...]) -> None:
         """Begin with what later stages need, where they will run."""
@@ -114,6 +139,7 @@ class Driver:
         self.ray.start()
 
     def _one(self, stage: Stage) -> None:
+        self.fence.check()
         events = self.run.sink()
         current = self.resolved.spec if self.resolved else self.spec
         if is_skipped(stage, current):
@@ -148,6 +174,7 @@ class Driver:
         with new_folder(target, keep_partial=True) as folder:
             write_text(folder / DIGEST_FILE, digest)
             result = self._call(stage, folder, digest)
+            self.fence.check()
             record = StageRecord(
                 stage=stage.name,
                 inputs_digest=digest,
@@ -217,7 +244,7 @@ class Driver:
             self.run.write_resolved(resolved)
 
 
-def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None]) -> int:
+def run_driver(run: RunFolder, options: DriveOptions, fence: Fence, *, wait: Callable[[], None]) -> int:
     """Drive a run to its end and return the exit code. `wait` blocks until a signal to stop (`--keep`)."""
     events = run.sink()
     started = time.monotonic()
@@ -231,14 +258,14 @@ def run_driver(run: RunFolder, options: DriveOptions, *, wait: Callable[[], None
     with RayThread(address, logs=run.path / "ray-logs") as ray, EarlyStarts() as early:
         try:
             spec = load_checked(run.path / "spec.yaml")
-            check_this_host(spec, private=ray.private, serves=any(stage.skip_without == "serve" for stage in stages))
-            summary = Driver(run, options, spec, _host_facts(ray), ray, early, stages).drive()
+            host = _look_ahead(run, options, spec, ray, stages)
+            summary = Driver(run, options, fence, spec, host, ray, early, stages).drive()
         except KeyboardInterrupt:
-            return _fail(run, interrupted(run))
+            return _fail(run, fence, interrupted(run))
         except MantaError as error:
-            return _fail(run, error)
+            return _fail(run, fence, error)
         except Exception as error:  # noqa: BLE001 - a run that ends says so, whatever ended it
-            return _fail(run, _unexpected(run, error))
+            return _fail(run, fence, _unexpected(run, error))
         finished = RunFinished(run=run.name, duration_s=time.monotonic() - started, summary=summary)
         make_views(run, "finished", finished)
         events.emit(finished)
@@ -255,13 +282,24 @@ def _call_named(entrypoint: str, context: StageContext) -> Any:
     return entrypoints.load(entrypoint)(context)
 
 
-def _host_facts(ray: RayThread) -> HostFacts:
-    """Facts of the place where the run happens: all nodes of a cluster, or this host. Raises ResourceError."""
+def _look_ahead(
+    run: RunFolder, options: DriveOptions, spec: RunSpec, ray: RayThread, stages: tuple[Stage, ...]
+) -> HostFacts:
+    """Facts of the place where the run happens: all nodes of a cluster, or this host. Raises MantaError for what the
+    run would miss there at its end."""
+    serves = any(stage.skip_without == "serve" for stage in stages)
+    check_this_host(spec, private=ray.private, serves=serves)
+    if options.store is not None:
+        from cluster.store.remote import check_store
+
+        check_store(options.store, run.name)
     if ray.private:
         return host_facts()
-    from cluster.runtime.nodes.tasks import on_every_node  # imports ray: only once a cluster is in use
+    from cluster.runtime.nodes.preflight import check_nodes  # imports ray: only once a cluster is in use
+    from cluster.runtime.nodes.tasks import on_every_node
 
     ray.ready()
+    check_nodes(spec, run.path, serves=serves)
     return sum_facts(result.value for result in on_every_node(read_host) if result.value is not None)
 
 
@@ -276,8 +314,12 @@ def _unexpected(run: RunFolder, error: Exception) -> RunError:
     return failure
 
 
-def _fail(run: RunFolder, error: MantaError) -> int:
+def _fail(run: RunFolder, fence: Fence, error: MantaError) -> int:
+    """Say in the run's folder how it ended, unless that is another driver's by now. Returns the exit code."""
     text = "".join(traceback.format_exception(error))
+    if not fence.holds():
+        LOG.error("%s", text)
+        return error.exit_code
     if str(run.log) in error.message:  # the log is this process's stderr
         LOG.error("%s", text)
     run.sink().emit(RunFailed(run=run.name, error=error.to_dict(), traceback=text))

@@ -2,7 +2,7 @@
 
 Invariant: a run that would fail for want of these fails within a second, before data is read or a model trained.
 
-Covered: private runs; packages also of a run on a cluster. Not covered: a port on a cluster, a matter of its nodes.
+Covered: private runs; packages also of a run on a cluster. Not covered: a cluster's nodes (nodes/preflight.py).
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+POLL_S = 0.2
 
 
 @contextmanager
@@ -26,3 +29,13 @@ def is_locked(path: Path) -> bool:
         return False
     with hold_lock(path) as free:
         return not free
+
+
+def wait_until_free(path: Path, wait_s: float) -> bool:
+    """Whether no live process holds the lock, at once or within `wait_s`. Blocks."""
+    deadline = time.monotonic() + wait_s
+    while is_locked(path):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_S)
+    return True

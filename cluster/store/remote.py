@@ -61,6 +61,14 @@ def publish_bundle(folder: Path, store: str, name: str) -> Published:
     return published
 
 
+def check_store(store: str, name: str) -> None:
+    """Raise what `publish_bundle` would, as far as it is known before there is a bundle: the URL, its package, and
+    for a folder the right to write there."""
+    with _store(f"Cannot publish bundle '{name}' to {store}", store) as (files, root):
+        if _is_local(files):
+            files.makedirs(f"{root}/{name}", exist_ok=True)
+
+
 def fetch_bundle(store: str, name: str, target: Path, *, version: str | None = None) -> Bundle:
     """Copy a run's bundle (the latest, or a version) from the store to `target` and verify every byte.
 
@@ -140,9 +148,13 @@ def _changed(attempted: str, found: str) -> BundleError:
 
 def _replace(files: Any, path: str, data: bytes) -> None:
     """Write a small file so that readers see the old content or the new."""
-    if "file" in (files.protocol if isinstance(files.protocol, tuple | list) else (files.protocol,)):
+    if _is_local(files):
         partial = f"{path}.partial"
         files.pipe_file(partial, data)
         files.mv(partial, path)
     else:
         files.pipe_file(path, data)  # object stores put an object whole or not at all
+
+
+def _is_local(files: Any) -> bool:
+    return "file" in (files.protocol if isinstance(files.protocol, tuple | list) else (files.protocol,))

@@ -79,6 +79,21 @@ class RunFolder:
         return self.path / "lock"
 
     @property
+    def owner(self) -> Path:
+        """Whose the run is, where it was submitted to a cluster."""
+        return self.path / "owner"
+
+    @property
+    def fence(self) -> Path:
+        """Numbers that its drivers have drawn (cluster/store/fence.py)."""
+        return self.path / "fence"
+
+    @property
+    def stop_request(self) -> Path:
+        """Which driver is asked to end."""
+        return self.path / "stop.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -33,6 +33,8 @@ def setup_logging(level: int = logging.INFO) -> None:
         logging.getLogger(name).addFilter(_is_warning)
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+    # Ray's own use of its old names is for its developers, three paragraphs a process
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray(\.|$)")
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ ANSWER_TIMEOUT_S = 60.0  # starting a job's supervisor on a busy head takes seco
 FOLLOW_POLL_S = 0.5
 FOLLOW_POLL_BYTES_PER_S = 4 << 20  # the whole log comes with every poll: a larger log is asked for less often
 LOST_S = 60.0  # a head that restarts is back within half a minute
+ATTEMPT_OF = "manta.attempt_of"  # in a job's metadata: the id that the submit named
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -40,10 +41,22 @@ class RayJob:
     started_unix_ms: int | None = None
     ended_unix_ms: int | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    node_id: str | None = None
+    """Node of its driver, once it has started."""
 
     @property
     def ended(self) -> bool:
         return self.status in TERMINAL
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the job that a submit named; 1 is the first."""
+        return int(self.id.rpartition(".")[2]) if ATTEMPT_OF in self.metadata else 1
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether a submit of the same id goes on with it."""
+        return self.status in ("FAILED", "STOPPED")
 
 
 class JobsClient:
@@ -84,12 +97,39 @@ class JobsClient:
     def submit(
         self, job_id: str, entrypoint: str, *, runtime_env: dict[str, Any], metadata: dict[str, str], **more: Any
     ) -> RayJob:
-        """Start a job, or return the one of that id. `more`: entrypoint_num_cpus and its like."""
-        if (there := self.find(job_id)) is not None:
+        """Start a job, or return the one of that id that runs or has succeeded. One that has failed or was stopped goes
+        on as another job of Ray's, `ID.2` and so on. `more`: entrypoint_num_cpus and its like."""
+        there = self.newest(job_id)
+        if there is not None and not there.may_go_on:
             return there
-        body = {"submission_id": job_id, "entrypoint": entrypoint, "runtime_env": runtime_env, "metadata": metadata}
-        self._call("POST", "/api/jobs/", json={**body, **more})
-        return self.job(job_id)
+        ray_id = f"{job_id}.{there.attempt + 1}" if there else job_id
+        about = {**metadata, ATTEMPT_OF: job_id} if there else metadata
+        body = {"submission_id": ray_id, "entrypoint": entrypoint, "runtime_env": runtime_env, "metadata": about}
+        try:
+            self._call("POST", "/api/jobs/", json={**body, **more})
+        except RunError:
+            if self.find(ray_id) is None:  # else somebody else has submitted the same in this moment
+                raise
+        return self.job(ray_id)
+
+    def newest(self, job_id: str) -> RayJob | None:
+        """The last attempt at a job, or None. Its own id would not do: Ray watches a job that has ended for a moment
+        longer, and would take a new one of the same id for dead (2.60)."""
+        first = self.find(job_id)
+        if first is None or not first.may_go_on:
+            return first
+        later = [job for job in self.jobs() if job.metadata.get(ATTEMPT_OF) == job_id]
+        return max([first, *later], key=lambda job: job.attempt)
+
+    def forget(self, job_id: str) -> None:
+        """Remove the record of a job that has ended; its log stays on its node. Nothing for another one."""
+        with suppress(RunError, ClusterUnreachableError):
+            self._call("DELETE", f"/api/jobs/{job_id}")
+
+    def living_nodes(self) -> set[str]:
+        """Ids of the nodes that are alive, by Ray's State API."""
+        answer = self._call("GET", "/api/v0/nodes").json()
+        return {node["node_id"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"}
 
     def find(self, job_id: str) -> RayJob | None:
         """The job of that id, or None."""
@@ -213,4 +253,5 @@ def _job(raw: dict[str, Any]) -> RayJob:
         started_unix_ms=raw.get("start_time"),
         ended_unix_ms=raw.get("end_time"),
         metadata=raw.get("metadata") or {},
+        node_id=raw.get("driver_node_id"),
     )

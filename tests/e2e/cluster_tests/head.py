@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def start_head(folder: Path, **variables: str) -> Iterator[Head]:
+def start_head(folder: Path, num_cpus: int = 8, **variables: str) -> Iterator[Head]:
     """Start a head and end it with all its processes. `folder` receives home, runs and log."""
     gcs, dashboard, agent, client = free_ports(4)
     token = secrets.token_hex(32)
@@ -68,7 +68,7 @@ def start_head(folder: Path, **variables: str) -> Iterator[Head]:
         "temp-dir": temporary,
         "min-worker-port": 0,
         "max-worker-port": 0,
-        "num-cpus": 8,
+        "num-cpus": num_cpus,
         "object-store-memory": 200 << 20,
     }
     home = folder / "home"

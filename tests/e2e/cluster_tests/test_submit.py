@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from cluster.bundle import open_bundle
+from cluster.pipeline.supervision import ORPHANED
 from cluster.store.locks import is_locked
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import EpochFinished, read_events
@@ -89,6 +91,76 @@ def test_a_stopped_job_ends_cleanly_and_its_run_can_go_on(head: Head, project: P
     assert not is_locked(run.lock)
     assert "epoch 1/100000" in manta("logs", "long-1", *at, cwd=project, env=head.environment()).stdout
     assert run.record("prepare") is not None, "what was finished is kept"
+
+
+def processes_of(head: Head, word: str) -> list[psutil.Process]:
+    """Living processes of a cluster whose title has a word."""
+    found = []
+    for each in psutil.Process(head.process.pid).children(recursive=True):
+        try:
+            found += [each] if word in " ".join(each.cmdline()) and each.status() != psutil.STATUS_ZOMBIE else []
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def epochs(run: RunFolder) -> list[int]:
+    return [event.epoch for event in read_events(run.events) if isinstance(event, EpochFinished)]
+
+
+@pytest.mark.slow  # 90 s
+@pytest.mark.timeout(400)
+def test_a_job_that_lost_its_supervisor_or_its_driver_leaves_nothing_and_goes_on_under_its_id(
+    head: Head, project: Path
+) -> None:
+    at, run = ("--address", head.url), RunFolder(head.runs / "hurt")
+    spec = ("--set", "train.epochs=600", "--set", "train.checkpoint.every_epochs=2")
+    words = ("submit", "tiny.yaml", *at, "--name", "hurt", *spec, "--id", "hurt-1")
+    assert manta(*words, "--detach", cwd=project, env=head.environment()).returncode == 0
+    wait_for(lambda: len(epochs(run)) >= 3, RUN_S)
+    driver = psutil.Process(run.read_state()["pid"])
+    (supervisor,) = processes_of(head, "JobSupervisor")
+    supervisor.kill()
+    wait_for(lambda: not driver.is_running() and not processes_of(head, "RayTrainWorker"), 10.0)
+    assert not is_locked(run.lock)
+    (row,) = json.loads(manta("status", "hurt", *at, "--json", cwd=project, env=head.environment()).stdout)
+    assert (row["id"], row["state"]) == ("hurt-1", "failed")
+    assert "the same --id to go on" in row["note"]
+    stopped = manta("stop", "hurt", *at, "--json", cwd=project, env=head.environment())
+    assert json.loads(stopped.stdout)["stopped"] is False, stopped.stdout
+    log = manta("logs", "hurt-1", *at, "--driver", cwd=project, env=head.environment())
+    assert ORPHANED in log.stdout, log.stderr
+
+    before = len(epochs(run))
+    assert manta(*words, "--detach", cwd=project, env=head.environment()).returncode == 0
+    wait_for(lambda: len(epochs(run)) >= before + 3, RUN_S)
+    psutil.Process(run.read_state()["pid"]).kill()
+    wait_for(lambda: not processes_of(head, "RayTrainWorker") and not is_locked(run.lock), 30.0)
+    done = manta(*words, cwd=project, env=head.environment())
+    assert done.returncode == 0, done.stderr
+    assert "Job hurt-1 goes on." in done.stderr
+    starts = [index for index, epoch in enumerate(epochs(run)) if epoch == 1]
+    assert starts == [0], "each went on from the checkpoint of the one before"
+    assert epochs(run)[-1] == 600
+
+
+@pytest.mark.slow  # 60 s
+@pytest.mark.timeout(400)
+def test_runs_that_find_no_room_wait_say_so_and_all_finish(project: Path, tmp_path: Path) -> None:
+    """Three runs of two workers, on two CPUs, without a single restart."""
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    with start_head(folder, num_cpus=2) as small:
+        spec = ("--set", "train.workers=2", "--set", "train.epochs=30", "--set", "train.faults.worker_restarts=0")
+        for name in ("one", "two", "three"):
+            words = ("submit", "tiny.yaml", "--address", small.url, "--name", name, *spec, "--id", name, "--detach")
+            assert manta(*words, cwd=project, env=small.environment()).returncode == 0
+        ends = [manta("logs", "-f", name, "--address", small.url, cwd=project, env=small.environment(), timeout=380)
+                for name in ("one", "two", "three")]  # fmt: skip
+        assert [end.returncode for end in ends] == [0, 0, 0], [end.stdout[-2000:] for end in ends]
+        waits = [end.stdout for end in ends if "waiting: needs room for 2 workers (1 CPU each)" in end.stdout]
+        assert len(waits) >= 2
+        assert any("holds 2" in text and "run " in text for text in waits)
 
 
 @pytest.mark.slow  # 40 s

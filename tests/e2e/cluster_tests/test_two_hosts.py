@@ -46,7 +46,9 @@ def ray_folder() -> Iterator[str]:
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not can_make_namespaces(), reason="needs root and Linux namespaces")
 def test_one_run_over_two_hosts_and_a_silent_host_is_dead_in_25_s(tmp_path: Path, ray_folder: str) -> None:
-    (tmp_path / "tiny.yaml").write_text(SPEC, encoding="utf-8")
+    for folder in (tmp_path, tmp_path / "project"):
+        folder.mkdir(exist_ok=True)
+        (folder / "tiny.yaml").write_text(SPEC, encoding="utf-8")
     home = tmp_path / "home"
     home.mkdir()
     own = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "HOME": str(home), "RAY_FOLDER": ray_folder}
@@ -62,4 +64,12 @@ def test_one_run_over_two_hosts_and_a_silent_host_is_dead_in_25_s(tmp_path: Path
     assert facts["run"]["code"] == 0, facts["run"]["stderr"]
     record = json.loads((tmp_path / "runs" / "tiny" / "stages" / "train" / "record.json").read_text(encoding="utf-8"))
     assert record["facts"]["best_epoch"] >= 1
+    assert facts["blind"]["code"] == 3, facts["blind"]
+    assert "10.9.0.2 does not see what this host has written there" in facts["blind"]["stderr"]
+    assert facts["submitted"]["code"] == 0, (
+        facts["submitted"],
+        (tmp_path / "runs/shipped/run.log").read_text()[-4000:],
+    )
+    assert (tmp_path / "runs" / "shipped" / "bundle" / "manifest.json").is_file()
+    assert facts["log"]["code"] == 0, facts["log"]
     assert facts["silent_node_dead_after_s"] < THRESHOLD * (PERIOD_S + TIMEOUT_S) + 10

@@ -6,6 +6,7 @@
 set -euo pipefail
 folder=$1
 shift
+mkdir -p "$folder/blind"
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
 ip link set lo up
@@ -34,7 +35,8 @@ until [[ $(host 1 ray status --address 10.9.0.1:6379 2>/dev/null) == *node_* ]];
   kill -0 $! || { cat "$folder/head.log" >&2; exit 9; }
   sleep 0.5
 done
-host 2 $apart ray start --address=10.9.0.1:6379 --node-ip-address=10.9.0.2 --temp-dir="$RAY_FOLDER" \
+# FOLDER/blind is another disk on host 2
+host 2 $apart bash -c 'mount -t tmpfs tmpfs "$1"; shift; exec "$@"' - "$folder/blind" ray start --address=10.9.0.1:6379 --node-ip-address=10.9.0.2 --temp-dir="$RAY_FOLDER" \
   "${common[@]}" >"$folder/worker.log" 2>&1 &
 (until [ -e "$folder/cut" ]; do sleep 0.1; done; ip link set v2 down) &
 host 1 "$@"

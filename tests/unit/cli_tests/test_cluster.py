@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -14,10 +15,11 @@ import pytest
 
 from cluster.atomic import write_json
 from cluster.cli.app import call
-from cluster.cli.cluster import entrypoint, job_row
+from cluster.cli.jobs import entrypoint, job_row
 from cluster.cli.local_runs import follow_log, status_rows, stop_run
-from cluster.errors import RequestError
-from cluster.runtime.jobs.client import Job
+from cluster.errors import RunError
+from cluster.runtime.jobs.client import RayJob
+from cluster.store.fence import Fence
 from cluster.store.run_folder import RunFolder
 
 HOLDER = (
@@ -37,17 +39,40 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_the_shell_line_quotes_what_comes_from_the_user() -> None:
     line = entrypoint("a b.yaml", ["train.epochs=3; rm -rf /"], "x", store="s3://b/c d", runs_dir=None)
-    run, publish = line.split(" && ")
-    assert shlex.split(run)[:4] == ["manta", "run", "a b.yaml", "--name"]
-    assert "train.epochs=3; rm -rf /" in shlex.split(run), "an override is one word, whatever it holds"
-    assert shlex.split(publish)[:5] == ["manta", "publish", "x", "--store", "s3://b/c d"]
-    assert all(part.endswith('--runs-dir "${MANTA_RUNS_DIR:-$HOME/manta-runs}"') for part in (run, publish))
+    words = shlex.split(line)
+    assert words[:5] == ["exec", "manta", "run", "a b.yaml", "--name"], "the run's parent is what Ray watches"
+    assert "train.epochs=3; rm -rf /" in words, "an override is one word, whatever it holds"
+    assert words[words.index("--store") + 1] == "s3://b/c d"
+    assert line.endswith('--runs-dir "${MANTA_RUNS_DIR:-$HOME/manta-runs}"')
     assert entrypoint("s.yaml", [], "x", store=None, runs_dir="/my runs").endswith("--runs-dir '/my runs'")
 
 
-def test_a_failed_job_says_why() -> None:
-    row = job_row(Job("a", "FAILED", "Traceback…\nJob failed: exit code 3\n", exit_code=3, metadata={"manta.run": "x"}))
-    assert (row["state"], row["note"], row["exit_code"], row["run"]) == ("failed", "Job failed: exit code 3", 3, "x")
+COMMAND = "Job entrypoint command failed with exit code 3, last available logs (truncated to 20,000 chars):\n"
+SUPERVISOR = (
+    "Job supervisor actor died: The actor died unexpectedly before finishing this task.\n\tclass_name: JobSupervisor\n"
+    "\tactor_id: 7f2\n\tpid: 13\nThe actor is dead because its worker process has died."
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "exit_code", "said"),
+    [
+        ("FAILED", COMMAND + "[1 s] train failed\nError: Cannot train: one class.\n", 3, "Cannot train: one class."),
+        ("FAILED", COMMAND + '    "message": "Cannot \\"x\\".",\n    "rule": ""\n  }\n}\n', 3, 'Cannot "x".'),
+        ("FAILED", COMMAND + "Killed\n}\n", -9, "its command ended with code -9; 'manta logs a' shows what it wrote"),
+        ("FAILED", SUPERVISOR, None, "is gone, and its run ends, too; submit it with the same --id to go on"),
+        ("PENDING", "Job has not started yet. It may be waiting for the runtime environment to be set up.", None,
+         "waiting: its files are unpacked on the cluster"),
+        ("FAILED", "Some words\nof a later Ray.", None, "Some words of a later Ray."),
+        ("RUNNING", "Job is currently running.", None, ""),
+    ],
+)  # fmt: skip
+def test_what_became_of_a_job_is_one_sentence(status: str, message: str, exit_code: int | None, said: str) -> None:
+    row = job_row(RayJob("a", status, message, exit_code=exit_code, metadata={"manta.run": "x", "manta.owner": "ana"}))
+    assert (row["state"], row["exit_code"], row["run"], row["owner"]) == (status.lower(), exit_code, "x", "ana")
+    assert row["note"].endswith(said)
+    assert "\n" not in row["note"]
+    assert bool(row["note"]) == bool(said)
 
 
 def test_a_run_that_nobody_works_on_is_not_signalled(run: RunFolder) -> None:
@@ -56,14 +81,18 @@ def test_a_run_that_nobody_works_on_is_not_signalled(run: RunFolder) -> None:
     assert status_rows(run.path.parent, None)[0]["state"] == "cut short"
 
 
-def test_a_run_of_another_host_is_not_signalled(run: RunFolder) -> None:
+def test_only_the_process_that_holds_the_lock_here_is_signalled_and_others_are_asked(run: RunFolder) -> None:
+    fence = Fence.draw(run)
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(run.lock)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
-        write_json(run.state, {"state": "serving", "pid": holder.pid, "host": "elsewhere"})
-        with pytest.raises(RequestError, match="runs on host elsewhere"):
-            stop_run(run)
-        assert holder.poll() is None
+        for pid, host in ((holder.pid, "elsewhere"), (os.getpid(), socket.gethostname())):
+            run.stop_request.unlink(missing_ok=True)
+            write_json(run.state, {"state": "serving", "pid": pid, "host": host})
+            with pytest.raises(RunError, match=f"process {pid} on host {host}, is still there"):
+                stop_run(run, deadline_s=0.0)
+            assert holder.poll() is None
+            assert fence.asked_to_stop()
         write_json(run.state, {"state": "serving", "pid": holder.pid, "host": socket.gethostname()})
         assert stop_run(run) is True
         assert holder.wait() == -signal.SIGTERM

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.atomic import write_json
 from cluster.cli.app import call
-from cluster.cli.run_process import prepare_folder
+from cluster.cli.run_process import Claim, prepare_folder
 from cluster.errors import RequestError
 from cluster.pipeline.reuse import reusable
 from cluster.pipeline.stages import STAGES
@@ -33,13 +33,13 @@ def test_a_name_cannot_lead_out_of_the_runs_folder(spec: Path, name: str, fresh:
     runs = spec.parent / "runs"
     (spec.parent / "x").mkdir()
     with pytest.raises(RequestError, match="Cannot name the run"):
-        prepare_folder(spec, [], name=name, runs_dir=runs, fresh=fresh)
+        prepare_folder(spec, [], name=name, runs_dir=runs, claim=Claim(fresh=fresh))
     assert (spec.parent / "x").is_dir()
     assert not runs.exists()
 
 
 def test_a_file_with_any_name_gives_a_run_a_plain_one(spec: Path) -> None:
-    folder = prepare_folder(spec, [], name=None, runs_dir=spec.parent / "runs", fresh=False)
+    folder = prepare_folder(spec, [], name=None, runs_dir=spec.parent / "runs")
     assert folder.name == "my-spec-2"
     written = folder.path / "spec.yaml"
     assert load_spec(written) == load_spec(spec)
@@ -52,23 +52,34 @@ def test_a_folder_that_is_no_run_is_left_alone(spec: Path, fresh: bool) -> None:
     other.mkdir()
     (other / "a.jpg").write_bytes(b"x")
     with pytest.raises(RequestError, match="is no run's folder"):
-        prepare_folder(spec, [], name="photos", runs_dir=spec.parent, fresh=fresh)
+        prepare_folder(spec, [], name="photos", runs_dir=spec.parent, claim=Claim(fresh=fresh))
     assert [path.name for path in other.iterdir()] == ["a.jpg"]
 
 
 def test_fresh_forgets_a_run(spec: Path) -> None:
     runs = spec.parent / "runs"
-    first = prepare_folder(spec, [], name="a", runs_dir=runs, fresh=False)
+    first = prepare_folder(spec, [], name="a", runs_dir=runs)
     (first.path / "events.jsonl").write_text("")
-    assert not prepare_folder(spec, [], name="a", runs_dir=runs, fresh=True).events.exists()
+    assert not prepare_folder(spec, [], name="a", runs_dir=runs, claim=Claim(fresh=True)).events.exists()
     assert [path.name for path in runs.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_that_was_submitted_belongs_to_who_submitted_it(spec: Path, fresh: bool) -> None:
+    where = {"name": "digits", "runs_dir": spec.parent / "runs"}
+    folder = prepare_folder(spec, [], **where, claim=Claim(owner="ana@one"))
+    prepare_folder(spec, ["train.epochs=3"], **where, claim=Claim(owner="ana@one"))
+    was = (folder.path / "spec.yaml").read_bytes()
+    with pytest.raises(RequestError, match=r"it is ana@one's; you are bo@two.*MANTA_OWNER=ana@one"):
+        prepare_folder(spec, [], **where, claim=Claim(fresh=fresh, owner="bo@two"))
+    assert (folder.path / "spec.yaml").read_bytes() == was
 
 
 def test_a_spec_may_come_through_a_pipe(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.write(writer, SPEC.encode())
     os.close(writer)
-    folder = prepare_folder(Path(f"/dev/fd/{reader}"), [], name="p", runs_dir=tmp_path, fresh=False)
+    folder = prepare_folder(Path(f"/dev/fd/{reader}"), [], name="p", runs_dir=tmp_path)
     os.close(reader)
     assert load_spec(folder.path / "spec.yaml").data.target == "größe"
 

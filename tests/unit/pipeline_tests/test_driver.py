@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import DataError
+from cluster.errors import DataError, PortInUseError
 from cluster.pipeline import driver as driver_module
 from cluster.pipeline.driver import DriveOptions, run_driver
 from cluster.pipeline.stage import StageContext, StageResult
 from cluster.pipeline.stages import Stage
 from cluster.spec.resolve import DataFacts, resolve
+from cluster.store.fence import Fence
+from cluster.store.remote import fetch_bundle
 from cluster.store.run_folder import RunFolder
 from cluster.store.stage_facts import StageFacts
 from cluster.telemetry.events import Message, RunFailed, RunFinished, StageFinished, TrainStep, read_events
+from tests.bundles import make_bundle
 
 SPEC = "version: 1\ndata:\n  source: {kind: sklearn, dataset: digits}\nserve: null\nseed: 1\n"
 CALLS: list[str] = []
@@ -108,7 +111,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 
 def drive(run: RunFolder) -> int:
     CALLS.clear()
-    return run_driver(run, DriveOptions(), wait=lambda: None)
+    return run_driver(run, DriveOptions(), Fence.draw(run), wait=lambda: None)
 
 
 def statuses(run: RunFolder) -> dict[str, str]:
@@ -274,8 +277,58 @@ def test_an_unknown_error_outside_of_stages_ends_the_run_too(run: RunFolder, mon
     def fail(*_: object) -> None:
         raise OSError("no /proc")
 
-    monkeypatch.setattr(driver_module, "_host_facts", fail)
+    monkeypatch.setattr(driver_module, "_look_ahead", fail)
     assert drive(run) == 1
     assert run.read_state()["state"] == "failed"
     (failed,) = [event for event in read_events(run.events) if isinstance(event, RunFailed)]
     assert failed.error["found"] == "OSError: no /proc"
+
+
+def test_a_driver_that_another_one_has_replaced_writes_nothing_more(run: RunFolder) -> None:
+    was: list[bytes] = []
+    BREAK.append(lambda run: Fence.draw(run) and was.extend([run.state.read_bytes(), run.events.read_bytes()]))
+    assert drive(run) == 1
+    assert [run.state.read_bytes(), run.events.read_bytes()] == was
+    assert run.record("train") is not None
+    assert run.record("evaluate") is None
+
+
+@pytest.fixture
+def bundling(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run whose stages go on to make a bundle and to deploy it."""
+    makes = replace(STAGES[-1], name="export", outputs=("bundle",))
+    deploys = replace(STAGES[-1], name="deploy", always=True)
+    monkeypatch.setattr(driver_module, "stages_until", lambda last: (*STAGES, makes, deploys))
+    make_bundle(run.bundle)
+    return run
+
+
+def drive_to(run: RunFolder, store: Path) -> int:
+    CALLS.clear()
+    return run_driver(run, DriveOptions(store=str(store)), Fence.draw(run), wait=lambda: None)
+
+
+def test_a_finished_bundle_is_published_though_the_endpoint_fails(bundling: RunFolder, tmp_path: Path) -> None:
+    FAIL["deploy"] = PortInUseError("Cannot serve", found="the port is held")
+    assert drive_to(bundling, tmp_path / "store") == 3
+    fetch_bundle(str(tmp_path / "store"), bundling.name, tmp_path / "got")
+
+
+def test_an_endpoint_is_tried_though_the_store_fails(bundling: RunFolder, tmp_path: Path) -> None:
+    place = tmp_path / "store" / bundling.name
+
+    def break_store(run: RunFolder) -> None:
+        place.rmdir()
+        place.write_text("a file where the store was")
+
+    BREAK.append(break_store)
+    assert drive_to(bundling, tmp_path / "store") == 3
+    assert CALLS[-1] == "deploy"
+    (failed,) = [event for event in read_events(bundling.events) if isinstance(event, RunFailed)]
+    assert "Cannot publish" in failed.error["message"]
+
+
+def test_a_store_that_cannot_be_is_refused_before_the_work(run: RunFolder) -> None:
+    CALLS.clear()
+    assert run_driver(run, DriveOptions(store="nosuch://x"), Fence.draw(run), wait=lambda: None) == 2
+    assert CALLS == []

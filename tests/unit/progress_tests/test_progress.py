@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterable
 
 import pytest
@@ -190,6 +191,12 @@ def test_log_setup_twice_leaves_one_handler() -> None:
         loud = logging.getLogger("ray.serve")  # it sets its level when Ray Serve is imported
         records = [loud.makeRecord(loud.name, each, "", 0, "", (), None) for each in (logging.INFO, logging.WARNING)]
         assert [bool(loud.filter(record)) for record in records] == [False, True]
+        with warnings.catch_warnings(record=True) as shown:
+            setup_logging()
+            logging.captureWarnings(False)
+            for module in ("ray.data.context", "rayleigh", "trainers.old"):
+                warnings.warn_explicit(f"{module}: `x` is deprecated", DeprecationWarning, "x.py", 1, module=module)
+        assert [str(each.message).partition(":")[0] for each in shown] == ["rayleigh", "trainers.old"]
     finally:
         root.handlers[:] = before
         root.setLevel(level)

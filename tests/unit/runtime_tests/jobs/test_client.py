@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import ClusterUnreachableError, RequestError, RunError
 from cluster.runtime.jobs import client as client_module
-from cluster.runtime.jobs.client import JobsClient
+from cluster.runtime.jobs.client import JobsClient, RayJob
 from cluster.runtime.jobs.package import Package
 
 URL = "http://head:8265"
@@ -44,6 +44,43 @@ def test_the_same_id_is_not_submitted_twice() -> None:
         assert job.status == "PENDING"
     assert len(posts) == 1
     assert posts[0]["entrypoint_num_cpus"] == 1
+
+
+@pytest.mark.parametrize("status", ["FAILED", "STOPPED", "SUCCEEDED", "RUNNING"])
+def test_a_job_that_failed_or_was_stopped_goes_on_under_its_id(status: str) -> None:
+    jobs = {"a": record(status)}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            body = json.loads(request.content)
+            jobs[body["submission_id"]] = {**record("PENDING"), **body}
+        name = request.url.path.removeprefix("/api/jobs/")
+        return httpx.Response(200, json=jobs[name] if name else list(jobs.values()))
+
+    def submit() -> RayJob:
+        return head.submit("a", "manta run x.yaml", runtime_env={}, metadata={})
+
+    head = client(answer)
+    if status in ("SUCCEEDED", "RUNNING"):
+        assert submit().id == "a"
+        assert list(jobs) == ["a"]
+        return
+    assert [submit().id, submit().id] == ["a.2", "a.2"], "the second time it is there already"
+    jobs["a.2"]["status"] = status
+    assert (submit().id, submit().attempt) == ("a.3", 3)
+    assert head.newest("a") == head.job("a.3")
+
+
+def test_of_two_that_submit_the_same_at_once_both_get_the_one_job() -> None:
+    posted: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            posted.append("late")
+            return httpx.Response(500, text="ValueError: Job with submission_id a already exists.")
+        return httpx.Response(200, json=record("RUNNING")) if posted else httpx.Response(404, text="no")
+
+    assert client(answer).submit("a", "manta run x.yaml", runtime_env={}, metadata={}).status == "RUNNING"
 
 
 def test_following_shows_each_character_once_and_outlives_a_lost_head() -> None:

@@ -42,7 +42,6 @@ def fit(plan: RowPlan, executor: Executor) -> tuple[Fitted, dict[str, Any]]:
         of_arrays, facts = fit_arrays(plan.raw, plan.rows["train"])
         return Fitted(of_arrays), facts
     training = _merged(executor.map(scan_training, plan.items, plan.reader))
-    training.sample = training.sample.take(np.arange(len(training.sample.numbers)))
     facts = {}
     transforms = fit_transforms(rules, training)
     if plan.spec.select is not None and transforms.outputs[0].name == FEATURES:
@@ -127,7 +126,9 @@ def write(folder: Path, plan: RowPlan, executor: Executor) -> Prepared:
 
         check_balance(plan.spec, plan.roles, plan.class_counts[0], plan.target.classes)
         train = open_split(folder / "train", inputs)
-        rows["train"], balanced = balance_training(plan.spec.balance, folder / "train", train, _maker(plan, fitted))
+        rows["train"], balanced = balance_training(
+            plan.spec.balance, folder / "train", train, plan.target.classes, _maker(plan, fitted)
+        )
         facts |= balanced
     if not plan.target.classes:
         opened = {name: open_split(folder / name, inputs) for name in rows}

@@ -46,6 +46,9 @@ def test_categories_alone_are_balanced_by_rows_of_whole_categories(tmp_path: Pat
     train = data.splits["train"]
     counts = np.bincount(train.targets)
     assert counts[0] == counts[1]
+    facts = data.facts["balance"]
+    assert facts["after"] == {"often": counts[0], "rare": counts[1]}
+    assert facts["before"]["rare"] < facts["before"]["often"] == counts[0]
     assert len(train) == check(tmp_path / "again", spec).resolved.data.num_rows_train
     prepare(tmp_path / "plain", run_spec(source, **common))
     before = open_prepared(tmp_path / "plain").splits["train"]

@@ -25,18 +25,18 @@ BLOCK_ROWS = 1 << 14  # of a shard that are drawn at a time
 
 
 def balance_training(
-    spec: BalanceSpec, folder: Path, train: Split, make_rows: Callable[[Split], Split]
+    spec: BalanceSpec, folder: Path, train: Split, classes: tuple[str, ...], make_rows: Callable[[Split], Split]
 ) -> tuple[int, dict[str, Any]]:
     """Balance the training split that lies in `folder`; how many rows it then has, and the class counts before and
     after. `make_rows`: `synthetic_rows` of it. Raises DataError."""
     targets = np.asarray(_classes_of(train))
     if spec.method == "class_weights":
         np.save(folder / "weights.npy", class_weights(targets))
-        return len(train), _facts(spec, targets, targets)
+        return len(train), _facts(spec, classes, targets, targets)
     if is_synthetic(spec):
         balanced = make_rows(train)
         save_split(folder, balanced)
-        return len(balanced), _facts(spec, targets, balanced.targets)
+        return len(balanced), _facts(spec, classes, targets, balanced.targets)
     rows = drawn_rows(spec, targets)
     for path in (*(folder / f"inputs.{name}.npy" for name in train.inputs), folder / "targets.npy"):
         array, drawn = np.load(path, mmap_mode="r", allow_pickle=False), path.with_suffix(".drawn")
@@ -45,7 +45,7 @@ def balance_training(
             shard[start : start + BLOCK_ROWS] = array[rows[start : start + BLOCK_ROWS]]
         shard.flush()
         drawn.replace(path)
-    return len(rows), _facts(spec, targets, targets[rows])
+    return len(rows), _facts(spec, classes, targets, targets[rows])
 
 
 def synthetic_rows(
@@ -89,8 +89,14 @@ def _no_classes() -> DataError:
     return DataError("Cannot balance", found="the task is regression", remedy="Set data.balance: null.")
 
 
-def _facts(spec: BalanceSpec, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    return {"balance": {"method": spec.method, "before": _counts(before), "after": _counts(after)}}
+def _facts(spec: BalanceSpec, classes: tuple[str, ...], before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Rows of each class, by its label."""
+
+    def counts(targets: np.ndarray) -> dict[str, int]:
+        rows = np.bincount(targets, minlength=len(classes)).tolist()
+        return {label: count for label, count in zip(classes, rows, strict=True) if count}
+
+    return {"balance": {"method": spec.method, "before": counts(before), "after": counts(after)}}
 
 
 def balanced_rows(spec: BalanceSpec, counts: np.ndarray) -> int | None:
@@ -251,7 +257,3 @@ def _features_of(
         found.append(rows)
     features = np.concatenate(found, axis=1)
     return features if output.selected is None else features[:, list(output.selected)]
-
-
-def _counts(targets: np.ndarray) -> dict[str, int]:
-    return {str(label): int(rows) for label, rows in sorted(Counter(targets.tolist()).items())}

@@ -331,6 +331,21 @@ RULES: dict[str, dict[str, Tests]] = {
                 "test_an_exchange_or_an_inspection_without_memory_ends_no_run",
             ]
         },
+        "A NaN or an infinity in the rows is said before the first update, or by the windows that it makes.": {
+            "unit/loop_tests/data/test_not_finite.py": [
+                "test_a_split_in_memory_is_refused_with_its_rows",
+                "test_a_larger_split_names_its_rows_when_their_window_is_skipped",
+                "test_a_validation_that_is_not_finite_is_said_in_its_epoch",
+            ],
+            "unit/diagnose_tests/test_diagnose.py": ["test_skipped_updates_are_a_finding_with_their_rows"],
+        },
+        "A module that cannot be trained is one sentence; buffers on which workers agree keep their bytes.": {
+            "unit/loop_tests/test_own_modules.py": [
+                "test_what_cannot_be_trained_is_one_sentence",
+                "test_buffers_of_any_kind_on_which_workers_agree_keep_their_bytes",
+                "test_parameters_without_a_gradient_that_decay_are_said_once",
+            ]
+        },
         "Memory may be short in validation only.": {
             "unit/loop_tests/test_failures.py": ["test_evaluation_that_does_not_fit_is_tried_with_fewer_rows"],
             "unit/loop_tests/test_memory_short.py": ["test_validation_ends_at_rows_that_fit_and_remembers_them"],

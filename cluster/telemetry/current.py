@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.telemetry.events import Diagnostics, EpochFinished, Record, StageStarted, TrainStep
+from cluster.telemetry.events import Diagnostics, EpochFinished, Record, StageStarted, TrainStep, UpdateSkipped
 
 
 def current_records(records: Sequence[Record]) -> list[Record]:
@@ -37,7 +37,7 @@ def once_each(records: Sequence[Record]) -> list[Record]:
     for record in records:
         if isinstance(record, StageStarted):
             attempts[record.stage] = attempts.get(record.stage, 0) + 1
-        elif isinstance(record, TrainStep | EpochFinished | Diagnostics):
+        elif isinstance(record, TrainStep | EpochFinished | Diagnostics | UpdateSkipped):
             place = record.epoch if isinstance(record, EpochFinished) else record.update
             attempt = attempts.get(record.stage, 0)
             if first.setdefault((type(record), record.stage, place), attempt) != attempt:

@@ -105,6 +105,21 @@ class TrainStep(Record):
     """gradient_norm, data_wait_share, memory_bytes, …"""
 
 
+class UpdateSkipped(Record):
+    """A window whose gradient was not finite: it moved nothing."""
+
+    kind: Literal["update_skipped"] = "update_skipped"
+    stage: str
+    epoch: int
+    window: int
+    update: int
+    rows: list[int] = []
+    """Rows of the train split in the window that hold a NaN or an infinity, the first few; empty where all are finite:
+    then the model made it."""
+    num_rows: int = 0
+    """How many there are."""
+
+
 class EpochFinished(Record):
     """Metrics after an epoch, already reduced over workers. Names are `split.metric`."""
 
@@ -173,6 +188,7 @@ Event = Annotated[
     | RunFinished
     | RunFailed
     | StageStarted
+    | UpdateSkipped
     | StageFinished
     | StageFailed
     | Progress

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.spec.run import RunSpec
 from cluster.telemetry.current import current_records, once_each
-from cluster.telemetry.events import Diagnostics, EpochFinished, Record, TrainStep
+from cluster.telemetry.events import Diagnostics, EpochFinished, Record, TrainStep, UpdateSkipped
 
 EPOCHS_MIN = 4  # fewer say nothing about a trend
 OVERFIT_RISE = 1.15  # validation loss at the end, over its best: beyond the noise of small validation splits
@@ -23,6 +23,7 @@ UNDERFIT_FALL = 0.02  # relative fall of the training loss over the last quarter
 SPIKE = 3.0  # a logged loss this many times the median of its neighbors
 UPDATE_RATIO_HIGH = 0.05  # one update changes a weight matrix by more than 5 %; about 1e-3 is usual
 UPDATE_RATIO_LOW = 1e-5
+ROWS_SHOWN = 10
 DEAD_SHARE = 0.4
 DATA_WAIT_SHARE = 0.2
 
@@ -45,7 +46,9 @@ def diagnose(records: Sequence[Record], spec: RunSpec, *, stage: str = "train") 
     epochs = [item for item in records if isinstance(item, EpochFinished) and item.stage == stage]
     steps = [item for item in records if isinstance(item, TrainStep) and item.stage == stage]
     looks = [item for item in records if isinstance(item, Diagnostics) and item.stage == stage]
+    skipped = [item for item in records if isinstance(item, UpdateSkipped) and item.stage == stage]
     found = [
+        _skipped(skipped, steps, spec),
         _learning_rate_high(steps, looks, spec),
         _learning_rate_low(looks, spec),
         _overfitting(epochs, spec),
@@ -65,6 +68,30 @@ def findings_as_facts(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         }
         for finding in findings
     ]
+
+
+def _skipped(skipped: list[UpdateSkipped], steps: list[TrainStep], spec: RunSpec) -> Finding | None:
+    """Windows that moved nothing: by their rows where these are the cause, else by the learning rate."""
+    if not skipped:
+        return None
+    made = max((step.update for step in steps), default=0)
+    text = f"{len(skipped)} of {len(skipped) + made} updates were skipped, because their gradients were not finite"
+    evidence = {"skipped": float(len(skipped)), "made": float(made)}
+    rows = sorted({row for item in skipped for row in item.rows})
+    if rows:
+        shown = ", ".join(map(str, rows[:ROWS_SHOWN])) + (", …" if len(rows) > ROWS_SHOWN else "")
+        return Finding(
+            "updates_skipped",
+            f"{text}: rows {shown} of the train split (counted from 0) hold NaN or infinity. Each takes all rows of "
+            "its window along: mend or drop them in the source.",
+            {**evidence, "rows": float(len(rows))},
+        )
+    return Finding(
+        "updates_skipped",
+        f"{text}, while all inputs were finite: the network's own values overflowed.",
+        evidence,
+        {"train.optimizer.learning_rate": _rounded(spec.train.optimizer.learning_rate / 3)},
+    )
 
 
 def _overfitting(epochs: list[EpochFinished], spec: RunSpec) -> Finding | None:
@@ -179,7 +206,9 @@ def _weight_ratios(looks: list[Diagnostics]) -> list[tuple[str, float]]:
 
 
 def _series(epochs: list[EpochFinished], name: str) -> list[float]:
-    return [float(epoch.metrics[name]) for epoch in epochs if name in epoch.metrics]
+    """Finite ones: of a run that diverged the last do not tell a trend."""
+    values = [float(epoch.metrics[name]) for epoch in epochs if name in epoch.metrics]
+    return [value for value in values if math.isfinite(value)]
 
 
 def _decay(spec: RunSpec) -> float:

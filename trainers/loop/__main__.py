@@ -24,13 +24,17 @@ import torch.distributed as dist
 from cluster.command import run_main
 from cluster.errors import RequestError
 from cluster.spec.batch_plan import BatchPlan
-from cluster.spec.load import apply_overrides, validate_spec
+from cluster.spec.load import apply_overrides
+from cluster.spec.resolve import resolve
+from cluster.spec.rules import validate_checked
+from cluster.spec.train import TrainSpec
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.events import FileSink, ListSink
 from trainers.data.shards import open_prepared
 from trainers.loop import FitRequest, FitResult, fit
 from trainers.loop.distributed.world import current_world
 from trainers.loop.parts.deterministic import prepare_process
+from trainers.loop.request import SizingRequest
 from trainers.loop.result import write_result
 from trainers.loop.setup import default_device, set_up
 from trainers.loop.tuner.batch_size_finder import SizeReport, probe_micro_batch
@@ -75,12 +79,15 @@ def request_of_run(run: RunFolder, overrides: list[str], out: Path) -> FitReques
         )
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     raw = apply_overrides(resolved.spec.model_dump(mode="json"), [*overrides, f"train.workers={workers}"])
-    spec = validate_spec(raw, origin=str(run.resolved_path))
+    asked = validate_checked(raw, origin=str(run.resolved_path))
+    spec = resolve(asked, name=run.name, host=resolved.host, data=resolved.data).spec
     rows = len(open_prepared(prepared).splits["train"])
     out.mkdir(parents=True, exist_ok=True)
+    probed = asked.train.batch_size_per_worker == "auto"
     return FitRequest(
         train=spec.train,
         batch=BatchPlan.of(spec.train, rows),
+        sizing=SizingRequest(_budget_bytes(spec.train), out / "sizing") if probed else None,
         model=spec.model,
         seed=spec.seed,
         prepared=prepared,
@@ -88,6 +95,11 @@ def request_of_run(run: RunFolder, overrides: list[str], out: Path) -> FitReques
         checkpoints=out / "checkpoints",
         traces=out,
     )
+
+
+def _budget_bytes(train: TrainSpec) -> int | None:
+    budget = train.memory_per_worker_gib
+    return None if budget is None else int(budget * (1 << 30))
 
 
 def _find(what: str, request: FitRequest) -> int:

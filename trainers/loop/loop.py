@@ -13,6 +13,7 @@ Covered: one process, or all processes of an initialized process group. Not cove
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 import torch
 
 from cluster.errors import DivergedError, InterruptedRunError, WorkerLostError
-from cluster.telemetry.events import EpochFinished, EventSink
+from cluster.telemetry.events import EpochFinished, EventSink, Message
 from trainers.loop.checkpointing.checkpointer import Checkpointer
 from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.diagnostics.inspector import Inspector
@@ -187,11 +188,21 @@ def finish_epoch(job: Job, state: State) -> EpochFinished:
     )
     state.history.append(event)
     value = best_value(job, metrics)
+    _say_not_finite(job, state, value)
     if state.plateau and train.schedule.plateau:
         state.plateau.observe(value, train.schedule.plateau, train.best)
     _keep_best(job, state, value, metrics)
     cursor.epoch, cursor.window, cursor.loss_sum, cursor.weight_sum = cursor.epoch + 1, 0, 0.0, 0.0
     return event
+
+
+def _say_not_finite(job: Job, state: State, value: float) -> None:
+    """Once, in the epoch in which it first happens, and not when the run has ended."""
+    name = job.request.train.best.metric
+    before = [event.metrics.get(name, 0.0) for event in state.history[:-1]]
+    if job.world.rank == 0 and not math.isfinite(value) and all(map(math.isfinite, before)):
+        text = f"{name} is {value} after epoch {state.cursor.epoch + 1}: such an epoch is never the best"
+        job.sink.emit(Message(level="warning", stage=job.request.stage, text=text))
 
 
 def best_value(job: Job, metrics: dict[str, float]) -> float:

@@ -12,9 +12,10 @@ from typing import cast
 import torch
 from torch import nn
 
-from cluster.errors import DataError, SpecError
+from cluster.errors import DataError, ModelError, SpecError
 from cluster.spec.train import LossSpec
 from cluster.telemetry.events import EventSink
+from cluster.telemetry.view import counted
 from trainers.data.shards import PreparedData, open_prepared
 from trainers.loop.data.augment import Augmenter
 from trainers.loop.data.loader import SplitReader, row_weights
@@ -32,6 +33,7 @@ from trainers.loop.request import FitRequest, load_named
 from trainers.loop.state import Job, State
 from trainers.models import build_model
 
+ROWS_SHOWN = 20
 COMPILE_BACKEND = "inductor"  # torch.compile's default
 
 
@@ -58,6 +60,8 @@ def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) ->
         augmenter=Augmenter(request.train.augment, request.seed, data.inputs[0].item_shape, data.num_outputs),
         sink=sink,
     )
+    for name, reader in (("train", job.train), ("validation", job.validation)):
+        _check_finite(reader, name)
     model = build_module(request, data).to(device)
     if request.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -79,6 +83,7 @@ def build_module(request: FitRequest, data: PreparedData) -> nn.Module:
 def new_state(job: Job, model: nn.Module) -> State:
     """The state before the first update."""
     train = job.request.train
+    check_module(model)
     norms = BatchNorms(model, None if train.batch_norm_rows == "auto" else train.batch_norm_rows)
     return State(
         model=model,
@@ -92,6 +97,34 @@ def new_state(job: Job, model: nn.Module) -> State:
         plateau=Plateau() if train.schedule.plateau else None,
         micro_size=job.request.batch.batch_size_per_worker,
     )
+
+
+def check_module(model: nn.Module) -> None:
+    """What the gradient's one buffer, and checkpoints, ask of a module. Raises ModelError with the names."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ModelError(
+            "Cannot train the model",
+            found="none of its parameters requires a gradient",
+            rule="training moves at least one parameter",
+            remedy="Set requires_grad on those that are to learn.",
+        )
+    kinds = {str(p.dtype).removeprefix("torch."): name for name, p in trainable.items()}
+    if len(kinds) > 1 or any(p.is_complex() for p in trainable.values()):
+        raise ModelError(
+            "Cannot train the model",
+            found=f"its trainable parameters are {', '.join(f'{kind} ({name})' for kind, name in kinds.items())}",
+            rule="all trainable parameters have one floating-point datatype, which no autocast changes",
+            remedy="Call model.float(), and let train.precision choose what is computed in half precision.",
+        )
+    wide = [name for name, tensor in model.state_dict().items() if tensor.dtype == torch.complex128]
+    if wide:
+        raise ModelError(
+            "Cannot train the model",
+            found=f"{wide[0]} is complex128",
+            rule="weights and checkpoints are safetensors, which hold complex64",
+            remedy="Use complex64, or two real tensors.",
+        )
 
 
 def defers(device: torch.device) -> bool:
@@ -119,6 +152,20 @@ def unknown_metric(name: str, metrics: Mapping[str, float]) -> SpecError:
         found=f"train.best.metric is {name!r}",
         rule=f"metrics of an epoch are {', '.join(sorted(metrics))}",
         remedy="Name one of them.",
+    )
+
+
+def _check_finite(reader: SplitReader, name: str) -> None:
+    """Of a split in memory: a larger one is not read twice, and its windows say it when they are skipped."""
+    if not reader.in_memory or len(bad := reader.not_finite()) == 0:
+        return
+    shown = ", ".join(map(str, bad[:ROWS_SHOWN])) + (", …" if len(bad) > ROWS_SHOWN else "")
+    raise DataError(
+        "Cannot train",
+        found=f"{counted(len(bad), 'row')} of the {name} split with NaN or infinity (counted from 0: {shown})",
+        rule="every input and every quantity is a finite number",
+        remedy="Mend or drop these rows in the source; data.clean fills the gaps of a table.",
+        details={"split": name, "rows": bad[:ROWS_SHOWN].tolist(), "num_rows": len(bad)},
     )
 
 

@@ -122,6 +122,8 @@ class State:
     """`torch.compile` of the model, sharing its parameters; training forwards go through it."""
     inspecting: bool = False
     """In an update that is inspected: the plain model runs, for hooks would make torch compile anew."""
+    unclipped: list[torch.Tensor] | None = None
+    """Where an inspection wants them: norms of the parameters' gradients as they came, before any clipping."""
     failure: Exception | None = None
     """What this worker's optimizer step raised, until all workers have met and raised it."""
     evaluation_rows: int | None = None

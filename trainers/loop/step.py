@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from cluster.errors import DivergedError, MemoryShortError
+from cluster.telemetry.events import UpdateSkipped
 from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.inspector import locate_nonfinite
 from trainers.loop.distributed.gradient_exchange import ReducedScalars
@@ -36,6 +37,7 @@ from trainers.loop.parts.precision import autocast, check_scale, found_inf, scal
 from trainers.loop.parts.schedule import learning_rate_factor
 from trainers.loop.state import Job, PendingUpdate, State, UpdateReport
 
+ROWS_TOLD = 20  # of a skipped window, in its record
 SHRINK_RESOLUTION = 32  # bisect to within a 32nd, as the finder of batch sizes does
 
 
@@ -92,8 +94,28 @@ def finish_update(job: Job, state: State) -> list[UpdateReport]:
         cursor.skipped += 1
         if this.weight > 0:
             cursor.nonfinite.append((this.window.epoch, this.window.index))
+            _say_skipped(job, state, this.window)
         check_scale(scale, lambda: locate_nonfinite(job, state, this.window))
     return [UpdateReport(made, loss_sum, this.weight, norm, this.learning_rate, bool(stop), this.window)]
+
+
+def _say_skipped(job: Job, state: State, window: Window) -> None:
+    """Which rows made a window's gradient not finite. In the scaler's search for a scale none did: it is not said."""
+    if job.world.rank != 0:
+        return
+    bad = job.train.not_finite(window.rows)
+    if state.scaler is None or len(bad):
+        rows = sorted(bad.tolist())
+        job.sink.emit(
+            UpdateSkipped(
+                stage=job.request.stage,
+                epoch=window.epoch + 1,
+                window=window.index,
+                update=state.cursor.update,
+                rows=rows[:ROWS_TOLD],
+                num_rows=len(rows),
+            )
+        )
 
 
 def learning_rate_now(job: Job, state: State) -> float:
@@ -180,6 +202,7 @@ def optimizer_step(
         return optimizer_step_on_device(job, state, scalars)
     optimizer, scaler, exchange = state.optimizer, state.scaler, state.exchange
     if scaler is None:
+        _note_unclipped(state)
         norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
         if math.isfinite(norm):
             state.quick_step.step()
@@ -187,6 +210,7 @@ def optimizer_step(
             state.norms.move(exchange.norm_sums, not math.isfinite(norm))
         return _numbers(scalars, norm, not math.isfinite(norm)), None
     scaler.unscale_(optimizer)
+    _note_unclipped(state)
     norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
     overflow = float(found_inf(scaler, optimizer)) > 0
     if overflow or math.isfinite(norm):  # finite gradients whose norm is not would be stepped by the scaler
@@ -205,6 +229,7 @@ def optimizer_step_on_device(
     scaler, exchange = state.scaler, state.exchange
     if scaler is not None:
         scaler.unscale_(state.optimizer)
+    _note_unclipped(state)
     norm, skip = clip_on_device(exchange.gradient, exchange.parameters, job.request.train)
     if scaler is not None:
         skip = torch.maximum(skip, found_inf(scaler, state.optimizer).clamp(max=1.0))
@@ -222,6 +247,11 @@ def optimizer_step_on_device(
     on_host.copy_(numbers, non_blocking=True)
     arrived.record()
     return on_host, arrived
+
+
+def _note_unclipped(state: State) -> None:
+    if state.unclipped is not None:
+        state.unclipped = list(torch._foreach_norm([p.grad for p in state.exchange.parameters if p.grad is not None]))
 
 
 def _numbers(scalars: ReducedScalars, norm: float, skipped: float, scale: float = 1.0) -> torch.Tensor:
@@ -326,11 +356,14 @@ def check_budget(job: Job, state: State, window: Window) -> None:
     """Raise DivergedError when too many windows in a row were not finite. The loop may roll back."""
     if not is_over_budget(job, state):
         return
-    allowed = job.request.train.faults.nonfinite_updates
+    allowed, bad = job.request.train.faults.nonfinite_updates, job.train.not_finite(window.rows)
+    where = f"rows {', '.join(map(str, sorted(bad.tolist())[:ROWS_TOLD]))} of the train split hold NaN or infinity"
     raise DivergedError(
         f"Cannot go on after update {state.cursor.update}",
         found=f"{len(state.cursor.nonfinite)} windows in a row had gradients that are not finite; "
-        f"{locate_nonfinite(job, state, window)}",
+        f"{locate_nonfinite(job, state, window)}" + (f": {where}" if len(bad) else ""),
         rule=f"train.faults.nonfinite_updates allows {allowed}",
-        remedy="Lower train.optimizer.learning_rate, set train.clip_norm, or look for extreme values in the data.",
+        remedy="Mend or drop these rows in the source."
+        if len(bad)
+        else "Lower train.optimizer.learning_rate, set train.clip_norm, or look for extreme values in the data.",
     )

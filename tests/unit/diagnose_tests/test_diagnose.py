@@ -8,7 +8,7 @@ import yaml
 
 from cluster.spec import load_spec, parse_spec
 from cluster.store.run_folder import RunFolder
-from cluster.telemetry.events import Diagnostics, EpochFinished, Record, TrainStep
+from cluster.telemetry.events import Diagnostics, EpochFinished, Record, TrainStep, UpdateSkipped
 from trainers.diagnose import diagnose
 from trainers.diagnose.__main__ import apply_findings, render
 
@@ -78,6 +78,20 @@ def test_learning_rate_too_low_is_that_nothing_moves() -> None:
 def test_dead_units_and_waiting_for_data() -> None:
     assert codes(look(act={"dead_share": 0.6})) == ["dead_units"]
     assert codes(steps([1.0, 0.9], data_wait_share=0.5)) == ["data_bound"]
+
+
+def test_skipped_updates_are_a_finding_with_their_rows() -> None:
+    bad = [
+        UpdateSkipped(stage="train", epoch=epoch, window=3, update=9 * epoch, rows=[17, 203], num_rows=2)
+        for epoch in (1, 2)
+    ]
+    found = diagnose([*steps([1.0, 0.9, 0.8]), *bad], SPEC)
+    assert [finding.code for finding in found] == ["updates_skipped"]
+    assert "2 of 4 updates" in found[0].text
+    assert "rows 17, 203 " in found[0].text
+    assert found[0].change == {}
+    own = diagnose([*steps([1.0, 0.9, 0.8]), bad[0].model_copy(update={"rows": [], "num_rows": 0})], SPEC)
+    assert set(own[0].change) == {"train.optimizer.learning_rate"}
 
 
 def test_apply_writes_a_valid_spec_with_exactly_the_printed_changes(tmp_path: Path) -> None:

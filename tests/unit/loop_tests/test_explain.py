@@ -49,7 +49,7 @@ def test_explain_shows_the_micro_batch_that_fits_the_stated_memory(
 
     roomy, reason = explained()
     assert reason["value"] == 120, "the worker's share of the global batch"
-    assert "bound by all that it ever gets" in reason["reason"]
+    assert "bound by its share of the global batch" in reason["reason"]
     budget = roomy["memory"]["total"]  # less the head-room, so that some rows do not fit
     tight, reason = explained("--set", f"train.memory_per_worker_gib={budget / (1 << 30)}")
     assert 1 < reason["value"] < 120

@@ -69,6 +69,26 @@ def test_profile_of_manta_train_is_a_value_of_the_spec(tmp_path: Path, monkeypat
         assert load_spec(Path(folder) / "spec.yaml").train.profile_updates == number
 
 
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["train.batch_size_per_worker=auto", "train.epochs=1"], 0, '"updates": 8'),
+        (["train.best.metric=validation.auc"], 2, "train.best.metric"),
+        (["train.batch_size_global=0"], 2, "train.batch_size_global"),
+        (["train.optimizer.lr=1"], 2, "unknown key"),
+    ],
+    ids=["auto", "metric", "batch", "key"],
+)
+def test_an_auto_is_found_and_a_wrong_override_is_one_sentence(
+    overrides: list[str], code: int, words: str, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [word for override in overrides for word in ("--set", override)]
+    assert main([str(run.path), "--out", str(tmp_path / "out"), *sets]) == code
+    captured = capsys.readouterr()
+    assert words in (captured.out if code == 0 else captured.err)
+    assert "Traceback" not in captured.err
+
+
 @pytest.mark.parametrize("what", ["batch", "lr"])
 def test_probes_print_their_report(
     what: str, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -21,7 +21,7 @@ import torch
 from cluster.errors import CheckpointError
 from cluster.telemetry.events import EpochFinished
 from trainers.loop.checkpointing.folder import Snapshot
-from trainers.loop.distributed.collectives import gather_stacked
+from trainers.loop.distributed.collectives import gather_stacked, mean_of_workers
 from trainers.loop.parts import rng
 from trainers.loop.parts.plateau import Plateau, epochs_without
 from trainers.loop.state import Best, Cursor, Job, State
@@ -145,8 +145,7 @@ def _restore_worker(job: Job, state: State, parts: dict[str, torch.Tensor], work
         for name, buffer in state.model.named_buffers():
             if name in buffers:
                 rows = buffers[name]
-                mean = rows.mean(dim=0) if rows.is_floating_point() else rows.amax(dim=0)
-                buffer.copy_(rows[job.world.rank] if same else mean)
+                buffer.copy_(rows[job.world.rank] if same else mean_of_workers(rows))
     if same:
         rng.restore({name: rows[job.world.rank] for name, rows in states.items()})
     else:

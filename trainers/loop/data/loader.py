@@ -21,6 +21,7 @@ from trainers.data.shards import Split
 from trainers.loop.data.sampler import Window
 from trainers.loop.parts.losses import IGNORE_INDEX, MicroBatch
 
+CHECKED_ROWS = 8192  # of a check for values that are not finite: bounds what it needs beside the rows
 IN_MEMORY_BYTES = 1 << 30  # up to a GiB a split is copied into memory once: an index is then one gather
 
 
@@ -51,6 +52,20 @@ class SplitReader:
         valid = np.flatnonzero(self.weights[rows] > 0)  # in the loss it would be read from the device
         weights = self._move(self._weights.index_select(0, index))
         return MicroBatch(tuple(inputs), targets, weights, self._move(torch.from_numpy(valid)))
+
+    def not_finite(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(k,) int64: those of `rows`, or of all, that hold a NaN or an infinity in an input or in a quantity."""
+        rows = np.arange(self.num_rows) if rows is None else rows
+        found = [self._not_finite(rows[at : at + CHECKED_ROWS]) for at in range(0, len(rows), CHECKED_ROWS)]
+        return np.concatenate(found) if found else rows[:0]
+
+    def _not_finite(self, rows: np.ndarray) -> np.ndarray:
+        bad = np.zeros(len(rows), bool)
+        for array in self._arrays:
+            values = array[torch.from_numpy(rows)] if isinstance(array, torch.Tensor) else torch.from_numpy(array[rows])
+            if values.is_floating_point():
+                bad |= ~torch.isfinite(values.reshape(len(rows), -1)).all(dim=1).numpy()
+        return rows[bad]
 
     def read_slice(self, window: Window, where: slice) -> MicroBatch:
         """A micro-batch of a window, from what was read ahead where it was."""

@@ -25,6 +25,7 @@ from trainers.loop.parts.precision import autocast
 from trainers.loop.state import Job, State
 
 INPUT = "input "  # no module has a name with a space
+NAMES_SHOWN = 5
 ACTIVATION_NUMBERS = ("mean", "std", "dead_share", "nonfinite_share")
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid)
 
@@ -34,9 +35,13 @@ class Inspector:
 
     def __init__(self, job: Job, state: State, meter: Meter | None = None) -> None:
         self.job, self.state, self.meter = job, state, meter or Meter(job)
-        self.every = job.request.train.diagnostics_every_updates
+        train = job.request.train
+        self.every = train.diagnostics_every_updates
+        self.clips = any(rule is not None for rule in (train.clip_norm, train.clip_value, train.clip_agc))
         self.last: list[torch.Tensor] | None = None
         """Weights after the last inspection."""
+        self.said = False
+        """Which parameters take no part in the loss: once."""
         self.short = False
         """Memory did not suffice for one. `due` stays what it is: all workers ask it."""
 
@@ -63,14 +68,35 @@ class Inspector:
             for name, module in self.state.model.named_modules()
             if isinstance(module, ACTIVATIONS)
         ]
+        self.state.unclipped = []
+        touched: set[str] = set()
+        if not self.said:
+            hooks += _note_touched(self.state.model, touched)
         try:
             with self.meter.counting(window.stop - window.start):
                 yield
         finally:
+            unclipped, self.state.unclipped = self.state.unclipped, None
             for hook in hooks:
                 hook.remove()
+        if window.stop > window.start and not self.said:
+            self._say_untouched(touched)
         if self.state.cursor.update > number:  # a skipped update has nothing to show
-            self._lacks_memory(lambda: self._emit(number, before, activations))
+            self._lacks_memory(lambda: self._emit(number, before, activations, unclipped or []))
+
+    def _say_untouched(self, touched: set[str]) -> None:
+        self.said = True
+        named = {name: p for name, p in self.state.model.named_parameters() if p.requires_grad and name not in touched}
+        if not named:
+            return
+        decay = self.job.request.train.optimizer.weight_decay
+        text = f"the loss does not depend on {_named(list(named))}: no gradient reaches them, and they learn nothing"
+        if decay and any(p.dim() > 1 for p in named.values()):
+            text += (
+                f". Weight decay ({decay:g}) shrinks their weights all the same, which torch's optimizers do not do to "
+                "parameters without a gradient: set requires_grad to False where they are to stay"
+            )
+        self.job.sink.emit(Message(level="warning", stage=self.job.request.stage, text=text))
 
     def _lacks_memory(self, work: Callable[[], object]) -> bool:
         """Whether memory was short for a part of an inspection: then there are no more, and training goes on."""
@@ -83,7 +109,13 @@ class Inspector:
         self.job.sink.emit(Message(level="warning", stage=self.job.request.stage, text=text))
         return True
 
-    def _emit(self, number: int, before: list[torch.Tensor], activations: dict[str, torch.Tensor]) -> None:
+    def _emit(
+        self,
+        number: int,
+        before: list[torch.Tensor],
+        activations: dict[str, torch.Tensor],
+        unclipped: list[torch.Tensor],
+    ) -> None:
         """All numbers are made on the device by fused kernels and read at once."""
         parameters = self.state.exchange.parameters
         now = [parameter.detach() for parameter in parameters]
@@ -91,12 +123,15 @@ class Inspector:
         since = list(torch._foreach_sub(now, self.last)) if self.last is not None else []
         groups = [gradients, before, list(torch._foreach_sub(now, before)), since]
         norms = [torch.stack(torch._foreach_norm(tensors)).float() for tensors in groups if tensors]
+        norms.insert(0, torch.stack(unclipped).float() if unclipped else norms[0])
         read = torch.cat([*norms, *activations.values()]).tolist()
         names = [name for name, parameter in self.state.model.named_parameters() if parameter.requires_grad]
         values: dict[str, dict[str, float]] = {}
         for index, name in enumerate(names):
-            gradient, weight, change, *whole = read[index : len(names) * len(norms) : len(names)]
+            gradient, clipped, weight, change, *whole = read[index : len(names) * len(norms) : len(names)]
             values[name] = {"gradient_norm": gradient, "weight_norm": weight, "update_ratio": _ratio(change, weight)}
+            if self.clips:
+                values[name]["gradient_norm_clipped"] = clipped
             if whole:
                 values[name]["change_since_last_look"] = _ratio(whole[0], weight)
         rest = iter(read[len(names) * len(norms) :])
@@ -106,6 +141,19 @@ class Inspector:
         for old, new in zip(self.last, now, strict=True):
             old.copy_(new)
         self.job.sink.emit(Diagnostics(stage=self.job.request.stage, update=number, values=values))
+
+
+def _note_touched(model: nn.Module, touched: set[str]) -> list[torch.utils.hooks.RemovableHandle]:
+    return [
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: touched.add(name))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more parameters"
 
 
 def _ratio(change: float, weight: float) -> float:

@@ -53,11 +53,12 @@ def gather_stacked(tensor: torch.Tensor, world: World, device: torch.device) -> 
     """(W, …) on the CPU: every worker's tensor; all have the same shape. Blocks."""
     if world.size == 1:
         return tensor.detach().cpu().unsqueeze(0)
-    sent = tensor.detach().contiguous().to(device)
+    sent = _plain(tensor.detach().contiguous().to(device))
     received = [torch.empty_like(sent) for _ in range(world.size)]
     with lost_workers("gather state"):
         dist.all_gather(received, sent)
-    return torch.stack(received).cpu()
+    stacked = torch.stack(received).cpu()
+    return torch.view_as_complex(stacked) if tensor.is_complex() else stacked.to(tensor.dtype)
 
 
 def gather_texts(text: str, world: World, device: torch.device) -> list[str]:
@@ -75,17 +76,37 @@ def broadcast_from_first(tensors: Sequence[torch.Tensor], world: World) -> None:
     if world.size > 1:
         with torch.no_grad(), lost_workers("broadcast weights"):
             for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
+                dist.broadcast(_plain(tensor.detach()), 0)
 
 
 def average_buffers(buffers: Sequence[torch.Tensor], world: World) -> None:
-    """Buffers that each worker moves by itself: the mean over workers for floats, the largest for counters. Blocks."""
+    """Buffers that each worker moves by itself: the mean over workers for floats, the largest for counters. Blocks.
+
+    A float buffer on which all workers agree keeps its bytes: what is averaged is the distance from rank 0's.
+    """
     if world.size == 1:
         return
     with torch.no_grad(), lost_workers("average buffers"):
-        for buffer in buffers:
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= world.size
-            else:
+        for buffer in map(_plain, buffers):
+            if not buffer.is_floating_point():
                 dist.all_reduce(buffer, op=dist.ReduceOp.MAX)
+                continue
+            first = buffer.clone()
+            dist.broadcast(first, 0)
+            apart = torch.where(buffer == first, torch.zeros_like(buffer), buffer - first)  # not ∞ - ∞
+            dist.all_reduce(apart)
+            buffer.copy_(first + apart / world.size)
+
+
+def mean_of_workers(rows: torch.Tensor) -> torch.Tensor:
+    """The same of (W, …) that were gathered: equal rows keep their bytes."""
+    if not (rows.is_floating_point() or rows.is_complex()):
+        return rows.to(torch.uint8).amax(dim=0).bool() if rows.dtype == torch.bool else rows.amax(dim=0)
+    return rows[0] + torch.where(rows == rows[0], torch.zeros_like(rows), rows - rows[0]).mean(dim=0)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as numbers that every backend adds up: gloo has no complex ones and no truth values."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor)
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor

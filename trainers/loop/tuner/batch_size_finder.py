@@ -40,6 +40,7 @@ from trainers.loop.step import accumulate
 from trainers.loop.tuner.memory_estimate import estimate_memory
 
 KNEE = 0.95  # of the best rows/s: timings of one size vary by about 5 %
+SHARE_BOUND = "its share of the global batch"
 RESOLUTION = 32  # bisect to within a 32nd: 3 %, two trials more than an eighth
 MICRO_BATCH_CPU_MAX = BATCH_SIZE_PER_WORKER_CPU
 HEAD_ROOM = 0.9  # share of the budget that may be used: allocators fragment
@@ -65,8 +66,8 @@ class SizeReport:
     trials: tuple[SizeTrial, ...] = ()
 
 
-def search_size(try_size: Callable[[int], SizeTrial], limit: int) -> SizeReport:
-    """Double, bisect, take the knee. Raises MemoryShortError when one row does not fit."""
+def search_size(try_size: Callable[[int], SizeTrial], limit: int, bound: str = SHARE_BOUND) -> SizeReport:
+    """Double, bisect, take the knee. `bound`: what `limit` is. Raises MemoryShortError when one row does not fit."""
     trials: list[SizeTrial] = []
 
     def tried(rows: int) -> bool:
@@ -98,7 +99,7 @@ def search_size(try_size: Callable[[int], SizeTrial], limit: int) -> SizeReport:
         )
     best = max(trial.rows_per_s for trial in fitting)
     knee = min(trial.rows for trial in fitting if trial.rows_per_s >= KNEE * best) if best else fits
-    bound = "all that it ever gets" if fits == limit else "memory"
+    bound = bound if fits == limit else "memory"
     speed = f"; {knee} reach {KNEE:.0%} of the best speed" if best else ""
     return SizeReport(knee, f"{fits} rows a worker fit (bound by {bound}){speed}", tuple(trials))
 
@@ -122,7 +123,7 @@ def size_by_estimate(
     def try_size(rows: int) -> SizeTrial:
         return SizeTrial(rows, estimate_memory(model, inputs, rows, train).total <= HEAD_ROOM * budget_bytes)
 
-    return _with_budget(search_size(try_size, max(1, min(share, MICRO_BATCH_CPU_MAX))), budget_bytes)
+    return _with_budget(search_size(try_size, *_limit(share, MICRO_BATCH_CPU_MAX)), budget_bytes)
 
 
 def available_bytes(job: Job) -> int:
@@ -144,14 +145,14 @@ def probe_micro_batch(
 ) -> SizeReport:
     """Try sizes under the run's real configuration. Collective. `budget_bytes`: of one worker; None: no bound on a
     CPU, what is free on a GPU. `limit`: largest size besides the worker's share. `timed`: the knee is taken."""
-    most = _smallest_share(job) if limit is None else min(limit, _smallest_share(job))
+    most, bound = _limit(_smallest_share(job), limit)
     key = _cache_key(job, state, [budget_bytes and budget_bytes >> BUDGET_SHIFT, most, timed])
     if (known := _cached(cache, key, job)) is not None:
         return known
     with preserved(job, state):
         _ = state.quick_step.ready  # the optimizer's moments take their place
         room = _Room(job, budget_bytes)
-        report = search_size(lambda rows: _try(job, state, rows, room, timed), max(1, most))
+        report = search_size(lambda rows: _try(job, state, rows, room, timed), most, bound)
     report = _with_budget(report, room.budget_bytes)
     _remember(cache, key, report, job)
     return report
@@ -217,6 +218,13 @@ def _accumulate_alone(job: Job, state: State, window: Window) -> Exception | Non
     return accumulate(job, state, window, job.train.weight_of(window.rows), False, send=False)
 
 
+def _limit(share: int, cap: int | None) -> tuple[int, str]:
+    """Largest size to try, and what it is bound by."""
+    if cap is not None and cap < share:
+        return cap, f"the most that a CPU gains from, {cap}"
+    return max(1, share), SHARE_BOUND
+
+
 def _smallest_share(job: Job) -> int:
     """Rows of the smallest worker: shares differ by at most one row."""
     return job.request.batch.for_workers(job.world.size).smallest_share
@@ -225,7 +233,9 @@ def _smallest_share(job: Job) -> int:
 def _with_budget(report: SizeReport, budget_bytes: int | None) -> SizeReport:
     if budget_bytes is None:
         return report
-    room = f"in {budget_bytes / (1 << 30):.1f} GiB less {1 - HEAD_ROOM:.0%} head-room"
+    small = budget_bytes < 1 << 30
+    figure = f"{budget_bytes / (1 << 20):.3g} MiB" if small else f"{budget_bytes / (1 << 30):.1f} GiB"
+    room = f"in {figure} less {1 - HEAD_ROOM:.0%} head-room"
     return replace(report, reason=f"{report.reason}, {room}")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import trainers.loop.data.loader as loader
 from cluster.errors import DivergedError
 from cluster.telemetry.events import Diagnostics, ListSink, TrainStep
 from tests.unit.loop_tests.rig import CLASSES, FEATURES, request_for, start, write_data
@@ -68,6 +69,27 @@ def test_a_look_sees_gradients_updates_and_dead_units(tmp_path: Path) -> None:
     gradient = state.model.second.weight.grad  # type: ignore[union-attr]
     assert inspections[1].values["second.weight"]["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)  # type: ignore[union-attr, operator]
     assert not state.model.act._forward_hooks, "hooks are gone between inspections"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("deferred", [False, True], ids=["host", "device"])
+def test_norms_of_layers_are_those_before_clipping_and_after(tmp_path: Path, deferred: bool) -> None:
+    """Squared and added up they are the gradient's norm as it came, and the clip's limit."""
+    request = request_for(
+        write_data(tmp_path, 16), batch=16, micro=16, factory=f"{HERE}:build_half", diagnostics_every_updates=1,
+        clip_norm=0.1,
+    )  # fmt: skip
+    job, state = start(request)
+    state.deferred = deferred
+    with Inspector(job, state).inspect(WINDOW):
+        report = update(job, state, WINDOW)
+    (event,) = [event for event in job.sink.events if isinstance(event, Diagnostics)]  # type: ignore[attr-defined]
+    layers = [values for name, values in event.values.items() if name.endswith(("weight", "bias"))]
+    whole = {
+        name: sum(values[name] ** 2 for values in layers) ** 0.5 for name in ("gradient_norm", "gradient_norm_clipped")
+    }
+    assert report.gradient_norm > 0.2
+    assert whole["gradient_norm"] == pytest.approx(report.gradient_norm, rel=1e-5)
+    assert whole["gradient_norm_clipped"] == pytest.approx(0.1, rel=1e-4)
 
 
 def test_a_unit_of_a_transformer_is_a_feature_not_a_token(tmp_path: Path) -> None:
@@ -149,7 +171,8 @@ def test_the_layer_that_made_infinity_is_named(tmp_path: Path) -> None:
         fit(request, sink=ListSink(), device=torch.device("cpu"))
 
 
-def test_values_in_the_data_that_are_not_finite_are_named(tmp_path: Path) -> None:
+def test_values_in_the_data_that_are_not_finite_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 0)  # a smaller split is refused at the start
     prepared = write_data(tmp_path, 16, dtype="FP32")
     inputs = np.load(prepared / "train" / "inputs.x.npy")
     inputs[3, 2] = np.nan

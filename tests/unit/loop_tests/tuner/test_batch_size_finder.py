@@ -65,6 +65,18 @@ def test_probe_on_a_cpu_keeps_to_the_stated_budget(tmp_path: Path) -> None:
     assert 62 <= max(trial.rows for trial in report.trials if trial.fits) <= 64
 
 
+def test_the_reason_names_what_binds_and_small_budgets_keep_their_figures(tmp_path: Path) -> None:
+    prepared = write_data(tmp_path / "data", 64, dtype="FP32")
+    job, state = start(request_for(prepared, batch=64, micro=8, arguments={"double": False}))
+    reasons = [
+        probe_micro_batch(job, state, limit=limit, budget_bytes=budget, timed=False).reason
+        for limit, budget in ((16, None), (256, None), (256, 40 << 20))
+    ]
+    assert "16 rows a worker fit (bound by the most that a CPU gains from, 16)" in reasons[0]
+    assert "64 rows a worker fit (bound by its share of the global batch)" in reasons[1]
+    assert "in 40 MiB less 10% head-room" in reasons[2]
+
+
 def _probe_on_rank(rank: int, prepared: str) -> list[tuple[int, bool]]:
     request = request_for(
         Path(prepared),

@@ -16,6 +16,7 @@ from typing import Any
 from cluster.spec.run import RunSpec
 from cluster.telemetry.current import current_records, once_each
 from cluster.telemetry.events import Diagnostics, EpochFinished, Record, TrainStep, UpdateSkipped
+from trainers.diagnose.reference import Reference
 
 EPOCHS_MIN = 4  # fewer say nothing about a trend
 OVERFIT_RISE = 1.15  # validation loss at the end, over its best: beyond the noise of small validation splits
@@ -24,6 +25,11 @@ SPIKE = 3.0  # a logged loss this many times the median of its neighbors
 UPDATE_RATIO_HIGH = 0.05  # one update changes a weight matrix by more than 5 %; about 1e-3 is usual
 UPDATE_RATIO_LOW = 1e-5
 ROWS_SHOWN = 10
+LEAST_GAIN = 0.25  # of the loss of one answer: a network that takes off less has hardly learned
+LEAST_OF_QUICK = 0.9  # of what a quick model gains over one answer
+DROPOUT = 0.3  # of the common range from 0.2 to 0.5
+HIDDEN_LEAST = 64  # narrower layers are a bottleneck for most tables and small images
+HIDDEN_SMALL = 8
 DEAD_SHARE = 0.4
 DATA_WAIT_SHARE = 0.2
 
@@ -38,10 +44,15 @@ class Finding:
     evidence: dict[str, float]
     change: dict[str, Any] = field(default_factory=dict)
     """Dotted path -> value; empty where no single value is the remedy."""
+    others: tuple[dict[str, Any], ...] = ()
+    """Changes that may help more: `--apply` tries them all in short trainings and keeps what wins."""
 
 
-def diagnose(records: Sequence[Record], spec: RunSpec, *, stage: str = "train") -> list[Finding]:
-    """Findings, the most telling first. `spec` has no `auto` in its train section."""
+def diagnose(
+    records: Sequence[Record], spec: RunSpec, *, stage: str = "train", reference: Reference | None = None
+) -> list[Finding]:
+    """Findings, the most telling first. `spec` has no `auto` in its train section; `reference`: what is reached without
+    a network."""
     records = once_each(current_records(records))
     epochs = [item for item in records if isinstance(item, EpochFinished) and item.stage == stage]
     steps = [item for item in records if isinstance(item, TrainStep) and item.stage == stage]
@@ -52,6 +63,7 @@ def diagnose(records: Sequence[Record], spec: RunSpec, *, stage: str = "train") 
         _learning_rate_high(steps, looks, spec),
         _learning_rate_low(looks, spec),
         _overfitting(epochs, spec),
+        _learned_little(epochs, spec, reference or Reference()),
         _underfitting(epochs, spec),
         _dead_units(looks, spec),
         _data_bound(steps),
@@ -112,6 +124,7 @@ def _overfitting(epochs: list[EpochFinished], spec: RunSpec) -> Finding | None:
         f"the end, while the training loss went on falling to {train[-1]:.4g}.",
         {"best_epoch": at + 1, "best": best, "last": validation[-1], "train_last": train[-1]},
         change,
+        _smaller(spec),
     )
 
 
@@ -130,6 +143,57 @@ def _underfitting(epochs: list[EpochFinished], spec: RunSpec) -> Finding | None:
         {"fall": fall, "epochs": quarter, "train_last": train[-1]},
         {"train.epochs": spec.train.epochs * 2},
     )
+
+
+def _learned_little(epochs: list[EpochFinished], spec: RunSpec, reference: Reference) -> Finding | None:
+    """Under-fitting against what is reached without a network: a flat loss does not say that all is learned."""
+    train, validation = _series(epochs, "train.loss"), _series(epochs, "validation.loss")
+    constant = reference.constant_loss
+    if not train or not validation or not constant:
+        return None
+    gain = 1 - min(validation) / constant
+    if reference.model:
+        least = reference.constant + LEAST_OF_QUICK * (reference.quick - reference.constant)
+        if reference.network >= min(least, reference.quick) or reference.quick <= reference.constant:
+            return None
+        named = f"{reference.metric} {reference.network:.4g} on test rows, where {reference.model} reach"
+        text = f"{named} {reference.quick:.4g} and one answer for every row {reference.constant:.4g}"
+    elif gain < LEAST_GAIN:
+        text = (
+            f"its best validation loss is {min(validation):.4g}, where one answer for every row has {constant:.4g}: "
+            f"{max(0.0, gain):.0%} less"
+        )
+    else:
+        return None
+    if train[-1] < (1 - LEAST_GAIN) * min(validation):
+        return None  # it learns its own rows: that is over-fitting
+    evidence = {"validation_loss": min(validation), "constant_loss": constant, "train_last": train[-1]}
+    return Finding("underfitting", f"The network has learned little: {text}.", evidence, *_larger(spec))
+
+
+def _larger(spec: RunSpec) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
+    """What lets a network learn more: the most likely change, and others to try."""
+    rate = {"train.optimizer.learning_rate": _rounded(spec.train.optimizer.learning_rate * 3)}
+    longer = {"train.epochs": spec.train.epochs * 3}
+    hidden = getattr(spec.model, "hidden", None)
+    if hidden and min(hidden) < HIDDEN_LEAST:
+        wider = {"model.hidden": [max(HIDDEN_LEAST, width) for width in hidden]}
+        return wider, ({**wider, **rate}, rate, longer)
+    return rate, ({**rate, **longer}, longer)
+
+
+def _smaller(spec: RunSpec) -> tuple[dict[str, Any], ...]:
+    """What keeps a network from learning its rows by heart, besides decay and an early end."""
+    found: list[dict[str, Any]] = []
+    dropout = getattr(spec.model, "dropout", None)
+    if dropout is not None and dropout < DROPOUT:
+        found.append({"model.dropout": DROPOUT})
+    hidden, width = getattr(spec.model, "hidden", None), getattr(spec.model, "width", None)
+    if hidden and max(hidden) > HIDDEN_SMALL:
+        found.append({"model.hidden": [max(HIDDEN_SMALL, each // 4) for each in hidden]})
+    elif isinstance(width, int) and width >= 4 * HIDDEN_SMALL:
+        found.append({"model.width": width // 2})
+    return tuple(found)
 
 
 def _learning_rate_high(steps: list[TrainStep], looks: list[Diagnostics], spec: RunSpec) -> Finding | None:

@@ -12,7 +12,9 @@ from cluster.spec.resolve import FOUND_BY_SEARCH, ResolvedRun
 from cluster.store.stage_facts import FOUND_REASONS, TrainFacts
 from cluster.telemetry.events import Message, read_events
 from trainers.data.shard_store import prepared_of
+from trainers.data.shards import open_prepared
 from trainers.diagnose import diagnose, findings_as_facts
+from trainers.diagnose.reference import reference_of
 from trainers.launch.earlier import checkpoints_of, forget_others
 from trainers.launch.fit import launch_fit
 from trainers.launch.ready_workers import ReadyWorkers, trains_locally
@@ -94,7 +96,9 @@ def _load_later_stages(context: StageContext) -> None:
 
 def _diagnosis(context: StageContext) -> list[dict[str, Any]]:
     """What the curves mean, said to whoever watches, and JSON-able for the stage's record."""
-    findings = diagnose(read_events(context.run.events), context.run_resolved.spec, stage=context.stage)
+    reference = reference_of(open_prepared(prepared_of(context)))
+    spec = context.run_resolved.spec
+    findings = diagnose(read_events(context.run.events), spec, stage=context.stage, reference=reference)
     for finding in findings:
         context.events.emit(Message(stage=context.stage, text=finding.text))
     if any(finding.change for finding in findings):

@@ -124,8 +124,8 @@ class Batcher:
         self.check_room(rows, num_bytes)
         level = min(priority, PRIORITY_LEVELS) or PRIORITY_DEFAULT
         item = Waiting(inputs, rows, num_bytes, level, asyncio.get_running_loop().create_future())
-        self.reserve(rows, num_bytes)
-        group = self.enter(item, timeout_us / 1e6)
+        self._idle.clear()
+        group = self.enter(item, timeout_us / 1e6, rows, num_bytes)
         try:
             return await item.future
         except asyncio.CancelledError:
@@ -139,11 +139,13 @@ class Batcher:
             self.queued_bytes += num_bytes
         self._idle.clear()
 
-    def enter(self, item: Waiting, timeout_s: float = 0.0) -> tuple[int, Group]:
-        """Into the queue of its group, which is returned. What it holds is counted already."""
+    def enter(self, item: Waiting, timeout_s: float = 0.0, new_rows: int = 0, new_bytes: int = 0) -> tuple[int, Group]:
+        """Into the queue of its group, which is returned. `new_rows`, `new_bytes`: what of it is not counted yet."""
         group = item.group
         with self._lock:
             self._queues.setdefault(group, deque()).append(item)
+            self.queued_rows += new_rows
+            self.queued_bytes += new_bytes
         if timeout_s:
             item.expiry = asyncio.get_running_loop().call_later(timeout_s, self._expire, group, item)
         self.wake()

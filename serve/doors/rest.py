@@ -19,7 +19,7 @@ import orjson
 
 from cluster.errors import MantaError, OverloadedError
 from serve.handlers.controlplane import ControlPlane
-from serve.handlers.dataplane import DataPlane
+from serve.handlers.dataplane import DataPlane, Decode
 from serve.models.model import ServedModel
 from serve.protocol.codec import InferRequest, check_depth, decode, encode
 from serve.protocol.compression import accepted_encoding, compress, decompress
@@ -73,13 +73,10 @@ class Rest:
             content = decompress(body, packed, limits.decompressed_bytes) if packed else body
             return decode(content, call.header_length, model.signature, limits)
 
-        async def decode_elsewhere(model: ServedModel) -> InferRequest:
-            return await asyncio.to_thread(decode_body, model)
-
-        decode_here = len(body) <= _bytes_here(call)
-        _, request, answer = await self._dataplane.infer(
-            name, version, decode_body if decode_here else decode_elsewhere
-        )
+        decode_request: Decode[InferRequest] = decode_body
+        if len(body) > PACKED_HERE_BYTES and len(body) > _bytes_here(call):
+            decode_request = _elsewhere(decode_body)
+        _, request, answer = await self._dataplane.infer(name, version, decode_request)
         return _infer_answer(*encode(answer, request), accept_encoding=call.accept_encoding)
 
     async def other(self, method: str, segments: list[str], body: bytes) -> Answer:
@@ -197,6 +194,15 @@ def wrong_verb(method: str, verb: str) -> Answer:
 def text_error(status: int, message: str) -> Answer:
     """An error that has no exception: for the doors."""
     return Answer(status, orjson.dumps({"error": message}))
+
+
+def _elsewhere(decode_body: Callable[[ServedModel], InferRequest]) -> Decode[InferRequest]:
+    """The same in a thread."""
+
+    async def decode_request(model: ServedModel) -> InferRequest:
+        return await asyncio.to_thread(decode_body, model)
+
+    return decode_request
 
 
 def _bytes_here(call: InferCall) -> int:

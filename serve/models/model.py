@@ -71,7 +71,7 @@ class ServedModel:
 
     def is_large(self, request: InferRequest) -> bool:
         """Whether `check` takes longer than the event loop should be held."""
-        return any(array.nbytes > CHECK_HERE_BYTES for array in request.inputs.values())
+        return max([array.nbytes for array in request.inputs.values()]) > CHECK_HERE_BYTES
 
     def check(self, request: InferRequest) -> None:
         """Raise ProtocolError for inputs that the model does not take and outputs that it does not give."""

@@ -19,9 +19,10 @@ from cluster.store.stage_facts import CompressFacts, EvaluateFacts, PrepareFacts
 
 OLD = Path(__file__).parent / "old_runs"
 RUNS = [RunFolder(path) for path in sorted(OLD.iterdir())]
-SETTLED = ("prepare", "evaluate", "export", "deploy", "predict")
-"""Stages whose sections no later stage changes, and no later version: the final spec gives the digests that they had.
-The section of compress has lost a key since (`sparsity`), so that compress runs anew in an old run."""
+SETTLED = ("prepare", "evaluate", "export")
+"""Stages that can be reused and whose sections no later stage changes, and no later version: the final spec gives the
+digests that they had. The section of compress has lost a key since (`sparsity`), so that compress runs anew in an old
+run; deploy and predict always run."""
 
 
 def facts_of(run: RunFolder, stage: str) -> StageFacts | None:

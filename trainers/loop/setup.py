@@ -115,7 +115,7 @@ def check_module(model: nn.Module) -> None:
             "Cannot train the model",
             found=f"its trainable parameters are {', '.join(f'{kind} ({name})' for kind, name in kinds.items())}",
             rule="all trainable parameters have one floating-point datatype, which no autocast changes",
-            remedy="Call model.float(), and let train.precision choose what is computed in half precision.",
+            remedy="Call `.float()` of the module, and let train.precision choose what is computed in half precision.",
         )
     wide = [name for name, tensor in model.state_dict().items() if tensor.dtype == torch.complex128]
     if wide:

@@ -190,7 +190,7 @@ BOTH_WAYS = {
         "as a header it names the columns ['anna', 'berlin']",
         "as a row of the columns column_1, column_2, … it holds ['anna', 'berlin']",
         "data.source.header: true or false"]),
-    "years": ("land,2019,2020\nX,1,5\nY,2,9\n", ["as a header", "as a row", "nothing in the columns tells"]),
+    "years": ("land,2019,2020\nX,1,5\nY,2,9\n", ["as a header", "as a row", "nothing in the columns distinguishes"]),
     "one column against another": ("id,7\n1,8\n2,9\n", ["'id' stands over numbers", "'7' is a number, as those"]),
     "decimal": ("a;b\n1,234;x\n5,678;y\n", ["that is 1.234", "separators of thousands 1234", "data.source.decimal"]),
     "two marks": ("a;b\n1,5;x\n2.5;y\n", ["'1,5' and '2.5'", "a file has one decimal mark"]),

@@ -63,7 +63,7 @@ def test_profile_of_manta_train_is_a_value_of_the_spec(tmp_path: Path, monkeypat
     """What is traced is a training: `--profile` asks for one, also where the run has been trained without."""
     (tmp_path / "digits.yaml").write_text(TEXT)
     monkeypatch.setattr(run_process, "start_driver", lambda folder, flags: flags)
-    monkeypatch.setattr(run_process, "watch", lambda folder, flags, **shown: folder.path)
+    monkeypatch.setattr(run_process, "watch", lambda folder, flags, options: folder.path)
     for number in (3, None):
         folder = runs.train(tmp_path / "digits.yaml", None, runs_dir=tmp_path / "runs", profile=number)
         assert load_spec(Path(folder) / "spec.yaml").train.profile_updates == number

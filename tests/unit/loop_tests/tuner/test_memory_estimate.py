@@ -77,7 +77,8 @@ def test_autocast_saves_what_it_has_cast(spec: Any, tensor: TensorSpec, less: bo
         model = build_model(spec, (tensor,), 10).train()
         estimate = estimate_memory(model, (tensor,), 128, train)
         sizes[precision] = estimate.activations
-        if precision == "bf16":
+        if precision == "bf16" and (spec.family != "cnn" or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            # a CPU that has no bf16 convolutions unfolds each image into columns, which no GPU does
             assert estimate.total == pytest.approx(measured_peak(model, tensor, 128, train), rel=0.15)
     assert (sizes["bf16"] < 0.75 * sizes["fp32"]) == less
     assert sizes["bf16"] != sizes["fp32"]

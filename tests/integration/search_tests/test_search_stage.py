@@ -150,15 +150,19 @@ def table_of(context: StageContext) -> list[dict[str, Any]]:
 
 
 def test_a_search_without_one_good_trial_says_why(make_context: MakeContext) -> None:
-    """A metric that no epoch reports: `manta check` refuses it, a resolved run of before may hold one."""
-    context = make_context(trials=2)
-    resolved = context.run_resolved
-    assert resolved.spec.search is not None
-    search = resolved.spec.search.model_copy(update={"metric": "validation.rmse"})
-    spec = resolved.spec.model_copy(update={"search": search})
-    with pytest.raises(RunError, match=r"no metric 'validation\.rmse' among") as caught:
-        run_search(replace(context, resolved=resolved.model_copy(update={"spec": spec})))
-    assert "validation.loss" in str(caught.value)
+    """The journal holds a trial that diverged; the search asks for no other."""
+    context = make_context(trials=1)
+    history = SearchHistory(context.run.path / FOLDER, identity_of(context))
+    history.open()
+    journal = Journal(history.journal)
+    wild = Trial(0, {RATE: 0.1, BATCH: 8}, "current", state="diverged", note="the loss is not finite")
+    journal.asked(wild)
+    journal.ended(wild)
+    with pytest.raises(
+        RunError, match=r"none of 1 trials ended with a finite validation\.loss: the loss is not"
+    ) as caught:
+        run_search(context)
+    assert "Lower the learning rates" in str(caught.value)
 
 
 def test_no_search_is_skipped(make_context: MakeContext) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from cluster.pipeline.driver import DriveOptions, run_driver
+from cluster.store.fence import Fence
 from cluster.store.run_folder import RunFolder
 from cluster.telemetry.current import current_records
 from cluster.telemetry.events import EpochFinished, Message, read_events
@@ -37,7 +38,7 @@ def trained(run: RunFolder, train: dict[str, Any]) -> tuple[list[int], list[str]
     raw = {"version": 1, "data": data, "model": {"family": "mlp", "hidden": [4]}, "train": train, "serve": None}
     (run.path / "spec.yaml").write_text(yaml.safe_dump(raw))
     before = len(read_events(run.events)) if run.events.exists() else 0
-    assert run_driver(run, DriveOptions(until="train"), wait=lambda: None) == 0
+    assert run_driver(run, DriveOptions(until="train"), Fence.draw(run), wait=lambda: None) == 0
     events = read_events(run.events)[before:]
     epochs = [event.epoch for event in events if isinstance(event, EpochFinished)]
     return epochs, [event.text for event in events if isinstance(event, Message)]

@@ -185,3 +185,9 @@ def test_nothing_names_a_path_of_one_machine() -> None:
         and (ROOT / name).suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".json", ""}
     }
     assert [name for name, text in texts.items() if any(word in text for word in words)] == []
+
+
+def test_no_file_holds_the_marks_of_a_merge() -> None:
+    marks = "^(<{7} |>{7} )"
+    found = subprocess.run(["git", "grep", "-nIE", marks], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 1, found.stdout + found.stderr  # 1: nothing found

@@ -9,7 +9,7 @@ driver: training processes (by their pipe), a private Ray (by its reaper), the a
 A replaced driver writes nothing more; the two others end as by SIGTERM, with a last checkpoint where there is time.
 
 Covered: kill -9 of `manta run` and of whatever started that, a stop from another host, two drivers. Not covered: what
-`manta run --keep` leaves behind on purpose, which is told to stay (`Leash.release`).
+`manta run --keep` leaves behind on purpose, which `Leash.release` lets stay.
 """
 
 from __future__ import annotations

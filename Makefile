@@ -13,7 +13,7 @@ CORE      ?= tests/unit
 TORCH     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-core check format docs bench-data bench-serving bench-training bench-compress gpu-evidence clean
+.PHONY: help install quickstart test test-slow test-soak test-core check format docs bench-data bench-serving bench-training bench-compress gpu-evidence clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,8 +39,11 @@ quickstart: $(VENV)/.installed ## Digits from raw data to a live endpoint
 test: $(VENV)/.installed-dev ## Run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(VENV)/.installed-dev ## Run the long faults and soaks
+test-slow: $(VENV)/.installed-dev ## Run the long faults
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-soak: $(VENV)/.installed-dev ## Run what is too long for every change
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 test-core: ## Unit tests on another Python or torch: PYTHON=python3.12 TORCH=2.11.0
 	@set -e; env="$(CORE_ENVS)/$$($(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')$(TORCH:%=-torch%)"; \

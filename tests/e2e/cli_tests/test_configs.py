@@ -23,7 +23,6 @@ from tests.e2e.conftest import ROOT, call_manta
 from trainers.data.row_plan import plan_rows
 from trainers.data.shards import open_prepared
 
-pytestmark = pytest.mark.slow  # three real runs of about a minute
 TOLERANCE = 1e-5
 ROWS_MAX = 500
 FILES: dict[str, dict[str, str]] = {
@@ -31,9 +30,10 @@ FILES: dict[str, dict[str, str]] = {
     "mammography": {"path": "mammography.csv"},
     "sms_spam": {"path": "sms-spam.tsv"},
 }
+LONG = (pytest.mark.soak, pytest.mark.slow, pytest.mark.soak)  # a real run of about a minute each
 
 
-@pytest.fixture(params=FILES)
+@pytest.fixture(params=[pytest.param(name, marks=mark) for name, mark in zip(FILES, LONG, strict=True)])
 def served(request: pytest.FixtureRequest, shared_data: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The config's run with two epochs, its endpoint still answering."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

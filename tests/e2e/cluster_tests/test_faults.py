@@ -113,7 +113,7 @@ def train_workers(run: RunFolder) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow  # 60 s; kill -9 and, in test_session, Ctrl-C of the driver are asked by default
+@pytest.mark.soak  # 60 s; kill -9 and, in test_session, Ctrl-C of the driver are asked by default
 def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(run: RunFolder) -> None:
     with manta_run(run) as process:
         tree, folders = everything(run, process)
@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(run: RunFolde
 @pytest.mark.parametrize(
     # each case kills a Ray and so needs one of its own: 35 s; the first Ctrl-C and its sequel are tested above
     "how",
-    [pytest.param("second Ctrl-C", marks=pytest.mark.slow), "kill -9 of the driver"],
+    [pytest.param("second Ctrl-C", marks=pytest.mark.soak), "kill -9 of the driver"],
 )
 def test_killing_leaves_nothing_behind(run: RunFolder, how: str) -> None:
     with manta_run(run, "--set", "train.epochs=100000") as process:
@@ -160,7 +160,7 @@ def test_killing_leaves_nothing_behind(run: RunFolder, how: str) -> None:
     assert not is_locked(run.lock)
 
 
-@pytest.mark.slow  # 45 s; the launcher's own tests kill a worker on the shared Ray
+@pytest.mark.soak  # 45 s; the launcher's own tests kill a worker on the shared Ray
 def test_a_killed_worker_ends_in_a_finished_run_or_one_clear_sentence(run: RunFolder) -> None:
     with manta_run(run) as process:
         tree, _ = everything(run, process)

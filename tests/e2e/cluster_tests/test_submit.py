@@ -144,7 +144,7 @@ def test_a_job_that_lost_its_supervisor_or_its_driver_leaves_nothing_and_goes_on
     assert epochs(run)[-1] == 200
 
 
-@pytest.mark.slow  # 60 s
+@pytest.mark.soak  # 60 s; its workers wait in tests/integration/train_tests/test_waiting.py too
 @pytest.mark.timeout(400)
 def test_runs_that_find_no_room_wait_say_so_and_all_finish(project: Path, tmp_path: Path) -> None:
     """Three runs of two workers, on two CPUs, without a single restart."""

@@ -66,7 +66,7 @@ def test_notice_new_node_and_killed_node_change_workers_but_nothing_of_the_train
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["history.json", "weights.safetensors"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # 40 s; one process answers the notice in unit/loop_tests
 def test_ctrl_c_writes_a_checkpoint_at_once_and_the_same_call_goes_on(ray_local: str, tmp_path: Path) -> None:
     """The epoch has not ended, and no interval is set: only the notice can have written it."""
     write_data(tmp_path / "data", 480)

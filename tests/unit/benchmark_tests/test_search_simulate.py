@@ -62,7 +62,7 @@ def test_rays_own_searcher_runs_under_the_same_harness() -> None:
     assert len(best) == 90
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_it_beats_rays_own_search_on_lcbench_at_equal_epochs(shared_data: Path) -> None:
     """A small cut of benchmarks/search: 12 data sets, one seed, 25 trainings; its table has all of them."""
     from benchmarks.search.lcbench import opened

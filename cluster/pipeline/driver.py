@@ -34,7 +34,7 @@ from cluster.pipeline.stages import Stage
 from cluster.pipeline.summary import summarize
 from cluster.pipeline.views import make_views
 from cluster.probe import host_facts, read_host, sum_facts
-from cluster.runtime.preflight import check_shared_memory, check_this_host
+from cluster.runtime.preflight import check_shared_memory, check_this_host, check_working_folder
 from cluster.spec.resolve import HostFacts, ResolvedRun
 from cluster.spec.rules import load_checked
 from cluster.spec.run import RunSpec
@@ -140,6 +140,7 @@ class Driver:
 
     def _one(self, stage: Stage) -> None:
         self.fence.check()
+        check_working_folder()
         events = self.run.sink()
         current = self.resolved.spec if self.resolved else self.spec
         if is_skipped(stage, current):

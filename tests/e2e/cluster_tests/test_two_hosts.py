@@ -67,11 +67,6 @@ def test_one_run_over_two_hosts_and_a_silent_host_is_dead_in_25_s(tmp_path: Path
     assert facts["blind"]["code"] == 3, facts["blind"]
     assert "10.9.0.2 does not see what this host has written there" in facts["blind"]["stderr"]
     assert facts["silent_node_dead_after_s"] < THRESHOLD * (PERIOD_S + TIMEOUT_S) + 10
-    words = (
-        (tmp_path / "runs/shipped/run.log").read_text() + facts["submitted"]["stdout"] + facts["submitted"]["stderr"]
-    )
-    if any(word in words for word in ("Cannot load", "SIGSEGV", "Segmentation fault", "code -11", "code 139")):
-        pytest.xfail("a job over two hosts can die while its driver loads torch (oneMKL: Cannot load libtorch_cpu.so)")
     assert facts["submitted"]["code"] == 0, (
         facts["submitted"],
         (tmp_path / "runs/shipped/run.log").read_text()[-4000:],

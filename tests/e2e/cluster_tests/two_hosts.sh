@@ -35,8 +35,10 @@ until [[ $(host 1 ray status --address 10.9.0.1:6379 2>/dev/null) == *node_* ]];
   kill -0 $! || { cat "$folder/head.log" >&2; exit 9; }
   sleep 0.5
 done
-# FOLDER/blind is another disk on host 2
-host 2 $apart bash -c 'mount -t tmpfs tmpfs "$1"; shift; exec "$@"' - "$folder/blind" ray start --address=10.9.0.1:6379 --node-ip-address=10.9.0.2 --temp-dir="$RAY_FOLDER" \
-  "${common[@]}" >"$folder/worker.log" 2>&1 &
+# Ray's folder and FOLDER/blind are on another disk on host 2; in a shared one its Ray would unpack a job's files anew, and
+# the job on host 1 would lose the folder that it works in
+own='mount -t tmpfs tmpfs "$1"; mount -t tmpfs tmpfs "$2"; shift 2; exec "$@"'
+host 2 $apart bash -c "$own" - "$folder/blind" "$RAY_FOLDER" ray start --address=10.9.0.1:6379 \
+  --node-ip-address=10.9.0.2 --temp-dir="$RAY_FOLDER" "${common[@]}" >"$folder/worker.log" 2>&1 &
 (until [ -e "$folder/cut" ]; do sleep 0.1; done; ip link set v2 down) &
 host 1 "$@"

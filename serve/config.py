@@ -32,10 +32,26 @@ class VersionConfig(StrictSpec):
 
     version: Annotated[str, Field(pattern=VERSION)]
     bundle: str
+    """The folder that was deployed."""
+    kept: str | None = None
+    """This version's own copy (serve/deployments/records.py); null: the folder alone."""
     variant: str | None = None
     """The bundle's default variant when null."""
     manifest_sha256: str | None = None
     """The manifest that this version means: a folder that was written anew is another version, and is not loaded."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle is read: its own copy, or the deployed folder on a node that does not have the copy."""
+        own = Path(self.kept) if self.kept is not None else None
+        return own if own is not None and (own / MANIFEST).is_file() else Path(self.bundle)
+
+
+class CanaryConfig(StrictSpec):
+    """A version that gets a share of the requests that name none, and those that ask for it by a header."""
+
+    version: Annotated[str, Field(pattern=VERSION)]
+    percent: Annotated[float, Field(gt=0, le=100)]
 
 
 class EndpointConfig(StrictSpec):
@@ -47,6 +63,11 @@ class EndpointConfig(StrictSpec):
     versions: Annotated[tuple[VersionConfig, ...], Field(min_length=1)]
     default_version: str
     """The version that answers requests which name none."""
+    fallback: str | None = None
+    """Served by a replica that starts and cannot load `default_version`: what served before, until a deploy has seen
+    every replica serve the new one."""
+    canary: CanaryConfig | None = None
+    """Loaded beside the default version, and tried on real requests before it becomes it."""
     spec: ServeSpec = ServeSpec()
     engine_device: str | None = None
     """One GPU of several that the process sees: `cuda:1`, `tensorrt:0`; null: `spec.device`."""
@@ -80,32 +101,30 @@ class EndpointConfig(StrictSpec):
         """The versions that a replica loads, the default one first."""
         policy = self.spec.versions
         wanted = [v.version for v in self.versions] if policy == "all" else list(policy)
-        chosen = [v for v in self.versions if v.version == self.default_version]
+        first = (self.default_version, self.canary.version if self.canary is not None else None)
+        chosen = sorted((v for v in self.versions if v.version in first), key=lambda v: v.version != first[0])
         return (*chosen, *(v for v in self.versions if v.version in wanted and v not in chosen))
 
     @classmethod
     def of_bundle(
         cls, name: str, bundle: Path, variant: str | None = None, before: EndpointConfig | None = None
     ) -> EndpointConfig:
-        """The endpoint whose default version is a bundle that it did not have: its first, or the one after `before`."""
+        """The endpoint that serves a bundle: its first, the one after `before`, or a version that `before` has with
+        the same bytes."""
         digest = sha256_file(bundle / MANIFEST)
-        if before is not None:
+        if before is None:
+            first = VersionConfig(version="1", bundle=str(bundle), variant=variant, manifest_sha256=digest)
+            return cls(name=name, versions=(first,), default_version="1")
+        same = [each for each in before.versions if (each.manifest_sha256, each.variant) == (digest, variant)]
+        now = [each for each in same if each.version == before.default_version]
+        if not same:
             return before.with_version(str(bundle), variant, digest)
-        first = VersionConfig(version="1", bundle=str(bundle), variant=variant, manifest_sha256=digest)
-        return cls(name=name, versions=(first,), default_version="1")
+        return before.with_default((now or same)[-1].version)
 
     @classmethod
     def of_run(cls, name: str, bundle: Path, spec: ServeSpec, before: EndpointConfig | None = None) -> EndpointConfig:
-        """The endpoint of a run's bundle and YAML. A bundle that `before` has already does not become a version again.
-
-        Raises RequestError for a `spec` that the endpoint's history does not allow.
-        """
-        digest = sha256_file(bundle / MANIFEST)
-        have = before.versions if before is not None else ()
-        same = next((v for v in have if (v.manifest_sha256, v.bundle) == (digest, str(bundle))), None)
-        if before is None or same is None:
-            return cls.of_bundle(name, bundle, before=before).with_spec(spec)
-        return before.model_copy(update={"default_version": same.version}).with_spec(spec)
+        """The endpoint of a run's bundle and YAML. Raises RequestError for a `spec` that its history does not allow."""
+        return cls.of_bundle(name, bundle, before=before).with_spec(spec)
 
     def with_version(
         self, bundle: str, variant: str | None = None, manifest_sha256: str | None = None
@@ -116,18 +135,46 @@ class EndpointConfig(StrictSpec):
         """
         number = max(int(version.version) for version in self.versions) + 1
         new = VersionConfig(version=str(number), bundle=bundle, variant=variant, manifest_sha256=manifest_sha256)
-        versions = (*self.versions[-(HISTORY_MAX - 1) :], new)
+        old = [each for each in self.versions if each.version != self.default_version][-(HISTORY_MAX - 2) :]
+        versions = (*(each for each in self.versions if each in old or each.version == self.default_version), new)
         names = {version.version for version in versions}
         policy = self.spec.versions
         kept = policy if isinstance(policy, str) else tuple(v for v in policy if v in names)
         spec = self.spec.model_copy(update={"versions": kept})
-        return self.model_copy(update={"versions": versions, "default_version": new.version, "spec": spec})
+        named = {"default_version": new.version, "fallback": None, "canary": None}
+        return self.model_copy(update={"versions": versions, "spec": spec, **named})
 
-    def rolled_back(self) -> EndpointConfig | None:
-        """The endpoint with the version before the default one as default, or None when there is none."""
-        names = [version.version for version in self.versions]
-        place = names.index(self.default_version)
-        return self.model_copy(update={"default_version": names[place - 1]}) if place else None
+    def with_default(self, version: str) -> EndpointConfig:
+        """The endpoint with another of its versions as the default one, and without a canary."""
+        return self.model_copy(update={"default_version": version, "fallback": None, "canary": None})
+
+    def with_canary(self, version: str, percent: float) -> EndpointConfig:
+        """The endpoint with one of its versions as the canary."""
+        return self.model_copy(update={"canary": CanaryConfig(version=version, percent=percent), "fallback": None})
+
+    def numbered(self, number: str) -> EndpointConfig:
+        """The endpoint with another number for its subject."""
+        old, policy = self.subject.version, self.spec.versions
+        versions = tuple(
+            each.model_copy(update={"version": number}) if each.version == old else each for each in self.versions
+        )
+        chosen = policy if isinstance(policy, str) else tuple(number if v == old else v for v in policy)
+        spec = self.spec.model_copy(update={"versions": chosen})
+        if self.canary is None:
+            return self.model_copy(update={"versions": versions, "default_version": number, "spec": spec})
+        canary = self.canary.model_copy(update={"version": number})
+        return self.model_copy(update={"versions": versions, "canary": canary, "spec": spec})
+
+    @property
+    def default(self) -> VersionConfig:
+        """The version of `default_version`."""
+        return next(each for each in self.versions if each.version == self.default_version)
+
+    @property
+    def subject(self) -> VersionConfig:
+        """The version that a roll-out to this configuration is about: the canary, else the default one."""
+        version = self.canary.version if self.canary is not None else self.default_version
+        return next(each for each in self.versions if each.version == version)
 
     def with_values(self, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> EndpointConfig:
         """The endpoint with values of its `serve` section by dotted path (null: as it is), and with `--set` overrides.
@@ -163,14 +210,15 @@ class EndpointConfig(StrictSpec):
         if len(set(names)) != len(names):
             raise ValueError(f"versions must differ, got {names}")
         chosen = () if isinstance(self.spec.versions, str) else self.spec.versions
-        for version in (self.default_version, *chosen):
+        others = (self.fallback, self.canary.version if self.canary is not None else None)
+        for version in (self.default_version, *filter(None, others), *chosen):
             if version not in names:
                 raise ValueError(f"version {version!r} is not one of {names}")
         return self
 
 
 CONFIG_FORM = (
-    3  # of `to_json`: part of the replicas' code version, since replicas of older code cannot read a newer one
+    4  # of `to_json`: part of the replicas' code version, since replicas of older code cannot read a newer one
 )
 FLAT_VERSIONS = "policy"  # what `spec.versions` was called while a configuration had its settings beside its versions
 FLAT_SETTINGS = ("batching", "queue", "access_log", "allow_non_finite", "unseen", "replicas", "token_file",

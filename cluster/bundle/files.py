@@ -7,6 +7,7 @@ every file has the size and sha256 of the manifest, and whose paths stay inside 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,15 +107,37 @@ def open_bundle(folder: Path) -> Bundle:
     manifest = read_manifest(folder)
     problems = verify_files(folder, manifest)
     if problems:
-        raise BundleError(
-            f"Cannot load bundle '{manifest.name}' at {folder}",
-            found="; ".join(problems),
-            rule="each file must have the size and sha256 that the manifest lists: the bundle was changed, "
-            "or its copy was cut short",
-            remedy="Copy it again, or make it again with 'manta run'.",
-            details={"problems": problems},
-        )
+        raise _changed(folder, manifest, problems)
     return Bundle(folder, manifest)
+
+
+def _changed(folder: Path, manifest: BundleManifest, problems: list[str]) -> BundleError:
+    return BundleError(
+        f"Cannot load bundle '{manifest.name}' at {folder}",
+        found="; ".join(problems),
+        rule="each file must have the size and sha256 that the manifest lists: the bundle was changed, "
+        "or its copy was cut short",
+        remedy="Copy it again, or make it again with 'manta run'.",
+        details={"problems": problems},
+    )
+
+
+def copy_bundle(source: Path, target: Path, *, manifest_sha256: str) -> None:
+    """Copy the listed files of the bundle with this manifest, and verify what was copied.
+
+    Raises BundleError for a source that was changed, also while it was read, and DiskFullError; `target` is as it was.
+    """
+    manifest = read_manifest(source)
+    with new_folder(target) as folder:
+        for name in (*manifest.files, MANIFEST):
+            if is_inside(name) and (source / name).is_file() and not (source / name).is_symlink():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, folder / name)
+        problems = verify_files(folder, read_manifest(folder))
+        if sha256_file(folder / MANIFEST) != manifest_sha256:
+            problems.append("it was written anew while it was copied")
+        if problems:
+            raise _changed(source, manifest, problems)
 
 
 def read_manifest(folder: Path) -> BundleManifest:

@@ -19,7 +19,10 @@ from cluster.errors import RequestError
 
 PANEL = "Serving"
 EndpointName = Annotated[str, typer.Argument(metavar="NAME", help="Name of an endpoint.")]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or of a run that has one.")]
+BundleFolder = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or of a run that has one.")
+]
+MaybeEndpoint = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them; all when absent.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the endpoint; else the bundle's.")]
 Replicas = Annotated[
     str | None,
@@ -64,18 +67,29 @@ ServeValues = Annotated[
         help="Set one value of the `serve` section, e.g. batching.max_rows=32; else as before. May be repeated.",
     ),
 ]
+Canary = Annotated[
+    str | None,
+    typer.Option("--canary", metavar="PERCENT", help="Give the new version this share of the requests, e.g. 5%."),
+]
+Restore = Annotated[
+    bool, typer.Option("--restore", help="No bundle: bring back what this cluster served before its head was lost.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Take a bundle with other inputs or outputs than those served.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the endpoint's history.")]
+ToVersion = Annotated[str | None, typer.Option("--to", metavar="VERSION", help="Return to this version instead.")]
+History = Annotated[bool, typer.Option("--history", help="Show each version's state, author, time and reason.")]
 Version = Annotated[str, typer.Option("--version", help="Version to ask; else the endpoint's default.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (deploy, endpoints, predict, undeploy, rollback):
+    for verb in (deploy, endpoints, predict, undeploy, rollback, promote):
         app.command(cls=ForwardedCommand, rich_help_panel=PANEL)(verb)
 
 
 def deploy(
     context: typer.Context,
-    bundle: BundleFolder,
+    bundle: BundleFolder = None,
     name: Name = None,
     replicas: Replicas = None,
     host: Host = None,
@@ -86,6 +100,10 @@ def deploy(
     token_file: Tokens = None,
     admin_token_file: AdminTokens = None,
     override: ServeValues = None,
+    canary: Canary = None,
+    force: Force = False,
+    reason: Reason = "",
+    restore: Restore = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> int:
@@ -93,19 +111,33 @@ def deploy(
     from cluster.bundle.files import bundle_in, read_manifest
 
     replica_range(replicas)
-    read_manifest(bundle_in(bundle))
+    if (bundle is None) != restore:
+        raise RequestError(
+            "Cannot deploy",
+            found="neither a bundle nor --restore is given"
+            if bundle is None
+            else "both BUNDLE and --restore are given",
+            rule="a bundle is deployed, or what was deployed is restored",
+        )
+    if bundle is not None:
+        read_manifest(bundle_in(bundle))
     check_words(device, versions)
+    canary_percent(canary)
     return _room(context)
 
 
 def endpoints(
     context: typer.Context,
+    name: MaybeEndpoint = None,
+    history: History = False,
     address: Address = None,
     watch: Watch = False,
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> int:
     """List endpoints with their versions, replicas and recent latency."""
+    if history and name is None:
+        raise RequestError("Cannot show a history", found="no endpoint is named", remedy="Give its NAME.")
     return _room(context)
 
 
@@ -130,11 +162,25 @@ def undeploy(context: typer.Context, name: EndpointName, address: Address = None
 def rollback(
     context: typer.Context,
     name: EndpointName,
+    to: ToVersion = None,
+    reason: Reason = "",
     address: Address = None,
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> int:
-    """Return an endpoint to the version before."""
+    """Return an endpoint to the version that it served well before."""
+    return _room(context)
+
+
+def promote(
+    context: typer.Context,
+    name: EndpointName,
+    reason: Reason = "",
+    address: Address = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make an endpoint's canary its serving version."""
     return _room(context)
 
 
@@ -150,6 +196,17 @@ def check_words(device: str | None, versions: str | None) -> None:
         raise RequestError(
             "Cannot deploy", found=f"--versions is {versions!r}", rule="latest, all, or numbers of versions as in 1,3"
         )
+
+
+def canary_percent(text: str | None) -> float | None:
+    """`5%` or `5` as 5.0; none for nothing. Raises RequestError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,3})?)%?", text)
+    percent = float(match[1]) if match else 0.0
+    if not 0 < percent <= 100:
+        raise RequestError("Cannot deploy", found=f"--canary is {text!r}", rule="a share of the requests, as in 5%")
+    return percent
 
 
 def replica_range(text: str | None) -> tuple[int, int] | tuple[None, None]:

@@ -153,10 +153,18 @@ def _head_messages() -> Any:
 
 
 def store_has(key: bytes, *, namespace: bytes) -> bool:
-    """Whether the cluster's store has a key. Blocks on one call, as the next two. Needs a Ray session."""
+    """Whether the cluster's store has a key. Blocks on one call, as the next three. Needs a Ray session."""
     from ray.experimental import internal_kv
 
     return bool(internal_kv._internal_kv_exists(key, namespace=namespace))
+
+
+def store_get(key: bytes, *, namespace: bytes) -> bytes | None:
+    """The value of a key, or None."""
+    from ray.experimental import internal_kv
+
+    found: bytes | None = internal_kv._internal_kv_get(key, namespace=namespace)
+    return found
 
 
 def store_put(key: bytes, value: bytes, *, namespace: bytes) -> None:

@@ -7,7 +7,7 @@ import warnings
 from types import SimpleNamespace
 
 from cluster.cli.forward import parse as parse_words
-from cluster.cli.serving import deploy, endpoints, predict, rollback, undeploy
+from cluster.cli.serving import deploy, endpoints, predict, promote, rollback, undeploy
 from cluster.command import run_main
 from cluster.telemetry.log import setup_logging
 
@@ -31,7 +31,7 @@ def _run(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> SimpleNamespace:
     """The command line, by the declarations of the verbs."""
-    return parse_words(arguments, deploy, endpoints, predict, undeploy, rollback, module="serve.deployments")
+    return parse_words(arguments, deploy, endpoints, predict, undeploy, rollback, promote, module="serve.deployments")
 
 
 if __name__ == "__main__":

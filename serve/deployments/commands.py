@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.bundle import open_bundle
 from cluster.bundle.files import bundle_in
-from cluster.cli.serving import replica_range
+from cluster.cli.serving import canary_percent, replica_range
 from cluster.command import emit_json, write_line
 from cluster.errors import EndpointError, RequestError
 from cluster.spec.load import apply_overrides, override_section
@@ -27,6 +27,7 @@ from serve.access import client_token, load_access
 from serve.client import EndpointClient
 from serve.config import EndpointConfig, endpoint_name
 from serve.deployments.directory import EndpointRecord, drop, forget, recorded_here, records, remember
+from serve.deployments.history import show_history
 from serve.deployments.lifetime import RayLifetime
 from serve.row_files import IMAGES, read_image, read_rows
 
@@ -38,6 +39,8 @@ LOOK_EVERY_S = 2.0  # a private Ray ends this long after its last endpoint
 
 def deploy(options: Options) -> int:
     """Serve a bundle under a name; a name that is served already gets a new version."""
+    if options.restore:
+        return _restore(options)
     bundle = open_bundle(bundle_in(options.bundle))
     bundle.variant(options.variant)
     name = _given_name(options) or endpoint_name(bundle.manifest.name)
@@ -48,13 +51,14 @@ def deploy(options: Options) -> int:
         from serve.deployments import endpoint as place
         from serve.deployments.listening import listens_now, not_applied
 
-        before = place.configuration(name)
-        wanted = _wanted(options, name, before)
-        _check_token_files(wanted.spec, before.spec if before else ServeSpec())
         running = listens_now()
-        found = place.deploy(wanted, progress=write_line)
+        how = place.RolloutOptions(reason=options.reason, force=options.force, progress=write_line)
+        found = place.roll_out(name, lambda rollout: _checked(options, name, rollout.config), how)
         if options.as_json:
-            emit_json({"ok": True, "name": name, "url": found.url, "version": found.version})
+            value = {"name": name, "url": found.url, "version": found.version, "unchanged": found.unchanged}
+            emit_json({"ok": True, **value})
+        elif found.unchanged:
+            write_line(f"Endpoint '{name}' serves this bundle already, as version {found.version}: nothing has changed")
         else:
             write_line(f"Endpoint '{name}' version {found.version} answers at {found.url}")
         if note := not_applied(_given_places(options), running):
@@ -67,6 +71,46 @@ def deploy(options: Options) -> int:
             finally:
                 forget(name)
     return 0
+
+
+def _restore(options: Options) -> int:
+    """Bring back the endpoints that are recorded and that the cluster does not have."""
+    if _address(options) is None:
+        raise RequestError(
+            "Cannot restore endpoints",
+            found="no cluster was named",
+            rule="a cluster's endpoints outlive its head; those of a private Ray end with it",
+            remedy="Give the cluster with --address.",
+        )
+    with _ray(options, ""):
+        from serve.deployments import endpoint as place
+
+        how = place.RolloutOptions(reason=options.reason, progress=write_line)
+        found = place.restore_all(options.name, how)
+    words = [f"Endpoint '{each.name}' version {each.version} answers at {each.url}" for each in found]
+    value = [{"name": each.name, "url": each.url, "version": each.version} for each in found]
+    _done(
+        options,
+        "\n".join(words) or "Nothing is missing: the cluster serves all that is recorded.",
+        {"endpoints": value},
+    )
+    return 0
+
+
+def _checked(options: Options, name: str, before: EndpointConfig | None) -> EndpointConfig:
+    """What is wanted, with its token files read."""
+    wanted, percent = _wanted(options, name, before), canary_percent(options.canary)
+    if percent is not None and before is None:
+        raise RequestError(
+            f"Cannot deploy a canary of '{name}'",
+            found="there is no such endpoint",
+            rule="a canary is tried beside a version that serves",
+            remedy="Deploy it without --canary.",
+        )
+    if percent is not None and before is not None and wanted.default_version != before.default_version:
+        wanted = wanted.with_default(before.default_version).with_canary(wanted.default_version, percent)
+    _check_token_files(wanted.spec, before.spec if before else ServeSpec())
+    return wanted
 
 
 def _check_token_files(wanted: ServeSpec, before: ServeSpec) -> None:
@@ -108,6 +152,12 @@ def _given_name(options: Options) -> str | None:
 
 def endpoints(options: Options) -> int:
     """List endpoints; with --watch again and again."""
+    if options.history:
+        with _ray(options, options.name):
+            from serve.deployments import endpoint as place
+
+            show_history(place.history(options.name), as_json=options.as_json)
+        return 0
     while True:
         rows = _endpoint_rows(options)
         if options.as_json:
@@ -167,12 +217,24 @@ def rollback(options: Options) -> int:
     with _ray(options, options.name):
         from serve.deployments import endpoint as place
 
-        found = place.rollback(options.name, token=token)
+        found = place.rollback(options.name, options.to, place.RolloutOptions(token=token, reason=options.reason))
     _done(
         options,
         f"Endpoint '{options.name}' serves version {found.version} again",
         {"name": options.name, "version": found.version},
     )
+    return 0
+
+
+def promote(options: Options) -> int:
+    """Make the canary the serving version."""
+    token = client_token(options.token_file)
+    with _ray(options, options.name):
+        from serve.deployments import endpoint as place
+
+        found = place.promote(options.name, place.RolloutOptions(token=token, reason=options.reason))
+    value = {"name": options.name, "version": found.version}
+    _done(options, f"Endpoint '{options.name}' serves version {found.version}", value)
     return 0
 
 
@@ -206,14 +268,20 @@ def _url(options: Options, name: str) -> str:
 
 def _endpoint_rows(options: Options) -> list[dict[str, Any]]:
     token = client_token(options.token_file)
-    urls = {record.name: record.url for record in records()}
+    urls = {record.name: record.url for record in records() if options.name in (None, record.name)}
     if not _address(options):
-        return [_endpoint_row(options, name, url, token) for name, url in sorted(urls.items())]
-    with _ray(options, ""):
-        from serve.deployments import endpoint as place
+        rows = [_endpoint_row(options, name, url, token) for name, url in sorted(urls.items())]
+    else:
+        with _ray(options, ""):
+            from serve.deployments import endpoint as place
 
-        there = sorted(place.endpoints(), key=lambda found: found.name)
-        return [_endpoint_row(options, found.name, found.url, token, running=found.replicas) for found in there]
+            there = sorted(place.endpoints(), key=lambda found: found.name)
+            rows = [{"name": name, "url": LOST, "state": "LOST", "reason": LOST} for name in place.to_restore()]
+            rows += [_endpoint_row(options, each.name, each.url, token, running=each.replicas) for each in there]
+    found = [row for row in rows if options.name in (None, row["name"])]
+    if options.name is not None and not found:
+        raise _unknown(options.name)
+    return found
 
 
 def _endpoint_row(options: Options, name: str, url: str, token: str, running: int | None = None) -> dict[str, Any]:
@@ -247,6 +315,7 @@ def _overall(index: list[dict[str, str]]) -> str:
     return "READY" if any(entry["state"] == "READY" for entry in index) else "UNAVAILABLE"
 
 
+LOST = "its head was lost: 'manta deploy --restore' serves it again"
 COLUMNS = (
     ("REQ/S", "requests_per_s"),
     ("MEAN MS", "latency_ms_mean"),

@@ -1,57 +1,44 @@
-"""Put an endpoint on a running Ray, see what is there, take it away.
+"""Put an endpoint on a running Ray, change its version, return to another, take it away, bring all back.
 
-An endpoint is a Ray Serve application of one deployment, with the endpoint's name, at the path `/<name>`. Its
-`EndpointConfig` lies in the deployment's `user_config`, so that the cluster itself is the only memory of its endpoints.
-Host and ports of the configuration are those of the first endpoint of a Ray: Ray Serve listens once for all.
+An endpoint is a Ray Serve application of one deployment, with the endpoint's name, at the path `/<name>`
+(application.py). Which versions it has had, and which one is to be served, lies outside of Ray (serve/rollout.py,
+records.py). Host and ports are those of the first endpoint of a Ray: Ray Serve listens once for all.
 
-Invariant: `deploy` returns only when the endpoint answers through its public port with the asked version; when it
-cannot, what it had put up is taken down and what was served before still is.
+A new version is copied by content, recorded as staged, loaded in a process of its own (staging.py), recorded as the
+serving one, handed to Ray Serve, and settled when every replica serves it.
+
+Invariant: `roll_out` returns only when the endpoint answers through its public port with the asked version; when it
+cannot, what was served before still is, and wherever this process dies, replicas can start: what they are given either
+was proved or names what served before as its fallback.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import re
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import ray
-from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayError
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import LoggingConfig
 
-from cluster.errors import EndpointError, RequestError
-from cluster.runtime.ports import claim_port
-from cluster.runtime.ray_private import serve_address, serve_details, start_deleting, with_code_version
-from cluster.spec.serve import ReplicaSpec, ServeSpec
+from cluster.errors import MantaError, RequestError, summary_of
+from cluster.runtime.ray_private import serve_address, start_deleting
+from serve import rollout as states
 from serve.access import first_token
-from serve.client import EndpointClient
-from serve.config import CONFIG_FORM, EndpointConfig
+from serve.config import EndpointConfig
+from serve.deployments.application import Place, configuration, hand_over, reserved_now, wait
+from serve.deployments.listening import start_serve
 from serve.deployments.placement import actor_options
-from serve.deployments.replica import DEPLOYMENT, endpoint_deployment
-from serve.deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S
+from serve.deployments.records import RolloutRecords, by, open_records
+from serve.deployments.replica import DEPLOYMENT
+from serve.deployments.signatures import check_signature
+from serve.deployments.staging import prove
 from serve.deployments.unloaded import remember_unloaded
-from serve.models.repository import LOADING, NOT_KEPT, UNLOADED
+from serve.rollout import By, MovedError, Rollout, way_back
 
 LOG = logging.getLogger(__name__)
-# Ray Serve's own limit is only a backstop: the batcher's bounded queue refuses first, with a protocol answer
-ONGOING_REQUESTS_MAX = 8192
-POLL_S = 0.05
-PROBE_TIMEOUT_S = 1.0
-STATUS_EVERY_S = 0.5
-REASONS_PASSING = (LOADING, UNLOADED, NOT_KEPT)
-REVERT_WAIT_S = 10.0
-SERVICER_FUNCTIONS = (
-    "serve.proto.inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
-    "serve.proto.health_pb2_grpc.add_HealthServicer_to_server",
-)
-CONSTRUCTOR_TRIES = 2  # a model that does not load will not load the third time
+Plan = Callable[[Rollout], EndpointConfig]
 
 
 @dataclass(frozen=True)
@@ -62,69 +49,248 @@ class Endpoint:
     url: str
     version: str
     replicas: int
+    unchanged: bool = False
+    """It served exactly this before."""
 
 
-def deploy(config: EndpointConfig, *, token: str = "", progress: Callable[[str], None] = LOG.info) -> Endpoint:
-    """Start or change an endpoint and wait until it answers, at most `spec.ready_timeout_s`.
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How a roll-out is made."""
 
-    `token`: sent with the questions; the first of the endpoint's token file when empty. Raises PortInUseError,
-    EndpointError, RequestError, BundleError, MemoryShortError.
+    token: str = ""
+    """Sent with the questions; the first of the endpoint's token file when empty."""
+    reason: str = ""
+    """For the history."""
+    force: bool = False
+    """Other inputs or outputs than those of the version that serves are taken."""
+    back: bool = False
+    """A way back: the version that is left is not returned to."""
+    progress: Callable[[str], None] = LOG.info
+
+
+def deploy(config: EndpointConfig, options: RolloutOptions = RolloutOptions()) -> Endpoint:
+    """Make an endpoint what `config` says, whatever it was."""
+    return roll_out(config.name, lambda _: config, options)
+
+
+def roll_out(name: str, plan: Plan, options: RolloutOptions = RolloutOptions()) -> Endpoint:
+    """Start or change an endpoint and wait until it answers, `spec.ready_timeout_s` for each of proof and replicas.
+
+    `plan` makes the configuration of what the endpoint has been; it is called again where another client was faster.
+    Raises PortInUseError, EndpointError, RequestError, BundleError, MemoryShortError.
     """
-    token = token or first_token(config.spec.token_file)  # a file that cannot be read ends here, with nothing changed
-    deadline_s = time.monotonic() + config.spec.ready_timeout_s
-    host, port = start_serve(config.spec)
-    url = f"http://{_reachable(host)}:{port}/{config.name}"
-    progress("starting replicas")
-    before, options_before = configuration(config.name), _actor_options_now(config.name)
-    was_unloaded = remember_unloaded(config.name, False)
-    if was_unloaded:
-        config = config.model_copy(update={"loads": config.loads + 1})
-    _run(config, actor_options(config, before, options_before))
-    try:
-        _wait(config, url, deadline_s, token)
-    except EndpointError:
-        if before is None:
-            start_deleting(config.name)
-        else:
-            remember_unloaded(config.name, was_unloaded)
-            _revert(before, options_before)
-        raise
-    return Endpoint(config.name, url, config.default_version, max(1, config.spec.replicas.min))
+    return _RollOut(open_records(), name, plan, options).run()
 
 
-def start_serve(spec: ServeSpec) -> tuple[str, int]:
-    """Start Ray Serve on this Ray, or find it running; returns host and port. Raises PortInUseError."""
-    running = serve_address()
-    if running is not None:
-        return running
-    port = claim_port(spec.host, spec.port)
-    _warn_of_loopback(spec.host)
-    ray_serve.start(
-        proxy_location="EveryNode",
-        http_options={"host": spec.host, "port": port},
-        grpc_options=_grpc_options(spec),
-        logging_config=LoggingConfig(enable_access_log=False),
-    )
-    return spec.host, port
+class _RollOut:
+    """One change of one endpoint, from a plan to replicas that serve it."""
 
+    def __init__(self, records: RolloutRecords, name: str, plan: Plan, options: RolloutOptions) -> None:
+        self._records, self._name, self._plan, self._options = records, name, plan, options
+        self._staged: str | None = None
+        """The number that this change has taken for a new version."""
+        self._is_proved = False
 
-def _warn_of_loopback(host: str) -> None:
-    """Replicas listen on the endpoint's host: other nodes' proxies cannot reach loopback."""
-    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if len(addresses) > 1 and host in ("127.0.0.1", "localhost", "::1"):
-        LOG.warning(
-            "the endpoint listens on %s and this Ray has %d hosts: set serve.host to 0.0.0.0, or a proxy reaches the "
-            "replicas of its own host alone",
-            host,
-            len(addresses),
+    def run(self) -> Endpoint:
+        try:
+            before, after, place = self._recorded()
+        except BaseException as error:  # Ctrl-C too
+            self._fail_staged(_reason_of(error))
+            raise
+        assert after.config is not None
+        was_unloaded = remember_unloaded(self._name, False)
+        try:
+            self._carry_out(after.config, place)
+        except BaseException as error:
+            remember_unloaded(self._name, was_unloaded)
+            self._take_back(before, after, place, _reason_of(error))
+            raise
+        version, replicas = after.config.subject.version, max(1, after.config.spec.replicas.min)
+        unchanged = before == after and place.there == after.config
+        return Endpoint(self._name, place.url, version, replicas, unchanged=unchanged)
+
+    def _recorded(self) -> tuple[Rollout, Rollout, Place]:
+        """Copy, stage and prove the version, and record it as the serving one."""
+        while True:
+            rollout = known(self._records, self._name)
+            wanted = self._numbered(self._records.keep_all(self._plan(rollout)), rollout)
+            if rollout.config is not None and not self._options.force:
+                check_signature(rollout.config, wanted)
+            place = self._place(wanted)
+            try:
+                self._stage(wanted, rollout)
+                if self._is_unproved(wanted, rollout, place):
+                    self._options.progress(f"loading version {wanted.subject.version} beside what is served")
+                    prove(wanted, timeout_s=wanted.spec.ready_timeout_s)
+                    self._is_proved = True
+                before, after = self._serve(place.adjusted(wanted), rollout)
+            except MovedError:
+                continue
+            if self._staged != wanted.subject.version:
+                self._fail_staged(f"version {wanted.subject.version} has the same bundle")
+            return before, after, place
+
+    def _place(self, wanted: EndpointConfig) -> Place:
+        """Start Ray Serve where it is not, and find room for the replicas; nothing is changed by what this raises."""
+        token = self._options.token or first_token(wanted.spec.token_file)
+        host, port = start_serve(wanted.spec)
+        there, reserved = configuration(self._name), reserved_now(self._name)
+        replica = actor_options(wanted, there, reserved)
+        return Place(f"http://{_reachable(host)}:{port}/{self._name}", token, there, reserved, replica)
+
+    def _numbered(self, wanted: EndpointConfig, rollout: Rollout) -> EndpointConfig:
+        """With its own number where the version is the endpoint's already, else the one taken for it, or a new one."""
+        record, version = rollout.find(wanted.subject.version), wanted.subject
+        is_same = record is not None and record.manifest_sha256 in (None, version.manifest_sha256)
+        if record is not None and is_same and record.state not in ("staged", "failed"):
+            return wanted
+        if record is None and self._staged is None:
+            return wanted
+        return wanted.numbered(self._staged or rollout.next_number)
+
+    def _stage(self, wanted: EndpointConfig, rollout: Rollout) -> None:
+        if rollout.find(wanted.subject.version) is None:
+            self._records.change(self._name, lambda now: states.stage(now, wanted.subject, self._by()))
+            self._staged = wanted.subject.version
+
+    def _is_unproved(self, wanted: EndpointConfig, rollout: Rollout, place: Place) -> bool:
+        """Something is served that a version never served, or engines of other settings, could harm."""
+        if place.there is None or rollout.config is None or self._is_proved:
+            return False
+        is_new = wanted.subject.version == self._staged
+        return is_new or wanted.engine_settings != rollout.config.engine_settings
+
+    def _serve(self, config: EndpointConfig, rollout: Rollout) -> tuple[Rollout, Rollout]:
+        return self._records.change(
+            self._name,
+            lambda now: states.serve(now, config, self._by(), instead_of=rollout.config, back=self._options.back),
         )
 
+    def _carry_out(self, config: EndpointConfig, place: Place) -> None:
+        """Hand the configuration over and wait until every replica serves it."""
+        self._options.progress("starting replicas")
+        self._raise_if_overtaken(config)
+        first = place.without_fewer_replicas(config)
+        hand_over(first, place.replica)
+        wait(first, place.url, place.token, check=lambda: self._raise_if_overtaken(config))
+        before, after = self._records.change(
+            self._name, lambda now: states.settle(now, self._by()) if _is_same(now.config, config) else now
+        )
+        if not _is_same(before.config, config) or after.config is None:
+            raise _overtaken(config, before.config)
+        if after.config != first:
+            hand_over(after.config, place.replica)
+        self._records.remove_unused_bundles()
 
-def _grpc_options(spec: ServeSpec) -> dict[str, Any] | None:
-    if spec.grpc_port is None:
-        return None
-    port = claim_port(spec.host, spec.grpc_port)
-    return {"port": port, "grpc_servicer_functions": list(SERVICER_FUNCTIONS)}
+    def _raise_if_overtaken(self, config: EndpointConfig) -> None:
+        """By the record, which has one order of changes; which of two came last to Ray Serve is chance."""
+        found = self._records.read(self._name).config
+        if not _is_same(found, config):
+            raise _overtaken(config, found)
+
+    def _fail_staged(self, reason: str) -> None:
+        staged = self._staged
+        if staged is None:
+            return
+
+        def transition(now: Rollout) -> Rollout:
+            record = now.find(staged)
+            is_staged = record is not None and record.state == "staged"
+            return states.fail(now, staged, self._by(reason)) if is_staged else now
+
+        self._records.change(self._name, transition)
+
+    def _take_back(self, before: Rollout, after: Rollout, place: Place, reason: str) -> None:
+        """What was served before is served again; a change that others have made since then stays."""
+        assert after.config is not None
+        version, config = after.config.subject.version, after.config
+        _, now = self._records.change(
+            self._name,
+            lambda now: states.fail(now, version, self._by(reason), before=before) if now.config == config else now,
+        )
+        there = configuration(self._name)
+        if now.config is None:
+            start_deleting(self._name)
+        elif now.config == before.config:
+            hand_over(now.config, place.reserved or place.replica)
+        elif now.config != there:  # overtaken, and this command was the last to reach Ray Serve
+            hand_over(now.config, actor_options(now.config, there, reserved_now(self._name)))
+
+    def _by(self, reason: str = "") -> By:
+        return by(reason or self._options.reason)
+
+
+def known(records: RolloutRecords, name: str) -> Rollout:
+    """The record of an endpoint; what Ray Serve has and no record knows, of an older Manta, is taken over first."""
+    there, rollout = configuration(name), records.read(name)
+    if there is None:
+        return rollout
+    record = rollout.find(there.default_version)
+    if record is not None and record.manifest_sha256 in (None, there.default.manifest_sha256):
+        return rollout
+    return records.change(name, lambda now: states.adopt(now, there, by("found on the cluster")))[1]
+
+
+def rollback(name: str, to: str | None = None, options: RolloutOptions = RolloutOptions()) -> Endpoint:
+    """Return an endpoint to the version that it served well before, or to another one. Raises as `roll_out`."""
+
+    def plan(rollout: Rollout) -> EndpointConfig:
+        version = way_back(rollout, to)
+        assert rollout.config is not None
+        return rollout.config.with_default(version)
+
+    return roll_out(name, plan, replace(options, back=True, force=True))
+
+
+def promote(name: str, options: RolloutOptions = RolloutOptions()) -> Endpoint:
+    """Make the canary the serving version. Raises as `roll_out`."""
+    return roll_out(name, states.promoted, options)
+
+
+def restore(name: str, options: RolloutOptions = RolloutOptions()) -> Endpoint:
+    """Bring an endpoint back that is recorded and that this Ray does not have, as it was. Raises as `roll_out`."""
+
+    def plan(rollout: Rollout) -> EndpointConfig:
+        if rollout.config is None:
+            raise RequestError(f"Cannot restore '{name}'", found="no such endpoint is recorded")
+        return rollout.config
+
+    return roll_out(name, plan, options)
+
+
+def restore_all(name: str | None, options: RolloutOptions) -> list[Endpoint]:
+    """Restore all endpoints that are missing, or the one of this name. Raises RequestError for an unknown name."""
+    records = open_records()
+    recorded = [each for each in records.names() if records.read(each).config is not None]
+    elsewhere = ", ".join(records.others())
+    if name is not None and name not in recorded:
+        raise RequestError(
+            f"Cannot restore endpoint '{name}'",
+            found=f"{records.folder} records {', '.join(recorded) or 'none'}",
+            remedy=f"Records of other heads beside it: {elsewhere}." if elsewhere else "",
+        )
+    if not recorded and elsewhere:
+        LOG.warning(
+            "%s records no endpoint; if the head has a new address, rename the folder of its old one, of %s",
+            records.folder,
+            elsewhere,
+        )
+    return [restore(each, options) for each in to_restore() if name in (None, each)]
+
+
+def to_restore() -> list[str]:
+    """Endpoints that are recorded as served and that this Ray does not have."""
+    records = open_records()
+    have = set(ray_serve.status().applications) if serve_address() is not None else set()
+    return [name for name in records.names() if name not in have and records.read(name).config is not None]
+
+
+def history(name: str) -> Rollout:
+    """What is recorded of an endpoint. Raises RequestError for an unknown name."""
+    rollout = known(open_records(), name)
+    if not rollout.revision:
+        raise RequestError(f"Cannot find endpoint '{name}'", found="nothing is recorded of it")
+    return rollout
 
 
 def endpoints() -> list[Endpoint]:
@@ -142,56 +308,20 @@ def endpoints() -> list[Endpoint]:
     return found
 
 
-def configuration(name: str) -> EndpointConfig | None:
-    """What an endpoint serves by its last deploy, or None for an unknown name. Raises EndpointError."""
-    raw = _deployment_config(name).get("user_config")
-    try:
-        return EndpointConfig.from_json(raw) if raw else None
-    except ValidationError as error:
-        raise EndpointError(
-            f"Cannot read the configuration of endpoint '{name}'",
-            found="; ".join(each["msg"] for each in error.errors(include_url=False)),
-            rule="this Manta reads what it has deployed, and what the version before it had",
-            remedy=f"Take it away with 'manta undeploy {name}' and deploy it again.",
-        ) from None
-
-
-def _actor_options_now(name: str) -> dict[str, Any]:
-    """What each replica of an endpoint has reserved."""
-    kept = ("num_cpus", "num_gpus", "resources")
-    have = _deployment_config(name).get("ray_actor_options") or {}
-    return {key: have[key] for key in kept if have.get(key)}
-
-
-def _deployment_config(name: str) -> dict[str, Any]:
-    application = serve_details().get("applications", {}).get(name, {})
-    found: dict[str, Any] = application.get("deployments", {}).get(DEPLOYMENT, {}).get("deployment_config", {})
-    return found
-
-
-def rollback(name: str, *, token: str = "") -> Endpoint:
-    """Return an endpoint to the version before the one it serves. Raises RequestError, EndpointError."""
-    config = configuration(name)
-    previous = config.rolled_back() if config else None
-    if config is None or previous is None:
-        raise RequestError(
-            f"Cannot roll '{name}' back",
-            found="there is no such endpoint" if config is None else f"version {config.default_version} is its first",
-            remedy="'manta endpoints' lists endpoints and their versions.",
-        )
-    return deploy(previous, token=token)
-
-
 def undeploy(name: str) -> None:
     """Take an endpoint away. Raises RequestError for an unknown name."""
+    records = open_records()
     have = sorted(ray_serve.status().applications) if serve_address() is not None else []
-    if name not in have:
+    if name not in have and records.read(name).config is None:
         raise RequestError(
             f"Cannot undeploy '{name}'",
             found="there is no such endpoint",
             remedy=f"Endpoints here: {', '.join(have) or 'none'}.",
         )
-    ray_serve.delete(name)
+    if records.read(name).config is not None:
+        records.change(name, lambda now: states.undeploy(now, by()))
+    if name in have:
+        ray_serve.delete(name)
     remember_unloaded(name, False)
 
 
@@ -203,129 +333,25 @@ def still_serves() -> bool:
         return True
 
 
-def _run(config: EndpointConfig, replica: dict[str, Any]) -> None:
-    """Hand a configuration to Ray Serve; returns before the replicas have it."""
-    code = f"{importlib.metadata.version('manta-ml')}+{CONFIG_FORM}"
-    deployment = with_code_version(endpoint_deployment(), code, _deployment_options(config, replica))
-    application = deployment.bind(config.name)
-    ray_serve.run_many(
-        [ray_serve.RunTarget(application, name=config.name, route_prefix=f"/{config.name}")],
-        wait_for_applications_running=False,
-    )
-
-
-def _revert(before: EndpointConfig, replica: dict[str, Any]) -> None:
-    """Replicas kept the old version; a replica that restarts must find it too."""
-    _run(before, replica)
-    deadline_s = time.monotonic() + REVERT_WAIT_S
-    while configuration(before.name) != before and time.monotonic() < deadline_s:
-        time.sleep(POLL_S)
-
-
-def _deployment_options(config: EndpointConfig, replica: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "ray_actor_options": replica,
-        "user_config": config.to_json(),
-        **_replica_options(config.spec.replicas, replica),
-        "max_ongoing_requests": ONGOING_REQUESTS_MAX,
-        "max_constructor_retry_count": CONSTRUCTOR_TRIES,
-        "logging_config": LoggingConfig(enable_access_log=False),
-        "max_surge_percent": 100,  # a replica that is replaced stops only after its successor answers
-    }
-
-
-def _replica_options(replicas: ReplicaSpec, replica: dict[str, Any]) -> dict[str, Any]:
-    """A fixed number, or Ray Serve's autoscaler with our policy."""
-    if replicas.min == replicas.max:
-        return {"num_replicas": replicas.min}
-    targets = {"busy": replicas.target_busy, "wait_s": replicas.target_wait_ms / 1e3}
-    if replicas.target_latency_ms is not None:
-        targets["latency_s"] = replicas.target_latency_ms / 1e3
-    policy = AutoscalingPolicy(
-        policy_function="serve.deployments.scaling:ScalingPolicy",
-        policy_kwargs={"targets": targets, "replica": replica},
-    )
-    config = AutoscalingConfig(
-        min_replicas=replicas.min,
-        initial_replicas=max(1, replicas.min),
-        max_replicas=replicas.max,
-        # deprecated, but the look-back is compared with it; replicas go by cluster/runtime/environment.py
-        metrics_interval_s=METRICS_INTERVAL_S,
-        look_back_period_s=LOOK_BACK_S,
-        upscale_delay_s=replicas.up_delay_s,
-        downscale_delay_s=replicas.down_delay_s,
-        policy=policy,
-    )
-    return {"autoscaling_config": config}
-
-
-def _wait(config: EndpointConfig, url: str, deadline_s: float, token: str) -> None:
-    """Until every replica has the asked version and it answers through the public port. Raises EndpointError."""
-    next_status_s = 0.0
-    settled = False
-    # short: while there is no replica, Ray Serve's fallback proxy holds a request instead of answering
-    with EndpointClient(url, config.name, token=token, timeout_s=PROBE_TIMEOUT_S) as client:
-        while True:
-            now = time.monotonic()
-            if now >= next_status_s:
-                settled = _settled(config.name)
-                next_status_s = now + STATUS_EVERY_S
-            if client.serves(config.default_version):
-                if settled or config.spec.replicas.max == 1:
-                    return
-            else:
-                _raise_if_refused(client, config)
-            if now >= deadline_s:
-                raise EndpointError(
-                    f"Cannot deploy endpoint '{config.name}'",
-                    found=f"it did not answer at {url} within {config.spec.ready_timeout_s:g} s; {_state(config.name)}",
-                    remedy="Raise serve.ready_timeout_s, or look at the replica's log in the run's ray-logs.",
-                )
-            time.sleep(POLL_S)
-
-
-def _settled(name: str) -> bool:
-    """Whether Ray Serve has brought every replica to its target. Raises EndpointError when it has given up."""
-    application = ray_serve.status().applications.get(name)
-    if application is None:
-        return False
-    if application.status.value == "DEPLOY_FAILED":
-        messages = [application.message, *(each.message for each in application.deployments.values())]
-        raise _not_deployed(name, _cause("\n".join(messages)))
-    return application.status.value == "RUNNING"
-
-
-def _raise_if_refused(client: EndpointClient, config: EndpointConfig) -> None:
-    """A replica that serves an older version tells in its index why it refused the new one."""
-    for entry in client.index():
-        refused = entry["version"] == config.default_version and entry["state"] == "UNAVAILABLE"
-        if refused and entry["reason"] not in REASONS_PASSING:
-            raise _not_deployed(config.name, f"version {entry['version']}: {entry['reason']}")
-
-
-def _not_deployed(name: str, found: str) -> EndpointError:
-    return EndpointError(
-        f"Cannot deploy endpoint '{name}'",
-        found=found,
-        rule="a version is served only after it is loaded, warmed up and gives the bundle's sample outputs",
-        remedy="The version before, if there was one, still answers.",
-    )
-
-
-def _cause(text: str) -> str:
-    """The line of a replica's traceback that names the error."""
-    lines = [line.strip() for line in text.splitlines()]
-    named = [line for line in lines if re.match(r"(cluster\.errors\.)?[A-Za-z_.]*(Error|Exception): ", line)]
-    return (named[-1] if named else next((line for line in reversed(lines) if line), "no message"))[:1000]
-
-
-def _state(name: str) -> str:
-    application = ray_serve.status().applications.get(name)
-    if application is None:
-        return "Ray Serve does not know it"
-    resources = ray.available_resources()
-    return f"Ray Serve says {application.status}, {resources.get('CPU', 0):g} CPUs are free"
-
-
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "", "::") else host
+
+
+def _is_same(found: EndpointConfig | None, config: EndpointConfig) -> bool:
+    """Whether they differ at most in what another command for the same has settled already."""
+    return found is not None and found.model_copy(update={"fallback": config.fallback}) == config
+
+
+def _overtaken(config: EndpointConfig, found: EndpointConfig | None) -> RequestError:
+    """The end of a command whose endpoint another command has changed meanwhile."""
+    what = f"deployed version {found.subject.version}" if found is not None else "taken the endpoint away"
+    return RequestError(
+        f"Cannot deploy version {config.subject.version} of '{config.name}'",
+        found=f"another command has {what} meanwhile",
+        remedy=f"'manta endpoints {config.name} --history' shows who.",
+    )
+
+
+def _reason_of(error: BaseException) -> str:
+    """An error as the reason of a failed version."""
+    return error.found if isinstance(error, MantaError) else summary_of(error)

@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.bundle import open_bundle
@@ -112,7 +111,7 @@ def actor_options(config: EndpointConfig, before: EndpointConfig | None, reserve
 
 def footprint_bytes(config: EndpointConfig) -> int | None:
     """Measured memory of the versions that a replica loads; None where one was not measured."""
-    found = [open_bundle(Path(v.bundle)).variant(v.variant).footprint_bytes for v in config.loaded]
+    found = [open_bundle(v.folder).variant(v.variant).footprint_bytes for v in config.loaded]
     known = [value for value in found if value is not None]
     return sum(known) + CONTEXT_BYTES * (len(known) - 1) if len(known) == len(found) else None
 

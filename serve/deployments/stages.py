@@ -34,8 +34,7 @@ AGREEMENT_MIN = 0.9  # below this the endpoint answers something else than what 
 
 def deploy(context: StageContext) -> StageResult:
     """Start the endpoint of this run on the running Ray."""
-    from serve.deployments.endpoint import configuration
-    from serve.deployments.endpoint import deploy as deploy_endpoint
+    from serve.deployments.endpoint import RolloutOptions, roll_out
     from serve.deployments.listening import listens_now, not_applied
 
     spec = context.run_resolved.spec.serve
@@ -43,9 +42,13 @@ def deploy(context: StageContext) -> StageResult:
         return StageResult(status="skipped", headline="serve: null")
     bundle = open_bundle(context.run.bundle)
     name = spec.name or endpoint_name(context.run.name)
-    config = EndpointConfig.of_run(name, context.run.bundle.resolve(), spec, configuration(name))
+    folder = context.run.bundle.resolve()
     started, running = time.perf_counter(), listens_now()
-    endpoint = deploy_endpoint(config, progress=lambda text: context.progress(0, text=text))
+    endpoint = roll_out(
+        name,
+        lambda rollout: EndpointConfig.of_run(name, folder, spec, rollout.config),
+        RolloutOptions(reason=f"run {context.run.name}", progress=lambda text: context.progress(0, text=text)),
+    )
     ready_s = time.perf_counter() - started
     if note := not_applied(_places(spec), running):
         LOG.warning(note)
@@ -78,7 +81,7 @@ def start_early(context: StageContext) -> None:
     if spec is None or not context.owns_host:
         return
     context.ensure_ray()
-    from serve.deployments.endpoint import start_serve
+    from serve.deployments.listening import start_serve
 
     start_serve(spec)
 

@@ -39,6 +39,7 @@ OPEN_PATHS = ("/", "/docs", "/openapi.json", "/health")
 GONE = 499  # in the access log, as nginx counts a client that left before its answer
 REQUEST_ID = b"x-request-id"
 LOGGED_CHARACTERS_MAX = 200  # of a header
+CANARY_HEADER = b"x-manta-canary"  # of an infer request: always, never, else by its share
 CHUNKS_MAX = 65536  # of one body: a flood of one-byte chunks costs more than its bytes
 
 
@@ -152,6 +153,8 @@ class AsgiDoor:
         headers = scope["headers"]
         if self.dataplane.access.infer:  # an open endpoint skips the scan of headers
             self.dataplane.authorize(_text(headers, b"authorization"))
+        if self.dataplane.repository.canary is not None and not version:
+            version = self.dataplane.repository.version_asked(_text(headers, CANARY_HEADER))
         self.dataplane.admit(name, version)
         body = await self._body(headers, receive)
         call = _call(headers)

@@ -64,8 +64,13 @@ class DataPlane:
         """The version that a request names. Raises ProtocolError 400, 404, OverloadedError while it loads."""
         return self.repository.find(name, check_version(version) if version else "")
 
+    def route(self, name: str, version: str = "") -> ServedModel:
+        """The version that answers a request, a canary's share apart. Raises as `find`."""
+        return self.repository.route(name, check_version(version) if version else "")
+
     def admit(self, name: str, version: str = "") -> ServedModel:
-        """The version that will answer unless another one takes its place. Raises as `find`, and under overload."""
+        """The version that will answer unless another one takes its place, or the canary its share. Raises as `find`,
+        and under overload."""
         model = self.find(name, version)
         model.batcher.check_room(1, 0)
         return model
@@ -75,7 +80,7 @@ class DataPlane:
 
         Raises ProtocolError, DataError, OverloadedError, InferenceError.
         """
-        model = self.find(name, version)
+        model = self.route(name, version)
         if self.access_log.share and (seen := SEEN.get()) is not None:
             seen.version = model.version
         try:  # not `counting_bad_requests`, which takes a microsecond

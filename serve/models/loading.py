@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from cluster.bundle import Bundle, TensorSignature, Variant, open_bundle
 from cluster.bundle.independence import EPSILON, ROUNDINGS, measure_independence
 from cluster.bundle.manifest import MANIFEST
 from cluster.bundle.target import TargetTransform
-from cluster.errors import BundleError, EndpointError
+from cluster.errors import BundleError, EndpointError, MantaError, summary_of
 from cluster.probe.gpus import NvmlSource
 from cluster.spec.serve import BatchingSpec
 from serve.batching.batcher import BatchPolicy
@@ -53,7 +53,7 @@ class Loaded(NamedTuple):
 def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
     """Load one version and prove it. Blocks; raises BundleError, EndpointError, ResourceError."""
     started = time.perf_counter()
-    bundle = open_bundle(Path(version.bundle))
+    bundle = open_bundle(version.folder)
     check_manifest(version)
     variant = bundle.variant(version.variant)
     check_gpu_memory(config.device, variant.footprint_bytes, NvmlSource())
@@ -69,18 +69,37 @@ def load_engine(config: EndpointConfig, version: VersionConfig) -> Loaded:
         tensorrt=config.tensorrt,
     )
     isolated = config.engine_process if config.engine_process is not None else _wants_process(config)
-    engine: Engine = ProcessEngine(request, call_timeout_s=config.call_timeout_s) if isolated else make_engine(request)
-    try:
-        policy = batch_policy(engine, bundle.manifest.signature, config.spec.batching)
-        warm_up(engine, bundle.manifest.signature, policy.max_rows)
-        check_parity(engine, bundle, variant)
-        if not rows_independent(engine, bundle, variant, config.device, policy.max_rows):
-            policy = replace(policy, join=False, max_wait_s=0.0)
-    except BaseException:
-        engine.close()
-        raise
+    with _blaming(bundle, variant):
+        engine: Engine = (
+            ProcessEngine(request, call_timeout_s=config.call_timeout_s) if isolated else make_engine(request)
+        )
+        try:
+            policy = batch_policy(engine, bundle.manifest.signature, config.spec.batching)
+            warm_up(engine, bundle.manifest.signature, policy.max_rows)
+            check_parity(engine, bundle, variant)
+            if not rows_independent(engine, bundle, variant, config.device, policy.max_rows):
+                policy = replace(policy, join=False, max_wait_s=0.0)
+        except BaseException:
+            engine.close()
+            raise
     LOG.info("loaded %s version %s in %.2f s", config.name, version.version, time.perf_counter() - started)
     return Loaded(bundle, variant, engine, policy)
+
+
+@contextmanager
+def _blaming(bundle: Bundle, variant: Variant) -> Iterator[None]:
+    """What an engine raises while it is proved is the bundle's fault, as one sentence: EndpointError."""
+    try:
+        yield
+    except MantaError:
+        raise
+    except Exception as error:
+        raise EndpointError(
+            f"Cannot serve bundle '{bundle.manifest.name}', variant '{variant.name}'",
+            found=f"it cannot be run: {summary_of(error)[:500]}",
+            rule="a version answers one row and the largest batch before it gets requests",
+            remedy="Export the model again, or serve another variant.",
+        ) from error
 
 
 def _rows_to_load_for(config: EndpointConfig) -> int:
@@ -99,11 +118,11 @@ def check_manifest(version: VersionConfig) -> None:
     """Raise BundleError when the folder holds another bundle than the one that became this version."""
     if version.manifest_sha256 is None:
         return
-    found = sha256_file(Path(version.bundle) / MANIFEST)
+    found = sha256_file(version.folder / MANIFEST)
     if found != version.manifest_sha256:
         raise BundleError(
             f"Cannot load version {version.version}",
-            found=f"{version.bundle} was written anew: its manifest hashes to {found[:8]}…, "
+            found=f"{version.folder} was written anew: its manifest hashes to {found[:8]}…, "
             f"it was {version.manifest_sha256[:8]}…",
             rule="a version is one bundle for ever",
             remedy="Deploy the folder again: what it holds now becomes a new version.",
@@ -147,6 +166,11 @@ def check_parity(engine: Engine, bundle: Bundle, variant: Variant) -> None:
     sample = bundle.sample()
     outputs = engine.run(_sample_inputs(bundle, sample))
     problems = [
+        f"output {tensor.name!r} {why}"
+        for tensor in bundle.manifest.signature.outputs
+        if tensor.name in outputs and (why := tensor.mismatch(outputs[tensor.name])) is not None
+    ]
+    problems = problems or [
         why
         for tensor in bundle.manifest.signature.outputs
         if (why := _difference(tensor.name, variant, outputs, sample, bundle.manifest.target)) is not None

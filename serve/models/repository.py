@@ -16,6 +16,7 @@ from dataclasses import replace
 from cluster.errors import MantaError
 from cluster.spec.serve import QueueSpec
 from serve.config import EndpointConfig, VersionConfig
+from serve.models.canary import Canary
 from serve.models.loading import load_engine
 from serve.models.model import ServedModel
 from serve.protocol.errors import bad_request, not_found, overloaded
@@ -40,6 +41,8 @@ class ModelRepository:
         """version -> why it is not ready."""
         self.default: ServedModel | None = None
         """The version that unnamed requests go to; None while it loads."""
+        self.canary: Canary | None = None
+        """The version that gets a share of them; None where there is none, or it was not loaded."""
         self._attempted: EndpointConfig | None = None
         """A configuration that is being loaded, or whose load failed; the index lists its versions."""
         self._lock = asyncio.Lock()
@@ -75,29 +78,70 @@ class ModelRepository:
             raise not_found(f"unknown version: model {name!r} has no version {version[:40]!r}")
         return model
 
+    def route(self, name: str, version: str = "") -> ServedModel:
+        """The model that answers a request: as `find`, but for the canary's share. Raises as `find`."""
+        if not version and self.canary is not None and name == self.name and self.canary.takes():
+            return self.canary.model
+        return self.find(name, version)
+
+    def version_asked(self, wish: str) -> str:
+        """The version that a client means by `always` or `never` the canary; empty for another word."""
+        chosen = {"always": self.canary.model if self.canary is not None else None, "never": self.default}.get(wish)
+        return chosen.version if chosen is not None else ""
+
     async def apply(self, config: EndpointConfig) -> None:
         """Make the process serve `config`: load what is new, switch, retire what is gone.
 
-        Raises what loading the new default version raised, with everything as it was.
+        Raises what loading the new default version raised, with everything as it was. A process that serves nothing
+        yet serves `config.fallback` then, where there is one; the index says why.
         """
         async with self._lock:
             self._attempted = config
-            for version in config.loaded:
-                if self._is_loaded(version, config):
-                    continue
-                try:
-                    await self._load(version, config)
-                except MantaError:
-                    if version.version == config.default_version:
-                        raise
-            self.config, self._attempted = config, None
-            for model in self.models.values():
-                model.follow(config)
-            self.default = self.models[config.default_version]
-            keep = {version.version for version in config.loaded}
-            for name in [name for name in self.models if name not in keep]:
-                self._retire(self.models.pop(name))
-            self.reasons = {name: why for name, why in self.reasons.items() if name in keep}
+            try:
+                await self._load_all(config)
+            except MantaError as error:
+                if self.default is not None or config.fallback is None:
+                    raise
+                LOG.error("version %s is served instead: %s", config.fallback, error)
+                proved = config.with_default(config.fallback)
+                await self._load_all(proved)
+                self._switch(proved, also={config.default_version})
+                return
+            self._attempted = None
+            self._switch(config)
+
+    async def _load_all(self, config: EndpointConfig) -> None:
+        """Raises for the default version; another that cannot be loaded is left out, with the reason in the index."""
+        for version in config.loaded:
+            if self._is_loaded(version, config):
+                continue
+            try:
+                await self._load(version, config)
+            except MantaError:
+                if version.version == config.default_version:
+                    raise
+
+    def _switch(self, config: EndpointConfig, also: frozenset[str] | set[str] = frozenset()) -> None:
+        """Serve what is loaded of `config`; `also`: versions whose reasons are kept."""
+        self.config = config
+        for model in self.models.values():
+            model.follow(config)
+        self.default = self.models[config.default_version]
+        self._choose_canary(config, self.default)
+        keep = {version.version for version in config.loaded}
+        for name in [name for name in self.models if name not in keep]:
+            self._retire(self.models.pop(name))
+        self.reasons = {name: why for name, why in self.reasons.items() if name in keep | also}
+
+    def _choose_canary(self, config: EndpointConfig, stable: ServedModel) -> None:
+        """One that goes on keeps what was counted of it."""
+        model = self.models.get(config.canary.version) if config.canary is not None else None
+        if config.canary is None or model is None:
+            self.canary = None
+        elif self.canary is None or (self.canary.model, self.canary.stable) != (model, stable):
+            self.canary = Canary(model, stable, config.canary.percent)
+        else:
+            self.canary.percent = config.canary.percent
 
     async def apply_unloaded(self, config: EndpointConfig) -> None:
         """Take `config` over without loading anything."""
@@ -108,7 +152,7 @@ class ModelRepository:
     async def unload(self) -> None:
         """Retire every version; what was accepted is answered."""
         async with self._lock:
-            self.default = None
+            self.default = self.canary = None
             models, self.models = list(self.models.values()), {}
             self.reasons |= {model.version: UNLOADED for model in models}
             await asyncio.gather(*(model.retire() for model in models))
@@ -124,7 +168,8 @@ class ModelRepository:
         config = self._attempted or self.config
         for version in config.versions if config is not None else ():
             ready = version.version in self.models
-            reason = "" if ready else self.reasons.get(version.version, self._why_absent(version))
+            stopped = self.canary.stopped if self.canary and self.canary.model.version == version.version else ""
+            reason = stopped if ready else self.reasons.get(version.version, self._why_absent(version))
             state = "READY" if ready else "UNAVAILABLE"
             if ready or not ready_only:
                 entries.append({"name": self.name, "version": version.version, "state": state, "reason": reason})

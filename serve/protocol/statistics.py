@@ -169,11 +169,11 @@ class ModelStatistics:
             span_s = now_s - recent[-1][0]
         return [(ns / 1e6, rows) for _, ns, rows in recent], span_s
 
-    def recent_latency_s(self, span_s: float) -> float:
-        """95th percentile of the requests of the last `span_s` seconds; 0 without any."""
+    def recent_latency_s(self, span_s: float, requests_min: int = 1) -> float:
+        """95th percentile of the requests of the last `span_s` seconds; 0 for fewer than `requests_min`."""
         with self._lock:
             recent = self._since(time.monotonic() - span_s)
-        return float(np.percentile([ns for _, ns, _ in recent], 95)) / 1e9 if recent else 0.0
+        return float(np.percentile([ns for _, ns, _ in recent], 95)) / 1e9 if len(recent) >= requests_min else 0.0
 
     def window(self) -> dict[str, float]:
         """Latency and rate of the last minute of this process."""

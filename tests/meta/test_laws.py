@@ -36,6 +36,7 @@ BROAD_EXCEPTS = {
     "serve/doors/rpc.py": "the edge of a gRPC request",
     "serve/deployments/replica.py": "the same on Ray Serve",
     "serve/adopt.py": "the classes of a C extension, raised again as one of ours",
+    "serve/models/loading.py": "whatever an engine raises while it is proved, raised again as one of ours",
     "serve/batching/batcher.py": "whatever an engine raises is the answer of its own request",
     "serve/engines/process.py": "a worker's main",
     "serve/engines/onnxruntime.py": "the classes of a C extension, raised again as one of ours",

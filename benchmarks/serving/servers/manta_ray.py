@@ -1,7 +1,8 @@
 """Manta's endpoint on a private Ray. Usage: python manta_ray.py BUNDLE PORT [CONFIG_JSON]; the URL is .../m.
 
 CONFIG_JSON is a `serve` section of a YAML. What happens to the endpoint while it serves comes as JSON
-lines on standard input, `{"op": "deploy" | "replicas" | "kill" | "replace", …}`; each is answered by one JSON line.
+lines on standard input, `{"op": "deploy" | "refused" | "rollback" | "replicas" | "kill" | "replace", …}`; each is
+answered by one JSON line.
 """
 
 from __future__ import annotations
@@ -37,12 +38,31 @@ class Endpoint:
 
     def deploy(self, bundle: str) -> dict[str, Any]:
         """The same endpoint with its next version."""
-        from serve.config import VersionConfig
+        from serve.deployments.application import configuration
 
-        number = str(int(self.config.default_version) + 1)
-        versions = (*self.config.versions, VersionConfig(version=number, bundle=bundle))
-        self.config = self.config.model_copy(update={"versions": versions, "default_version": number})
-        self._deploy(self.config)
+        number = self._deploy(self.config.with_version(bundle)).version
+        self.config = configuration("m") or self.config
+        return {"version": number}
+
+    def refused(self, bundle: str, ready_timeout_s: float) -> dict[str, Any]:
+        """The next version, which cannot be served, and what its deploy ended with."""
+        from cluster.errors import MantaError
+        from serve.deployments.endpoint import RolloutOptions
+
+        wanted = self.config.with_version(bundle).with_values({"ready_timeout_s": ready_timeout_s})
+        try:
+            self._deploy(wanted, RolloutOptions(force=True))
+        except MantaError as error:
+            return {"reason": error.found[:200]}
+        raise AssertionError(f"{bundle} is served")
+
+    def rollback(self) -> dict[str, Any]:
+        """The version before."""
+        from serve.deployments.application import configuration
+        from serve.deployments.endpoint import rollback
+
+        number = rollback("m").version
+        self.config = configuration("m") or self.config
         return {"version": number}
 
     def replicas(self, count: int) -> dict[str, Any]:
@@ -62,11 +82,11 @@ class Endpoint:
         from ray import serve as ray_serve
 
         from cluster.runtime.ray_private import with_code_version
-        from serve.deployments.endpoint import _actor_options_now, _deployment_options
+        from serve.deployments.application import deployment_options, reserved_now
         from serve.deployments.replica import endpoint_deployment
 
         before = replica_pids()
-        options = _deployment_options(self.config, _actor_options_now("m"))
+        options = deployment_options(self.config, reserved_now("m"))
         code = f"replaced at {time.time()}"
         deployment = with_code_version(endpoint_deployment(), code, options)
         target = ray_serve.RunTarget(deployment.bind("m"), name="m", route_prefix="/m")

@@ -34,6 +34,7 @@ USED = [
     ("ray.core.generated.gcs_service_pb2", "GetAllNodeInfoRequest", ""),
     ("ray.core.generated.gcs_pb2", "GcsNodeInfo.GcsNodeState.ALIVE", ""),
     ("ray.experimental.internal_kv", "_internal_kv_exists", "key namespace"),
+    ("ray.experimental.internal_kv", "_internal_kv_get", "key namespace"),
     ("ray.experimental.internal_kv", "_internal_kv_put", "key value namespace"),
     ("ray.experimental.internal_kv", "_internal_kv_del", "key namespace"),
     ("ray.serve.context", "_get_global_client", "raise_if_no_controller_running"),

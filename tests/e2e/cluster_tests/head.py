@@ -53,9 +53,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def start_head(folder: Path, num_cpus: int = 8, **variables: str) -> Iterator[Head]:
+def start_head(folder: Path, num_cpus: int = 8, port: int | None = None, **variables: str) -> Iterator[Head]:
     """Start a head and end it with all its processes. `folder` receives home, runs and log."""
     gcs, dashboard, agent, client = free_ports(4)
+    gcs = port or gcs
     token = secrets.token_hex(32)
     runs = folder / "runs"
     temporary = tempfile.mkdtemp(prefix="mh-", dir="/tmp")
@@ -72,7 +73,7 @@ def start_head(folder: Path, num_cpus: int = 8, **variables: str) -> Iterator[He
         "object-store-memory": 200 << 20,
     }
     home = folder / "home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(home), "MANTA_RUNS_DIR": str(runs)}
     own["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody is being served when the test ends
     with (folder / "head.log").open("wb") as log:

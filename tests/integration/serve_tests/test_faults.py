@@ -27,7 +27,7 @@ from cluster.runtime.ray_private import serve_logs_folder
 from cluster.spec.serve import ReplicaSpec
 from serve.client import EndpointClient
 from serve.config import EndpointConfig
-from serve.deployments.endpoint import Endpoint, configuration, deploy, undeploy
+from serve.deployments.endpoint import Endpoint, RolloutOptions, configuration, deploy, undeploy
 from tests.bundles import make_bundle
 from tests.integration.serve_tests.conftest import one_version
 
@@ -224,7 +224,7 @@ def test_a_replicas_own_port_asks_for_the_same_tokens(faults: Endpoint, tmp_path
             headers = {"Authorization": "Bearer secret-token-0123456789"}
             assert httpx.get(url, headers=headers, trust_env=False).status_code == 200
     finally:
-        deploy(config, token="secret-token-0123456789")
+        deploy(config, RolloutOptions(token="secret-token-0123456789"))
 
 
 class Admin:

@@ -17,6 +17,7 @@ from serve.config import EndpointConfig, VersionConfig
 from serve.deployments import endpoint as place
 from serve.deployments.__main__ import parse
 from serve.deployments.commands import _check_token_files, _given_name, _wanted, deploy
+from serve.deployments.records import RolloutRecords
 from tests.bundles import make_bundle
 
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")
@@ -103,6 +104,26 @@ def test_a_token_file_that_cannot_be_read_is_refused_before_anything_starts(
 def test_a_deploy_that_cannot_read_the_token_has_changed_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.deployments.endpoint.start_serve", lambda spec: pytest.fail("Ray Serve was started"))
+    records = RolloutRecords(tmp_path / "records")
+    monkeypatch.setattr(place, "open_records", lambda: records)
+    monkeypatch.setattr(place, "configuration", lambda name: None)
+    monkeypatch.setattr(place, "start_serve", lambda spec: pytest.fail("Ray Serve was started"))
+    config = EndpointConfig.of_bundle("m", make_bundle(tmp_path / "bundle"))
     with pytest.raises(RequestError, match="gone"):
-        place.deploy(CONFIG.with_values({"token_file": str(tmp_path / "gone")}))
+        place.deploy(config.with_values({"token_file": str(tmp_path / "gone")}))
+    assert records.names() == []
+
+
+def test_a_name_that_no_endpoint_can_have_is_one_sentence(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    for words in (["--name", "Digits"], ["--name", "a_b"], ["--set", "name=Digits"]):
+        with pytest.raises(SpecError, match="name: must match pattern") as caught:
+            deploy(parse(["deploy", str(bundle), *words]))
+        assert caught.value.exit_code == 2
+
+
+def test_deploy_takes_a_bundle_or_restore_and_history_a_name(tmp_path: Path) -> None:
+    bundle = str(make_bundle(tmp_path / "bundle"))
+    for words in (["deploy"], ["deploy", bundle, "--restore"], ["endpoints", "--history"]):
+        with pytest.raises(RequestError):
+            app(words, standalone_mode=False)

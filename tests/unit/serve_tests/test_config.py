@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,35 @@ from tests.bundles import make_bundle
 CONFIG = EndpointConfig(name="m", versions=(VersionConfig(version="1", bundle="/b/1"),), default_version="1")
 
 
-def test_a_new_version_becomes_the_default_and_rollback_returns() -> None:
+def test_a_new_version_becomes_the_default_and_an_older_one_may_be_it_again() -> None:
     second = CONFIG.with_version("/b/2")
     assert (second.default_version, [v.version for v in second.loaded]) == ("2", ["2"])
-    back = second.rolled_back()
-    assert back is not None
-    assert (back.default_version, back.rolled_back()) == ("1", None)
+    back = second.with_default("1")
+    assert (back.default_version, [v.version for v in back.loaded]) == ("1", ["1"])
     assert [v.version for v in back.with_version("/b/3").versions] == ["1", "2", "3"]
 
 
-def test_history_is_bounded_and_numbers_never_return() -> None:
+def test_history_is_bounded_and_numbers_never_return_and_what_is_served_stays_in_it() -> None:
     config = CONFIG
     for number in range(2, 2 * HISTORY_MAX):
         config = config.with_version(f"/b/{number}")
     assert len(config.versions) == HISTORY_MAX
     assert config.default_version == str(2 * HISTORY_MAX - 1)
+    oldest = config.with_default(config.versions[0].version)
+    again = oldest.with_version("/b/new")
+    assert (len(again.versions), again.versions[0]) == (HISTORY_MAX, oldest.default)
+
+
+def test_a_new_number_is_the_default_versions_everywhere() -> None:
+    second = CONFIG.with_version("/b/2").with_values({"versions": ["1", "2"]}).numbered("5")
+    assert (second.default_version, second.spec.versions) == ("5", ("1", "5"))
+    assert [(v.version, v.bundle) for v in second.versions] == [("1", "/b/1"), ("5", "/b/2")]
+
+
+def test_a_version_is_read_from_its_own_copy_and_from_the_deployed_folder_where_there_is_none(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    assert VersionConfig(version="1", bundle="/gone", kept=str(bundle)).folder == bundle
+    assert VersionConfig(version="1", bundle=str(bundle), kept="/gone").folder == bundle
 
 
 def test_the_policy_says_what_is_loaded() -> None:
@@ -57,9 +72,13 @@ def test_a_run_that_is_deployed_again_is_a_new_version_only_where_its_bundle_is_
     assert (first.default_version, first.spec, first.device) == ("1", spec, "cuda")
     again = EndpointConfig.of_run("m", tmp_path / "bundle", spec, first)
     assert again == first
+    elsewhere = Path(shutil.copytree(tmp_path / "bundle", tmp_path / "copy"))
+    assert EndpointConfig.of_bundle("m", elsewhere, before=first) == first, "the same bytes are the same version"
     second = EndpointConfig.of_run("m", make_bundle(tmp_path / "bundle", seed=2), spec, first)
     assert (second.default_version, [v.version for v in second.loaded]) == ("2", ["2", "1"])
     assert second.versions[0].manifest_sha256 != second.versions[1].manifest_sha256
+    back = EndpointConfig.of_bundle("m", elsewhere, before=second)
+    assert (back.default_version, back.versions) == ("1", second.versions)
     with pytest.raises(RequestError, match="version '9'"):
         EndpointConfig.of_run("m", tmp_path / "bundle", ServeSpec(versions=("9",)), first)
 

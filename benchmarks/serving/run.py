@@ -1,6 +1,6 @@
 """Serving benchmarks: throughput beside other servers in alternating rounds, and what happens under stress.
 
-    python -m benchmarks.serving.run --wrk wrk [--peers VENV] [--cases json64 images cnn overload rollout soak]
+    python -m benchmarks.serving.run --wrk wrk [--peers VENV] [--cases json64 images cnn overload rollout …]
 
 Client and servers share the machine. README.md says what each case is and how to read `result.json`.
 """
@@ -18,11 +18,21 @@ from pathlib import Path
 
 from benchmarks.serving.measure import Wrk
 from benchmarks.serving.resilience import overload, rollout, soak
+from benchmarks.serving.rollout import failed_rollouts, good_rollouts
 from benchmarks.serving.throughput import cnn, images, json64
 from cluster.atomic import write_json
 
 HERE = Path(__file__).parent
-CASES = {"json64": json64, "images": images, "cnn": cnn, "overload": overload, "rollout": rollout, "soak": soak}
+CASES = {
+    "json64": json64,
+    "images": images,
+    "cnn": cnn,
+    "overload": overload,
+    "rollout": rollout,
+    "failed_rollouts": failed_rollouts,
+    "good_rollouts": good_rollouts,
+    "soak": soak,
+}
 
 
 def main() -> None:
@@ -33,6 +43,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--soak-seconds", type=float, default=600.0)
+    parser.add_argument("--rollouts", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
     options = parser.parse_args()

@@ -254,8 +254,10 @@ class SelectSpec(StrictSpec):
     """Choose among the encoded features by their score on the training rows."""
 
     method: Literal["mutual_information", "anova", "forest", "variance", "correlation"]
+    """`variance`: of the feature brought to [0, 1] by its range in training, so that neither unit nor encoding decides.
+    `mutual_information`: columns of few different values (one-hot, indicators) are classes, others quantities."""
     k: Annotated[int, Field(gt=0)] | None = None
-    """Keep the k best."""
+    """Keep the k best; at most as many as there are features."""
     threshold: float | None = None
     """Keep those with at least this score; for `correlation`, drop one of each pair correlated above it."""
 

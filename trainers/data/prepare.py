@@ -27,6 +27,7 @@ from trainers.data.fit.table import FEATURES, Fitted, cross_fitted, fit_transfor
 from trainers.data.fit.target import target_facts
 from trainers.data.fit.training_statistics import Statistics, TrainingRows, sum_targets, take_rows
 from trainers.data.past_memory import Needs, asked_steps
+from trainers.data.read.not_finite import check_tensors
 from trainers.data.row_plan import Item, Reader, RowPlan
 from trainers.data.shards import Split, fill_shards, make_shards, open_split, write_description
 
@@ -81,32 +82,47 @@ def _selected(
     plan: RowPlan, executor: Executor, transforms: Transforms, training: Statistics
 ) -> tuple[Transforms, dict[str, Any]]:
     """With the chosen features: scored on the sample, by variance on all training rows."""
-    from trainers.data.fit.select import pooled_variances, select_features
+    from trainers.data.fit.select import FeatureMoments, select_features
 
     assert plan.spec.select is not None
     fitted = cross_fitted(plan.spec, transforms, training)
     matrix = fitted.apply(training.sample.values, training.sample.numbers)[FEATURES]
-    variances = None
+    moments = None
     if not training.whole and asked_steps(plan.spec, Needs.FEATURES):
         parts = executor.map(scan_features, plan.items, plan.reader, fitted)
-        variances = pooled_variances([part for each in parts for part in each])
+        moments = FeatureMoments.pooled([part for each in parts for part in each])
     output, *others = transforms.outputs
     chosen, facts = select_features(
-        plan.spec.select, output, matrix, training.sample.targets, bool(plan.target.classes), variances
+        plan.spec.select, output, matrix, training.sample.targets, bool(plan.target.classes), moments
     )
     return transforms.model_copy(update={"outputs": (chosen, *others)}), facts
 
 
-def scan_features(item: Item, reader: Reader, fitted: Fitted) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(rows, (F,) means, (F,) variances) of the encoded training rows of each batch. Raises DataError."""
+def scan_features(item: Item, reader: Reader, fitted: Fitted) -> list[Any]:
+    """`FeatureMoments` of the encoded training rows of each batch. Raises DataError."""
+    from trainers.data.fit.select import FeatureMoments
+
     found = []
     for batch in reader.batches(item):
         train = np.flatnonzero(batch.splits == 0)
         if len(train):
             tensors = fitted.apply(take_rows(batch.values, train), batch.numbers[train])
-            matrix = tensors[FEATURES].astype(np.float64)
-            found.append((len(train), matrix.mean(axis=0), matrix.var(axis=0)))
+            found.append(FeatureMoments.of(tensors[FEATURES]))
     return found
+
+
+def check_selection(plan: RowPlan, executor: Executor) -> None:
+    """Raise DataError where `data.select.k` is more than there are features. Each number and category has one at least:
+    only a larger k asks for a fit."""
+    select, rules = plan.spec.select, plan.reader.rules
+    if rules is None or select is None or select.k is None:
+        return
+    sure = [name for name, role in rules.roles.items() if role != "text" and name not in rules.lists]
+    if select.k > len(sure):
+        from trainers.data.fit.select import check_k
+
+        outputs = fit_transforms(rules, _merged(executor.map(scan_training, plan.items, plan.reader))).outputs
+        check_k(select, sum(len(output.features) for output in outputs if output.name == FEATURES))
 
 
 def write(folder: Path, plan: RowPlan, executor: Executor) -> Prepared:
@@ -144,6 +160,7 @@ def write_item(item: tuple[Item, list[int]], reader: Reader, fitted: Fitted, fol
         for index in np.unique(batch.splits[batch.splits >= 0]):
             rows = np.flatnonzero(batch.splits == index)
             tensors = fitted.apply(take_rows(batch.values, rows), batch.numbers[rows] if index == 0 else None)
+            check_tensors(tensors, fitted.features, batch.numbers[rows])
             fill_shards(Path(folder) / SPLITS[index], starts[index], tensors, batch.targets[rows])
             starts[index] += len(rows)
             written += len(rows)

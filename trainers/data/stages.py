@@ -26,7 +26,7 @@ from cluster.telemetry.events import Message
 from trainers.data.executors import ONE_PROCESS, THREADS, Executor
 from trainers.data.handoff import Checked, Handoff, load_handoff, save_handoff
 from trainers.data.past_memory import Way, choose_way
-from trainers.data.prepare import count_training_rows, write
+from trainers.data.prepare import check_selection, count_training_rows, write
 from trainers.data.read.delimited import settle_spec
 from trainers.data.row_plan import RowPlan, plan_files, plan_rows
 from trainers.data.shard_store import publish_shards
@@ -50,7 +50,12 @@ def check_data(context: StageContext) -> StageResult:
         plan = _plan_checked(spec.data, way, notes)
         checked = _checked(plan, notes)
     resolved = resolve(spec, name=context.run.name, host=context.host, data=checked.data)
-    rows = handoff.num_rows_train if handoff else count_training_rows(plan.under(resolved.spec.data))
+    if handoff is None:
+        settled = plan.under(resolved.spec.data)
+        check_selection(settled, THREADS if way.past_memory else ONE_PROCESS)
+        rows = count_training_rows(settled)
+    else:
+        rows = handoff.num_rows_train
     data = checked.data.model_copy(update={"num_rows_train": rows})
     resolved = resolved.with_data(data)
     resolved = resolved.model_copy(update={"reasons": (*reasons, *resolved.reasons)})

@@ -153,9 +153,12 @@ def one_class(name: str, label: str, rows: int, missing: Mapping[str, int]) -> D
 def check_regression(targets: np.ndarray, name: str, rows: int) -> None:
     """Raise DataError for a constant or non-finite quantity."""
     attempted = f"Cannot use '{name}' as the target"
-    if not np.isfinite(targets).all():
-        bad = int((~np.isfinite(targets)).sum())
-        raise DataError(attempted, found=f"{bad} of {len(targets)} values are NaN or infinite", remedy="Remove them.")
+    bad = int((~(np.abs(targets) <= np.finfo(np.float32).max)).sum())
+    if bad:
+        raise DataError(
+            attempted, found=f"{bad} of {len(targets)} values are NaN, infinite or beyond 3.4e38",
+            rule="a quantity is a 32-bit float", remedy="Remove these rows, or bring the target to another unit.",
+        )  # fmt: skip
     if np.all(targets == targets[0]):
         raise DataError(
             attempted, found=f"all {rows} rows have the value {targets[0]:g}", remedy="Choose another target."

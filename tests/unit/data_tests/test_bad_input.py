@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from cluster.errors import DataError
-from tests.unit.data_tests.making import check, run_spec, write_table
+from tests.unit.data_tests.making import check, prepare, run_spec, write_table
 
 ROWS = "".join(f"{index},{index % 7},{'no' if index % 2 else 'yes'}\n" for index in range(60))
 
@@ -46,7 +47,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict, str]] = {
     "numbers with commas": (
         text("a,b,y\n" + "".join(f'"{i + 1},000",{i},{i % 2}\n' for i in range(60))), {}, "separators of thousands"),
     "numbers mixed with words": (text("a,b,y\n" + ROWS + "n/k,3,yes\n"), {}, "are numbers, but not 'n/k'"),
-    "infinite value": (text("a,b,y\n" + ROWS + "inf,3,yes\n"), {}, "is infinite"),
+    "infinite value": (text("a,b,y\n" + ROWS + "inf,3,yes\n"), {}, "column 'a' is infinite in row 60"),
     "column twice": (text("a,a,y\n1,2,yes\n"), {}, "column 'a' is there twice"),
     "no header": (text(ROWS), {}, "The first line may be a row: set data.source.header: false"),
     "no header, a value twice": (text("7,7,yes\n" + ROWS), {}, "The first line may be a row"),
@@ -210,3 +211,37 @@ def test_arrays_with_nan_objects_or_other_lengths_are_refused(tmp_path: Path) ->
         with pytest.raises(DataError) as caught:
             run(inputs, targets)
         assert words in caught.value.message
+
+
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_infinite_cells_are_found_by_check_with_columns_and_rows(kind: str, past: bool, tmp_path: Path) -> None:
+    """All columns at once; rows as they stand in their file, whatever batch they are read in. NaN means missing."""
+    rows = 3_000
+    a, b = np.random.default_rng(0).normal(size=(2, rows)).round(3)
+    a[[7, 2_900]], b[11], a[20] = np.inf, -np.inf, np.nan
+    table = pa.table({"a": a, "c": np.arange(rows) % 7, "b": b, "y": np.where(np.arange(rows) % 2 == 0, "n", "p")})
+    path = tmp_path / f"t.{kind}"
+    if kind == "csv":
+        pa_csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path, row_group_size=1_000)
+    more: dict = {"memory_bytes": 1, "split": {"by_hash": True}} if past else {}
+    spec = run_spec({"kind": kind, "path": str(path)}, target="y", **more)
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "run", spec)
+    found = caught.value.found
+    assert "column 'b' is infinite in row 11" in found
+    assert "column 'a' is infinite in 2 rows: 7, 2,900" in found or (
+        past and "column 'a' is infinite in row 7" in found
+    )
+    mended = run_spec({"kind": kind, "path": str(path)}, target="y", clean={"infinite": "missing"}, **more)
+    prepare(tmp_path / "mended", mended)
+
+
+def test_what_is_infinite_only_once_it_is_encoded_stops_prepare(tmp_path: Path) -> None:
+    lines = [f"{1e300 if i == 17 else i},{i % 7},{'ab'[i % 2]}" for i in range(120)]
+    (tmp_path / "t.csv").write_text("a,b,y\n" + "\n".join(lines) + "\n")
+    spec = run_spec({"kind": "csv", "path": str(tmp_path / "t.csv")}, target="y", encode={"number": "none"})
+    with pytest.raises(DataError, match=r"'a' is NaN or infinite once encoded, in row 17"), np.errstate(over="ignore"):
+        prepare(tmp_path / "run", spec)

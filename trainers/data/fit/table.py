@@ -36,6 +36,13 @@ class Fitted:
     seed: int = 0
     """Of the folds."""
 
+    @property
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """Names of each tensor's columns; none of arrays."""
+        if isinstance(self.transforms, ArrayTransforms):
+            return {}
+        return {output.name: output.features for output in self.transforms.outputs}
+
     def apply(self, values: Mapping[str, Values], numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Tensors of rows. `numbers`: (N,) uint64 of training rows; None: of others."""
         if isinstance(self.transforms, ArrayTransforms):

@@ -10,6 +10,7 @@ Covered: table sources, in memory and past it, with the test file as the test ta
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from trainers.data.read.tables import check_columns
 from trainers.data.sample import decoded
 
 SHOWN_MAX = 5
+OF_CLASSES = ("class_balance", "label_noise")  # what a quantity of whole numbers, as the spec says it is, has not
 
 
 def check_quality(spec: DataSpec, table: pa.Table, fixed: np.ndarray | None) -> QualityReport:
@@ -60,6 +62,8 @@ def _batches(spec: DataSpec, source: FileSource, path: str) -> Iterator[pa.Table
 
 
 def _passed(spec: DataSpec, report: QualityReport) -> QualityReport:
+    if spec.task == "regression":
+        report = replace(report, findings=tuple(one for one in report.findings if one.rule not in OF_CLASSES))
     stopping = [finding for finding in report.findings if _stops(spec, finding)]
     if stopping:
         raise DataError(
@@ -117,7 +121,7 @@ def _followed(spec: DataSpec, finding: Finding) -> bool:
     clean, declared = spec.clean, finding.column in spec.columns
     return {
         "duplicate_rows": clean.drop_duplicates,
-        "outliers": clean.clip_iqr is not None,
+        "outliers": any(path in finding.fix for path in _limits(spec)),
         "infinite": clean.infinite == "missing",
         "class_balance": spec.balance is not None,
         "mixed_types": declared,
@@ -126,6 +130,12 @@ def _followed(spec: DataSpec, finding: Finding) -> bool:
         "units": declared,
         "white_space": True,
     }.get(finding.rule, False)
+
+
+def _limits(spec: DataSpec) -> list[str]:
+    """What the spec has against far values: paths of the remedies."""
+    limits = ["data.clean.clip_iqr"] * (spec.clean.clip_iqr is not None)
+    return limits + ["data.encode.number"] * (spec.encode.number in ("quantile", "piecewise_linear"))
 
 
 def _words(asked: str | tuple[str, ...]) -> str:

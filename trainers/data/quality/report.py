@@ -8,7 +8,8 @@ of a table in memory. A rule that counts can decide is not decided by a sample; 
 so, and an estimate carries its bound.
 
 Covered: all findings: of counts in rules.py, of a column's values in column_findings.py, leakage in leaks.py, wrong
-labels in label_noise.py, two tables in drift.py. Not covered: reading files (check_files.py).
+labels in label_noise.py, numbers that are names in named_numbers.py, two tables in drift.py. Not covered: reading files
+(check_files.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 
 from cluster.bundle.transforms import Column, Texts, Values
 from trainers.data.hashing import seeded, table_keys
-from trainers.data.quality import column_findings, label_noise, rules
+from trainers.data.quality import column_findings, label_noise, named_numbers, rules
 from trainers.data.quality.column_counts import ColumnCounts, run_edges
 from trainers.data.quality.drift import find_drift
 from trainers.data.quality.findings import SEVERITIES, Finding
@@ -83,6 +84,8 @@ def report_of(whole: Summary, target: str | None = None, *, test: Summary | None
     found = Findings(rules.unusable_types(whole.gone), [])
     for name, counts in whole.columns.items():
         spread = _number_facts(values[name])
+        if spread and counts.different.count() <= 2:  # of an indicator the rarer value is no outlier
+            spread["outliers"] = 0
         facts[name] = _facts(counts, values[name], spread, whole)
         _judge_column(found, counts, values[name], spread, whole, is_target=name == target)
     keys = table_keys(values, whole.sample.rows.num_rows)
@@ -157,7 +160,7 @@ def _number_facts(values: Values) -> dict[str, Any]:
     return {
         **{name: float(value) for name, value in zip(names, quantiles, strict=True)},
         "mean": float(finite.mean()) if len(finite) else 0.0,
-        "outliers": int(((finite < low) | (finite > high)).sum()) if spread > 0 else 0,
+        "outliers": int(((finite < low) | (finite > high)).sum()),
         "fences": [float(low), float(high)],
         "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
     }
@@ -217,22 +220,47 @@ def _judge_together(
     found: Findings, values: Mapping[str, Values], keys: np.ndarray, whole: Summary, target: str | None
 ) -> None:
     """Columns that repeat each other, and what the others say of the target."""
-    drawn = np.sort(np.argsort(seeded(keys, 0), kind="stable")[: label_noise.ROWS_MAX])
+    drawn_order = np.argsort(seeded(keys, 0), kind="stable")
+    drawn = np.sort(drawn_order[: label_noise.ROWS_MAX])
     features = {name: column for name, column in values.items() if name != target}
     found.judged += column_findings.near_duplicates(features, drawn)
     if target is None:
         return
     labels = to_texts(Column(name=target, kind="text", missing=SUSPICIOUS), whole.sample.rows.column(target))
-    words = whole.columns[target].words
-    found.of_words(complete=words is not None).append(
-        rules.target_finding(target, word_counts(labels) if words is None else words)
+    counts = whole.columns[target]
+    quantity = counts.numeric and counts.finite > 0 and not counts.whole  # as `data.task: auto` (targets.py)
+    found.of_words(complete=counts.words is not None).append(
+        rules.target_finding(target, word_counts(labels) if counts.words is None else counts.words, quantity=quantity)
     )
     found.judged += find_leaks(target, labels, values)
-    if any(_is_free(whole.columns[name], column) for name, column in features.items()):
-        return  # a forest knows nothing of what a text says, and may be sure without it
     names = {finding.column for finding in found.counted if finding and finding.rule == "identifier"}
     useful = {name: column for name, column in features.items() if name not in names}
+    rows = drawn_order[: named_numbers.ROWS_MAX]
+    goal = _goal(labels, values[target], quantity, rows)
+    found.judged += named_numbers.named_numbers(goal, _whole_numbers(useful, whole, rows))
+    if quantity or any(_is_free(whole.columns[name], column) for name, column in features.items()):
+        return  # a forest of classes; it knows nothing of what a text says, and may be sure without it
     found.judged += label_noise.label_noise(target, labels, useful, drawn)
+
+
+def _goal(labels: Texts, values: Values, quantity: bool, rows: np.ndarray) -> np.ndarray:
+    """(R, 1) float64 of a quantity, or (R, classes) 0 and 1; NaN where the target is missing."""
+    if not isinstance(values, Texts) and (quantity or len(labels.words) > rules.CLASSES_MAX):
+        return np.where(np.isfinite(values[rows]), values[rows], np.nan)[:, None]
+    if len(labels.words) > rules.CLASSES_MAX:
+        return np.full((len(rows), 1), np.nan)
+    one_hot = np.eye(len(labels.words) + 1, len(labels.words))
+    one_hot[-1] = np.nan
+    return one_hot[labels.codes[rows]]
+
+
+def _whole_numbers(columns: Mapping[str, Values], whole: Summary, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of the columns that are read as numbers and hold whole ones alone."""
+    return {
+        name: column[rows]
+        for name, column in columns.items()
+        if not isinstance(column, Texts) and whole.columns[name].whole and whole.columns[name].reading.kind == "number"
+    }
 
 
 def _is_free(counts: ColumnCounts, values: Values) -> bool:

@@ -104,17 +104,26 @@ def is_free_text(words: Sequence[str], there: int) -> bool:
 
 
 def grouped(findings: Sequence[Finding | None]) -> list[Finding | None]:
-    """Findings of outliers as one: its remedy is one for all columns."""
+    """Findings of outliers with the same remedy as one."""
     outliers = [finding for finding in findings if finding and finding.rule == "outliers"]
+    remedies = dict.fromkeys(finding.fix for finding in outliers)
+    together = [_joined([finding for finding in outliers if finding.fix == fix]) for fix in remedies]
+    return [*(finding for finding in findings if not (finding and finding.rule == "outliers")), *together]
+
+
+def _joined(outliers: Sequence[Finding]) -> Finding:
     if len(outliers) < 2:
-        return list(findings)
+        return outliers[0]
     ranked = sorted(outliers, key=lambda finding: -finding.evidence["count"])
     shown = ", ".join(f"{finding.column} ({finding.evidence['count']:,})" for finding in ranked[:EXAMPLES])
     more = f" and {len(ranked) - EXAMPLES} more" if len(ranked) > EXAMPLES else ""
-    text = f"{len(ranked)} columns have values beyond {OUTLIER_FENCE_IQR} IQR of the quartiles: {shown}{more}"
-    one = Finding("outliers", "info", "", text, outliers[0].fix,
-                  {"columns": {finding.column: finding.evidence for finding in ranked}})  # fmt: skip
-    return [*(finding for finding in findings if not (finding and finding.rule == "outliers")), one]
+    equal = outliers[0].evidence["fences"][0] == outliers[0].evidence["fences"][1]
+    where = "that differ from both quartiles, which are equal" if equal else (
+        f"beyond {OUTLIER_FENCE_IQR} IQR of the quartiles"
+    )  # fmt: skip
+    text = f"{len(ranked)} columns have values {where}: {shown}{more}"
+    return Finding("outliers", "info", "", text, outliers[0].fix,
+                   {"columns": {finding.column: finding.evidence for finding in ranked}})  # fmt: skip
 
 
 def mixed_types(name: str, words: Sequence[str]) -> Finding | None:
@@ -152,9 +161,12 @@ def outliers_finding(name: str, facts: Mapping[str, Any]) -> Finding | None:
     count = facts.get("outliers", 0)
     if not count:
         return None
-    text = f"{count} values lie beyond {OUTLIER_FENCE_IQR} IQR of the quartiles"
-    return Finding("outliers", "info", name, text, "data.clean.clip_iqr: 1.5",
-                   {"count": count, "min": facts["min"], "max": facts["max"], "fences": facts["fences"]})  # fmt: skip
+    evidence = {"count": count, "min": facts["min"], "max": facts["max"], "fences": facts["fences"]}
+    if facts["q25"] < facts["q75"]:
+        text = f"{count} values lie beyond {OUTLIER_FENCE_IQR} IQR of the quartiles"
+        return Finding("outliers", "info", name, text, "data.clean.clip_iqr: 1.5", evidence)
+    text = f"{count} values differ from both quartiles, which are {facts['q25']:g}"
+    return Finding("outliers", "info", name, text, "data.encode.number: quantile", evidence)
 
 
 def unusable_types(gone: Mapping[str, str]) -> list[Finding | None]:
@@ -180,14 +192,14 @@ def duplicate_rows(repeated: int, rows: int, *, about: str = "") -> Finding | No
     return Finding("duplicate_rows", "warning", "", text, "data.clean.drop_duplicates: true", {"rows": repeated})
 
 
-def target_finding(target: str, counts: Mapping[str, int]) -> Finding | None:
-    """A target of one value, and a rare class. `counts`: class -> rows."""
+def target_finding(target: str, counts: Mapping[str, int], *, quantity: bool = False) -> Finding | None:
+    """A target of one value, and a rare class. `counts`: class, or value of a `quantity`, -> rows."""
     if len(counts) < 2:
         return Finding("target", "error", target, "the target has fewer than two values", "data.target")
     total = sum(counts.values())
     smallest = min(sorted(counts), key=lambda word: counts[word])
     share = counts[smallest] / total
-    if len(counts) > CLASSES_MAX or share >= RARE_SHARE:
+    if quantity or len(counts) > CLASSES_MAX or share >= RARE_SHARE:
         return None
     text = f"class {smallest!r} has {counts[smallest]} of {total} rows ({share:.1%})"
     return Finding("class_balance", "warning", target, text, "data.balance: {method: class_weights}",

@@ -26,6 +26,7 @@ from trainers.data.read.columns import make_column, read_values, to_numbers, to_
 from trainers.data.read.delimited import settle_spec
 from trainers.data.read.dialect import looks_like_row
 from trainers.data.read.infer import Inferred, target_column
+from trainers.data.read.not_finite import refuse_infinite
 from trainers.data.read.raw import FREE, RawData, TableRules, TypedRows
 
 
@@ -115,7 +116,11 @@ def table_rules(spec: DataSpec, scan: TableScan, origin: str, notes: Sequence[st
 def type_rows(rules: TableRules, rows: pa.Table, numbers: np.ndarray, fixed: np.ndarray | None = None) -> TypedRows:
     """Rows that are kept, read by the rules; `numbers` and `fixed` of them. Raises DataError."""
     split = rules.spec.split
-    values = {column.name: read_values(column, _column(rows, column.name)) for column in rules.columns}
+    try:
+        values = {column.name: read_values(column, _column(rows, column.name)) for column in rules.columns}
+    except DataError:
+        refuse_infinite(rules.columns, lambda name: _column(rows, name), numbers)
+        raise
     groups = None
     if split.group:
         groups = to_texts(make_column(rules.spec, split.group), rows.column(split.group))

@@ -157,13 +157,18 @@ def training_rules_page() -> str:
 
 def _changed_keys_table() -> str:
     """Keys of `train` by what a change of them does to a training that has begun."""
-    what = {"same": "nothing: it cannot change a result", "goes on": "the training goes on, and says so"}
+    what = {
+        "same": "nothing: it cannot change a result",
+        "goes on": "the training goes on, and says so",
+        "anew": "it starts anew, and says so",
+    }
     rows = [
-        f"| {', '.join(f'`train.{key}`' for key in rule.keys)} | {what[rule.effect]} | {rule.why} |"
+        f"| {', '.join(f'`train.{key}`' for key in rule.keys)} | {what[rule.effect]} | {rule.why} | "
+        f"{'goes on' if rule.comparable else 'is another one'} |"
         for rule in resume_rules.RULES
     ]
-    rows.append("| all others of `train`, `model`, `seed`; the prepared rows | it starts anew, and says so | |")
-    return "| key | a change | because |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    rows.append(f"| all others of `train`, `model`, `seed`; the prepared rows | {what['anew']} | | is another one |")
+    return "| key | a training | because | a search |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
 def _tests(tests: Tests) -> str:

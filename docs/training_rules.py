@@ -41,6 +41,33 @@ RULES: dict[str, dict[str, Tests]] = {
             "unit/launch_tests/test_fit.py": ["test_an_attempt_with_fewer_workers_has_a_plan_of_its_own"],
         },
     },
+    "Optimizers, groups and callbacks": {
+        "Lion and schedule-free are their papers, Muon is torch's with AdamW for the rest.": {
+            "unit/loop_tests/parts/test_optimizers.py": [
+                "test_our_own_are_their_papers",
+                "test_muon_is_torchs_for_hidden_matrices_and_adamw_for_the_rest",
+                "test_torchs_own_are_torchs_own",
+            ]
+        },
+        "A stop in the middle of an epoch changes no byte, with every optimizer, schedule and callback.": {
+            "unit/loop_tests/parts/test_optimizers.py": ["test_a_stop_in_the_middle_of_an_epoch_changes_no_byte"]
+        },
+        "Two workers train as one, with every optimizer, schedule and callback.": {
+            "unit/loop_tests/parts/test_optimizers.py": ["test_two_workers_train_as_one"]
+        },
+        "A parameter that no worker's backward reaches is left out of the step, as torch leaves it out.": {
+            "unit/loop_tests/test_unreached.py": [
+                "test_weights_are_torchs",
+                "test_workers_agree_on_what_one_of_them_has_reached",
+            ]
+        },
+        "Over a resume a callback sees each update once; its error on one worker ends all.": {
+            "unit/loop_tests/test_callbacks.py": [
+                "test_over_a_resume_each_update_is_counted_once",
+                "test_an_error_on_one_worker_ends_all_with_its_words",
+            ]
+        },
+    },
     "Rows and random numbers": {
         "The order is a function of (seed, epoch, position); 1 to 4 workers read the same global batches.": {
             "unit/loop_tests/data/test_sampler.py": ["test_global_batches_do_not_depend_on_the_number_of_workers"]
@@ -343,7 +370,7 @@ RULES: dict[str, dict[str, Tests]] = {
             "unit/loop_tests/test_own_modules.py": [
                 "test_what_cannot_be_trained_is_one_sentence",
                 "test_buffers_of_any_kind_on_which_workers_agree_keep_their_bytes",
-                "test_parameters_without_a_gradient_that_decay_are_said_once",
+                "test_parameters_without_a_gradient_are_said_once",
             ]
         },
         "Memory may be short in validation only.": {

@@ -124,24 +124,25 @@ def _facts(
         "data": check.data.model_dump(mode="json"),
         "splits": check.splits,
         "batch": {**batch.model_dump(), "equation": batch.equation(), "updates_of_epochs": list(updates)},
-        "learning_rate": _learning_rates(resolved, sum(updates)),
+        "learning_rate": _learning_rates(resolved, updates),
         "memory": _memory(resolved, inputs, model),
         "spec": resolved.spec.model_dump(mode="json"),
     }
 
 
-def _learning_rates(resolved: ResolvedRun, total: int) -> dict[str, Any]:
+def _learning_rates(resolved: ResolvedRun, updates: tuple[int, ...]) -> dict[str, Any]:
     """Peak, warm-up and the curve at CURVE_COLUMNS places."""
-    from trainers.loop.parts.schedule import learning_rate_factor, peak_learning_rate, warmup_updates
+    from trainers.loop.parts.schedule import learning_rate_factor, peak_learning_rate, settled, warmup_updates
 
-    train = resolved.spec.train
+    train, total = resolved.spec.train, sum(updates)
     peak = peak_learning_rate(train.optimizer, resolved.batch.batch_size_global)
+    schedule = settled(train.schedule, updates, peak)
     places = [round(i * (total - 1) / (CURVE_COLUMNS - 1)) for i in range(CURVE_COLUMNS)]
     return {
         "peak": peak,
-        "warmup_updates": warmup_updates(train.schedule, total),
+        "warmup_updates": warmup_updates(schedule, total),
         "updates": places,
-        "values": [peak * learning_rate_factor(train.schedule, update, total) for update in places],
+        "values": [peak * learning_rate_factor(schedule, update, total) for update in places],
     }
 
 

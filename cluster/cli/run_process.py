@@ -31,7 +31,7 @@ from cluster.spec.load import apply_overrides, parse_yaml, read_text
 from cluster.spec.rules import validate_checked
 from cluster.spec.run import run_name
 from cluster.store.locks import is_locked, wait_until_free
-from cluster.store.run_folder import RunFolder
+from cluster.store.run_folder import FORGOTTEN, TRAINING, RunFolder
 from cluster.telemetry.events import Event, RunFailed, RunFinished, follow_events
 from cluster.telemetry.progress import Display, make_display
 
@@ -63,13 +63,22 @@ def prepare_folder(
     if not wait_until_free(folder.lock, claim.wait_s):
         raise _busy(folder)
     if claim.fresh and folder.path.exists():
-        gone = folder.path.with_name(f".{folder.name}.{os.getpid()}.removed")
-        folder.path.rename(gone)
-        shutil.rmtree(gone)
+        _begin_anew(folder)
     write_text(folder.path / "spec.yaml", yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
     if claim.owner is not None:
         write_text(folder.owner, claim.owner + "\n")
     return folder
+
+
+def _begin_anew(folder: RunFolder) -> None:
+    """Remove the run, but for the checkpoints of its trainings, which go once the new one has an epoch."""
+    gone = folder.path.with_name(f".{folder.name}.{os.getpid()}.removed")
+    folder.path.rename(gone)
+    for training in sorted((gone / folder.checkpoints.name).glob(f"*/{TRAINING}")):
+        (training.parent / FORGOTTEN).touch()
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        training.parent.rename(folder.checkpoints / training.parent.name)
+    shutil.rmtree(gone)
 
 
 def _refuse_other_owner(folder: RunFolder, owner: str | None) -> None:

@@ -118,11 +118,14 @@ def updates_of_epoch(num_rows: int, batch_size: int) -> int:
 
 
 def updates_of_epochs(train: TrainSpec, batch_size_global: int, num_rows: int) -> tuple[int, ...]:
-    """Number of updates of each epoch."""
-    return tuple(
-        updates_of_epoch(num_rows, batch_size_of_epoch(train, batch_size_global, epoch))
-        for epoch in range(train.epochs)
-    )
+    """Number of updates of each epoch that there is: `train.max_updates` may end the last one early."""
+    left, found = train.max_updates, []
+    for epoch in range(train.epochs):
+        updates = updates_of_epoch(num_rows, batch_size_of_epoch(train, batch_size_global, epoch))
+        found.append(updates if left is None else min(left, updates))
+        if left is not None and (left := left - found[-1]) == 0:
+            break
+    return tuple(found)
 
 
 def check_division(train: TrainSpec) -> None:

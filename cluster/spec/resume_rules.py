@@ -4,7 +4,8 @@
     goes on     the key extends the training or moves it elsewhere: it goes on from its checkpoint, and says so
     anew        any other key of `train`, `model` and `seed`, and the prepared rows: a training of its own
 
-Invariant: a key that is not in the table starts anew, so that one that is added later is never taken for harmless.
+Invariant: a key that is not in the table starts anew, and makes another search, so that one that is added later is
+never taken for harmless.
 
 Covered: values, their effect, what differs between two specs. Not covered: which checkpoints there are
 (trainers/launch/earlier.py).
@@ -31,6 +32,8 @@ class KeyRule:
     effect: Effect
     why: str
     """Half a sentence, for the page and for whoever changes one of them."""
+    comparable: bool = True
+    """Whether values of a search's trials before and after the change can be compared."""
 
 
 RULES: tuple[KeyRule, ...] = (
@@ -51,6 +54,7 @@ RULES: tuple[KeyRule, ...] = (
         "goes on",
         "the epochs that are left follow the schedule of the new length; anew where fewer are wanted than are trained, "
         "or where train.growth is linear over the epochs",
+        comparable=False,
     ),
     KeyRule(
         ("workers", "batch_size_per_worker", "memory_per_worker_gib"),
@@ -64,6 +68,13 @@ RULES: tuple[KeyRule, ...] = (
     ),
     KeyRule(("early_stopping",), "goes on", "it judges all epochs anew, those that are trained too"),
     KeyRule(("faults.nonfinite_updates", "faults.rollbacks"), "goes on", "the new budget holds from here on"),
+    KeyRule(
+        ("callbacks",),
+        "goes on",
+        "they are called from here on; each has its state back, a new one starts without",
+        comparable=False,
+    ),
+    KeyRule(("profile_updates",), "anew", "its first updates are what is recorded"),
 )
 
 
@@ -71,6 +82,12 @@ def effect_of(path: str) -> Effect:
     """What a change of a dotted path of the spec does."""
     rule = _rule_of(path)
     return rule.effect if rule else "anew"
+
+
+def is_comparable(path: str) -> bool:
+    """Whether trials with different values of a dotted path can be compared."""
+    rule = _rule_of(path)
+    return rule is not None and rule.comparable
 
 
 def why_of(path: str) -> str:

@@ -207,4 +207,28 @@ def _train_problems(spec: RunSpec) -> list[dict[str, Any]]:
         found.append(problem("train.best.metric", best.metric, rule, among=EPOCH_METRICS))
     elif best.mode not in ("auto", mode := mode_of(best.metric)):
         found.append(problem("train.best.mode", best.mode, f"{best.metric} is better when it is {mode}imal"))
+    return [*found, *_optimizer_problems(spec)]
+
+
+def _optimizer_problems(spec: RunSpec) -> list[dict[str, Any]]:
+    """Constants that nothing uses, and what schedule-free training does by itself."""
+    train, optimizer = spec.train, spec.train.optimizer
+    searched = spec.search.space if spec.search is not None else {}
+    found = []
+    if "train.optimizer.name" not in searched:
+        for name in optimizer.idle:
+            own = (
+                "a function of your own takes options" if optimizer.is_own else f"{optimizer.name} has no such constant"
+            )
+            found.append(problem(f"train.optimizer.{name}", getattr(optimizer, name), own))
+    if optimizer.name == "schedule_free":
+        if train.schedule.name != "constant" or train.schedule.plateau is not None:
+            rule = "schedule_free averages in place of a schedule: set it to constant, with a warm-up, without plateau"
+            found.append(problem("train.schedule.name", train.schedule.name, rule))
+        if train.ema is not None:
+            rule = "schedule_free evaluates an average of its own: leave out train.ema"
+            found.append(problem("train.ema", "an average", rule))
+    if train.schedule.eta_min is not None and train.schedule.eta_min > optimizer.learning_rate:
+        rule = f"must not be above train.optimizer.learning_rate, which is {optimizer.learning_rate:g}"
+        found.append(problem("train.schedule.eta_min", train.schedule.eta_min, rule))
     return found

@@ -45,6 +45,10 @@ SYNONYMS: dict[str, str] = {
     "lr_scheduler": "schedule",
     "max_batch_size": "max_rows",
     "max_epochs": "epochs",
+    "max_steps": "max_updates",
+    "max_time": "max_time_s",
+    "min_lr": "eta_min",
+    "norm_type": "clip_norm_type",
     "max_grad_norm": "clip_norm",
     "micro_batch_size": "batch_size_per_worker",
     "mixed_precision": "precision",
@@ -65,6 +69,7 @@ SYNONYMS: dict[str, str] = {
     "target_column": "target",
     "training": "train",
     "tuning": "search",
+    "warmup_steps": "warmup_updates",
     "wd": "weight_decay",
     "world_size": "workers",
 }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.spec.base import Auto, AutoPositiveInt, Fraction, PositiveFloat, StrictSpec
+from cluster.spec.base import Auto, AutoPositiveInt, NamedObject, PositiveFloat, PositiveInt, Share, StrictSpec
+from cluster.spec.optimizer import OptimizerSpec, ScheduleSpec
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 CONFUSION_METRICS = ("macro_f1", "balanced_accuracy")
 """Made from the confusion matrix, where `best.metric` names one of them."""
 EPOCH_METRICS = (
@@ -37,73 +36,6 @@ def metric_task_rule(metric: str, task: str) -> str:
         return ""
     those = ", ".join(name for name in EPOCH_METRICS if METRICS_OF_ONE_TASK.get(name, task) == task)
     return f"the task is {task}, whose epochs have {those}"
-
-
-class OptimizerSpec(StrictSpec):
-    """The optimizer and its constants."""
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: PositiveFloat = 3e-3
-    """Peak learning rate, at the end of warm-up, before `scaling`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Not applied to biases and norms."""
-    momentum: Share = 0.9
-    """SGD only."""
-    nesterov: bool = False
-    """SGD only."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """AdamW only."""
-    scaling: Literal["none", "linear", "sqrt"] = "none"
-    """How the peak follows the global batch: times (batch / scaling_base), or times its square root."""
-    scaling_base: PositiveInt = 256
-    """Global batch at which `learning_rate` holds as written."""
-
-
-class PlateauSpec(StrictSpec):
-    """Lower the learning rate by `factor` when the `best` metric has not improved for `patience` epochs."""
-
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    patience: Annotated[int, Field(ge=0)] = 3
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
-    floor: Share = 0.0
-    """Least product of all reductions."""
-
-
-class ScheduleSpec(StrictSpec):
-    """Learning rate as a pure function of the update index."""
-
-    name: Literal[
-        "constant",
-        "linear",
-        "cosine",
-        "cosine_restarts",
-        "polynomial",
-        "step",
-        "exponential",
-        "inverse_sqrt",
-        "wsd",
-        "one_cycle",
-    ] = "cosine"
-    warmup: Fraction = 0.05
-    """Share of all updates that rise linearly to the peak (one_cycle: on half a cosine)."""
-    floor: Fraction = 0.01
-    """Share of the peak at the last update; `constant` has none."""
-    power: PositiveFloat = 2.0
-    """`polynomial` only."""
-    cycles: PositiveInt = 3
-    """`cosine_restarts` only: number of cosines after warm-up."""
-    milestones: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.5, 0.75)
-    """`step` only: shares of the updates after warm-up at which it falls; equal factors lead to the floor."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """`wsd` only: share of the updates after warm-up in which it falls linearly."""
-    plateau: PlateauSpec | None = None
-    """Multiplied on top of the schedule."""
-
-    @model_validator(mode="after")
-    def _positive_floor(self) -> ScheduleSpec:
-        if self.name in ("exponential", "step") and self.floor == 0:
-            raise ValueError(f"schedule {self.name} falls by factors and never reaches 0: set floor above 0")
-        return self
 
 
 class GrowthSpec(StrictSpec):
@@ -216,10 +148,23 @@ class FaultSpec(StrictSpec):
     """A worker that is missing from an exchange for this long is named and the attempt ends."""
 
 
+class CallbackSpec(StrictSpec):
+    """A callback with arguments."""
+
+    name: NamedObject
+    arguments: dict[str, Any] = {}
+    """Given to the class by name when training starts."""
+
+
 class TrainSpec(StrictSpec):
     """How long, in which batches, on how many workers, in which precision."""
 
     epochs: Annotated[int, Field(gt=0, le=EPOCHS_MAX)] = 20
+    max_updates: PositiveInt | None = None
+    """Ends the training, and its schedule, after this many updates, be it inside an epoch, which is then evaluated."""
+    max_time_s: PositiveFloat | None = None
+    """Ends the training after the first update that ends later than this, resumes counted together; the epoch is then
+    evaluated. How many updates that are depends on the machine."""
     batch_size_global: AutoPositiveInt = "auto"
     """Samples an update, over all workers and accumulation steps."""
     batch_size_per_worker: AutoPositiveInt = "auto"
@@ -254,6 +199,8 @@ class TrainSpec(StrictSpec):
     ema: EmaSpec | None = None
     clip_norm: PositiveFloat | None = 1.0
     """Largest global gradient norm; null turns clipping off."""
+    clip_norm_type: PositiveFloat | Literal["inf"] = 2.0
+    """Which norm `clip_norm` bounds: 2, 1, another power, or `inf`, the largest absolute value."""
     clip_value: PositiveFloat | None = None
     """Largest absolute value of a gradient element."""
     clip_agc: PositiveFloat | None = None
@@ -265,6 +212,9 @@ class TrainSpec(StrictSpec):
     early_stopping: EarlyStoppingSpec | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
     faults: FaultSpec = FaultSpec()
+    callbacks: tuple[NamedObject | CallbackSpec, ...] = ()
+    """Classes of your own, `module:Class`, that are called after updates, epochs and checkpoints; see
+    docs/training.md for what they may define. The module is looked for in the folder in which manta was started."""
     diagnostics_every_updates: PositiveInt | None = 200
     """How often gradients, weights, updates and activations are looked at; null turns it off."""
     log_every_updates: PositiveInt = 20

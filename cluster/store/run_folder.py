@@ -25,6 +25,10 @@ from cluster.spec.resolve import ResolvedRun
 from cluster.telemetry.events import FileSink
 
 RECORD = "record.json"
+TRAINING = "training.json"
+"""In each folder of `checkpoints/`: what its training was (trainers/launch/earlier.py)."""
+FORGOTTEN = "forgotten"
+"""Beside it: nobody goes on with that training, and it goes once another has an epoch."""
 
 
 class StageRecord(StrictSpec):

@@ -195,8 +195,9 @@ def retrain_spec(train: TrainSpec, task: TrainingTask) -> TrainSpec:
     augment = (
         train.augment.model_copy(update={"mixup_alpha": 0.0, "cutmix_alpha": 0.0}) if task.distill else train.augment
     )
-    optimizer = train.optimizer.model_copy(update={"learning_rate": task.learning_rate})
-    return train.model_copy(update={"epochs": task.epochs, "optimizer": optimizer, "augment": augment})
+    optimizer = train.optimizer.model_copy(update={"learning_rate": task.learning_rate, "groups": ()})
+    of_the_run = {"max_updates": None, "max_time_s": None, "callbacks": ()}  # and a student has other parameters
+    return train.model_copy(update={"epochs": task.epochs, "optimizer": optimizer, "augment": augment, **of_the_run})
 
 
 def augments(train: TrainSpec) -> bool:

@@ -4,7 +4,7 @@
 
 Invariant: a change of the spec that extends or moves a training goes on in the same folder, any other in one of its
 own, and both are said. The state of an earlier training stays until this one has an epoch of its own, so that putting
-the old values back goes on with it.
+the old values back goes on with it; after `--fresh` nobody goes on with it unless its mark is removed.
 
 Covered: choice of the folder, what is said, what goes. Not covered: which change does what
 (cluster/spec/resume_rules.py), checkpoints themselves (trainers/loop/checkpointing).
@@ -21,10 +21,10 @@ from typing import Any
 from cluster.atomic import digest_json, write_json
 from cluster.pipeline.stage import StageContext
 from cluster.spec.resume_rules import differences, lasting, values_of, why_of
+from cluster.store.run_folder import FORGOTTEN, TRAINING
 from cluster.telemetry.events import Message
 from cluster.telemetry.view import counted
 
-TRAINING = "training.json"
 ROWS = "data (as prepared)"
 SHOWN_CHANGES = 5
 
@@ -36,6 +36,11 @@ class Earlier:
     folder: Path
     identity: str
     values: dict[str, Any]
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether it was there before `--fresh`."""
+        return (self.folder / FORGOTTEN).exists()
 
     @property
     def newest(self) -> str:
@@ -98,7 +103,7 @@ def _choose(context: StageContext, now: dict[str, Any]) -> Earlier:
     """What can be gone on with: the same training, with no more epochs than are wanted; else a new folder."""
     identity, epochs = digest_json(lasting(now)), context.run_resolved.spec.train.epochs
     there = read_trainings(context.run.checkpoints)
-    same = [one for one in there if one.identity == identity and one.epochs_done <= epochs]
+    same = [one for one in there if one.identity == identity and one.epochs_done <= epochs and not one.forgotten]
     new = Earlier(_free(context.run.checkpoints / identity[:16]), identity, now)
     return max(same, key=lambda one: one.newest, default=new)
 
@@ -119,6 +124,13 @@ def _say_going_on(context: StageContext, earlier: Earlier, now: dict[str, Any]) 
 
 def _say_anew(context: StageContext, earlier: Earlier, now: dict[str, Any]) -> None:
     """Before the first update of a training that leaves another behind."""
+    if earlier.forgotten:
+        text = (
+            f"training starts anew, as --fresh says. The earlier one, {counted(earlier.epochs_done, 'epoch')} long, "
+            f"stays in {earlier.folder} until this one has an epoch: remove its file '{FORGOTTEN}' to go on with it"
+        )
+        context.events.emit(Message(level="info", stage=context.stage, text=text))
+        return
     found = differences(lasting(earlier.values), lasting(now))
     if not found:
         found = {"train.epochs": f"{earlier.values.get('train.epochs')} -> {now['train.epochs']}"}

@@ -15,7 +15,6 @@ Covered: classification, per-item targets, regression. Not covered: ranking metr
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -35,14 +34,14 @@ EVALUATION_ROWS = 256  # without gradients a row costs little: at least this man
 
 
 def evaluate_split(job: Job, state: State, reader: SplitReader, name: str) -> dict[str, float]:
-    """`{name.loss, name.accuracy | name.rmse, …}` of the model as it stands (under the EMA where there is one).
+    """`{name.loss, name.accuracy | name.rmse, …}` of the model under the weights that are kept (the EMA's, say).
 
     Blocks. Raises on all workers what one of them raised.
     """
     was_training = state.model.training
     state.model.eval()
     try:
-        with state.ema.applied() if state.ema else nullcontext():
+        with state.evaluated():
             sums, error = _sums_that_fit(job, state, reader)
     finally:
         state.model.train(was_training)

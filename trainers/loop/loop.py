@@ -22,6 +22,7 @@ import torch
 
 from cluster.errors import DivergedError, InterruptedRunError, WorkerLostError
 from cluster.telemetry.events import EpochFinished, EventSink, Message
+from trainers.loop.callbacks import CallbackRunner
 from trainers.loop.checkpointing.checkpointer import Checkpointer
 from trainers.loop.data.sampler import Window, epoch_order, window_of
 from trainers.loop.diagnostics.inspector import Inspector
@@ -30,6 +31,7 @@ from trainers.loop.diagnostics.profiler import profiled
 from trainers.loop.diagnostics.utilization import Meter
 from trainers.loop.diagnostics.watchdog import Watchdog
 from trainers.loop.distributed.collectives import average_buffers, sum_over_workers
+from trainers.loop.distributed.gradient_exchange import TIME_OVER
 from trainers.loop.distributed.joint_failure import agreed
 from trainers.loop.evaluate import evaluate_split
 from trainers.loop.parts.deterministic import deterministic
@@ -76,16 +78,20 @@ def _fit(
     if state.cursor == Cursor():
         tune(job, state)
     make_moments(job, state)
+    callbacks = CallbackRunner(job, state)
+    checkpointer.on_written = callbacks.checkpointed
     watchdog = Watchdog(job.world)
     started, cpu, rows_before = time.monotonic(), time.process_time(), state.rows_seen
     try:
         with collector_paused(), profiled(job) as next_update:
+            clock = TimeLimit(job, state)
 
-            def before_update() -> bool:
+            def before_update() -> float:
                 next_update()
-                return bool(interrupt and interrupt())
+                return float(bool(interrupt and interrupt())) + clock.vote()
 
-            run_epochs(job, state, checkpointer, on_epoch, before_update)
+            run_epochs(job, state, checkpointer, callbacks, on_epoch, before_update)
+            callbacks.training_ended()
     except WorkerLostError as error:
         raise _with_missing_ranks(error, watchdog) from error
     finally:
@@ -98,14 +104,18 @@ def _fit(
 
 
 def run_epochs(
-    job: Job, state: State, checkpointer: Checkpointer, on_epoch: OnEpoch | None, before_update: Callable[[], bool]
+    job: Job,
+    state: State,
+    checkpointer: Checkpointer,
+    callbacks: CallbackRunner,
+    on_epoch: OnEpoch | None,
+    before_update: Callable[[], float],
 ) -> None:
-    """The whole training, visible in one place. `before_update` returns whether to stop after that update."""
-    cursor = state.cursor
+    """The whole training, visible in one place. `before_update` returns this worker's vote to stop after an update."""
     meter = Meter(job)
     inspector = Inspector(job, state, meter)
-    while cursor.epoch < job.request.train.epochs and not state.stopped_early:
-        logbook = Logbook(job, state, meter)
+    while not is_over(job, state):
+        logbook = Logbook(job, state, meter, callbacks.on_update)
         try:
             for window in remaining_windows(job, state):
                 reports = train_window(job, state, window, inspector, before_update())
@@ -115,13 +125,16 @@ def run_epochs(
                 record(job, state, reports, logbook, checkpointer)
                 if due:
                     checkpointer.write()
+                if any(report.time_over for report in reports):
+                    end_early(job, state)
+                    break
             record(job, state, finish_update(job, state), logbook, checkpointer)
         except DivergedError as error:
             checkpointer.roll_back(error)  # raises when the budget is spent
-            cursor = state.cursor
             continue
         event = finish_epoch(job, state)
         stop = bool(on_epoch(event)) if on_epoch else False
+        stop |= callbacks.epoch_ended(event)
         state.stopped_early |= bool(sum_over_workers([stop], job.world, job.device)[0])
         if job.world.rank == 0:
             job.sink.emit(event)
@@ -130,7 +143,7 @@ def run_epochs(
         gc.collect()
 
 
-def train_window(job: Job, state: State, window: Window, inspector: Inspector, want_stop: bool) -> list[UpdateReport]:
+def train_window(job: Job, state: State, window: Window, inspector: Inspector, want_stop: float) -> list[UpdateReport]:
     """An update, finished at once, or after the next one has been queued where the device is not to be waited for.
     An inspection needs the numbers before and after its update, so that update is finished at once too."""
     state.inspecting = inspector.due()
@@ -153,6 +166,30 @@ def record(job: Job, state: State, reports: list[UpdateReport], logbook: Logbook
     if stop:
         checkpointer.write()
         raise _interrupted(state)
+
+
+class TimeLimit:
+    """`train.max_time_s`, by the clock of rank 0: seconds of all attempts together."""
+
+    def __init__(self, job: Job, state: State) -> None:
+        limit = job.request.train.max_time_s
+        self.counts, self.limit = limit is not None, limit if job.world.rank == 0 else None
+        self.state, self.before, self.started = state, state.seconds, time.monotonic()
+
+    def vote(self) -> float:
+        """Before an update: whether it is to be the last one."""
+        if not self.counts:
+            return 0.0
+        self.state.seconds = self.before + time.monotonic() - self.started
+        return TIME_OVER if self.limit is not None and self.state.seconds >= self.limit else 0.0
+
+
+def end_early(job: Job, state: State) -> None:
+    """The epoch ends with the update that was made last, and the training with it."""
+    state.stopped_early = True
+    if job.world.rank == 0:
+        text = f"training ends after update {state.cursor.update}: train.max_time_s has passed"
+        job.sink.emit(Message(level="info", stage=job.request.stage, text=text))
 
 
 def remaining_windows(job: Job, state: State) -> Iterator[Window]:
@@ -182,7 +219,7 @@ def finish_epoch(job: Job, state: State) -> EpochFinished:
     event = EpochFinished(
         stage=job.request.stage,
         epoch=cursor.epoch + 1,
-        epochs=train.epochs,
+        epochs=job.num_epochs,
         update=cursor.update,
         metrics=metrics,
     )
@@ -215,7 +252,7 @@ def best_value(job: Job, metrics: dict[str, float]) -> float:
 
 def is_over(job: Job, state: State) -> bool:
     """Whether no epoch is left."""
-    return state.stopped_early or state.cursor.epoch >= job.request.train.epochs
+    return state.stopped_early or state.cursor.epoch >= job.num_epochs
 
 
 @contextmanager
@@ -247,11 +284,9 @@ def _keep_best(job: Job, state: State, value: float, metrics: dict[str, float]) 
 
 
 def current_weights(state: State) -> dict[str, torch.Tensor]:
-    """A copy on the CPU of what is evaluated: the model under its EMA."""
-    if state.ema:
-        with state.ema.applied():
-            return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
+    """A copy on the CPU of what is evaluated."""
+    with state.evaluated():
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
 
 
 def _result(job: Job, state: State, spent: dict[str, float]) -> FitResult:

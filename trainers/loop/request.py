@@ -6,8 +6,7 @@ machine type, whether or not it was interrupted.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,5 @@ class FitRequest:
     """Folder of what `train.profile_updates` records."""
     find_learning_rate: bool = False
     """A run that starts anew takes its learning rate from a range test (tuner/)."""
-
-
-def load_named(name: str) -> Callable[..., Any]:
-    """The function that `module:function` names."""
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+    code: str = field(default_factory=os.getcwd)
+    """Folder in which modules that the request names are looked for, on workers that see it."""

@@ -24,12 +24,15 @@ from trainers.loop.distributed.gradient_exchange import GradientExchange
 from trainers.loop.distributed.world import current_world
 from trainers.loop.parts import rng
 from trainers.loop.parts.batch_norm import BatchNorms
+from trainers.loop.parts.callbacks import load_callbacks
 from trainers.loop.parts.ema import Ema
+from trainers.loop.parts.groups import freeze
 from trainers.loop.parts.losses import Objective
+from trainers.loop.parts.named import load_named, look_in
 from trainers.loop.parts.optimizer import build_optimizer
 from trainers.loop.parts.plateau import Plateau
 from trainers.loop.parts.precision import build_scaler
-from trainers.loop.request import FitRequest, load_named
+from trainers.loop.request import FitRequest
 from trainers.loop.state import Job, State
 from trainers.models import build_model
 
@@ -43,12 +46,15 @@ def set_up(request: FitRequest, sink: EventSink, device: torch.device | None) ->
     device = device or default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and random states are those of the current device
+    look_in(request.code)
     data = open_prepared(request.prepared)
     _check_augmentation(request, data)
     train, validation = data.splits["train"], data.splits["validation"]
     if len(train) == 0:
         raise DataError("Cannot train", found="the train split has no rows", remedy="Look at the data section.")
-    objective = load_named(request.objective)(**request.objective_arguments) if request.objective else None
+    objective = None
+    if request.objective:
+        objective = load_named(request.objective, "FitRequest.objective")(**request.objective_arguments)
     job = Job(
         request=request,
         data=data,
@@ -74,9 +80,10 @@ def build_module(request: FitRequest, data: PreparedData) -> nn.Module:
     """The model of a request with weights drawn from its seed, in training mode."""
     torch.manual_seed(request.seed)
     if request.model_factory:
-        model = load_named(request.model_factory)(**request.model_arguments)
+        model = load_named(request.model_factory, "FitRequest.model_factory")(**request.model_arguments)
     else:
         model = build_model(request.model, data.inputs, data.num_outputs, data.target)
+    freeze(model, request.train.optimizer)
     return model.train()
 
 
@@ -96,6 +103,7 @@ def new_state(job: Job, model: nn.Module) -> State:
         ema=Ema(model, train.ema) if train.ema else None,
         plateau=Plateau() if train.schedule.plateau else None,
         micro_size=job.request.batch.batch_size_per_worker,
+        callbacks=load_callbacks(train.callbacks, job.world.rank),
     )
 
 

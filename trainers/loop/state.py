@@ -5,6 +5,8 @@ Invariant: between two windows, `Job` (fixed by the request) and `State` determi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,7 +14,8 @@ import torch
 from torch import nn
 
 from cluster.bundle.signature import TensorSpec
-from cluster.spec.batch_plan import batch_size_of_epoch, updates_of_epoch, updates_of_epochs
+from cluster.spec.batch_plan import batch_size_of_epoch, updates_of_epochs
+from cluster.spec.optimizer import ScheduleSpec
 from cluster.telemetry.events import EpochFinished, EventSink
 from trainers.data.shards import PreparedData
 from trainers.loop.data.augment import Augmenter
@@ -21,12 +24,13 @@ from trainers.loop.data.sampler import Window
 from trainers.loop.distributed.gradient_exchange import GradientExchange
 from trainers.loop.distributed.world import World
 from trainers.loop.parts.batch_norm import BatchNorms
+from trainers.loop.parts.callbacks import Loaded
 from trainers.loop.parts.ema import Ema
 from trainers.loop.parts.losses import Objective
-from trainers.loop.parts.optimizer import QuickStep
 from trainers.loop.parts.plateau import Plateau
+from trainers.loop.parts.quick_step import QuickStep
 from trainers.loop.parts.rng import QuickSnapshots
-from trainers.loop.parts.schedule import peak_learning_rate
+from trainers.loop.parts.schedule import peak_learning_rate, settled
 from trainers.loop.request import FitRequest
 
 
@@ -85,6 +89,8 @@ class UpdateReport:
     learning_rate: float
     stop: bool
     """A worker is to stop after this update."""
+    time_over: bool
+    """`train.max_time_s` has passed: the epoch ends with this update."""
     window: Window
 
 
@@ -128,6 +134,10 @@ class State:
     """What this worker's optimizer step raised, until all workers have met and raised it."""
     evaluation_rows: int | None = None
     """Rows of an evaluation's forward, where memory has not sufficed for more."""
+    callbacks: list[Loaded] = field(default_factory=list)
+    """Those of the user's that this worker calls."""
+    seconds: float = 0.0
+    """Spent in training before this process began, where `train.max_time_s` counts them."""
     random: QuickSnapshots = field(default_factory=QuickSnapshots)
     _quick_step: QuickStep | None = None
 
@@ -135,6 +145,27 @@ class State:
     def forward(self) -> nn.Module:
         """What a training forward calls."""
         return self.model if self.compiled is None or self.inspecting else self.compiled
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """The model holds the weights inside that are evaluated and kept: their average, or what an optimizer with
+        `eval` and `train` makes of them. Outside its own, to the byte."""
+        if self.ema:
+            with self.ema.applied():
+                yield
+            return
+        change, change_back = getattr(self.optimizer, "eval", None), getattr(self.optimizer, "train", None)
+        if not callable(change) or not callable(change_back):
+            yield
+            return
+        before = [parameter.detach().clone() for parameter in self.exchange.parameters]
+        change()
+        try:
+            yield
+        finally:
+            change_back()
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.exchange.parameters), before)
 
     @property
     def quick_step(self) -> QuickStep:
@@ -182,14 +213,29 @@ class Job:
         """Global batch of an epoch."""
         return batch_size_of_epoch(self.request.train, self.request.batch.batch_size_global, epoch)
 
+    @cached_property
+    def windows_of_epochs(self) -> tuple[int, ...]:
+        """Updates of each epoch, those that are skipped included."""
+        return updates_of_epochs(self.request.train, self.request.batch.batch_size_global, self.train.num_rows)
+
     def num_windows(self, epoch: int) -> int:
         """Updates of an epoch, those that are skipped included."""
-        return updates_of_epoch(self.train.num_rows, self.batch_size(epoch))
+        return self.windows_of_epochs[epoch]
+
+    @property
+    def num_epochs(self) -> int:
+        """Fewer than `train.epochs` where `train.max_updates` ends the run earlier."""
+        return len(self.windows_of_epochs)
 
     @cached_property
     def updates_total(self) -> int:
         """Windows of the whole run: the schedule's length."""
-        return sum(updates_of_epochs(self.request.train, self.request.batch.batch_size_global, self.train.num_rows))
+        return sum(self.windows_of_epochs)
+
+    @cached_property
+    def schedule(self) -> ScheduleSpec:
+        """With the warm-up in updates."""
+        return settled(self.request.train.schedule.model_copy(update={"eta_min": None}), self.windows_of_epochs, 1.0)
 
     @cached_property
     def peak_learning_rate(self) -> float:

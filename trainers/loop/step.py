@@ -27,14 +27,15 @@ from cluster.errors import DivergedError, MemoryShortError
 from cluster.telemetry.events import UpdateSkipped
 from trainers.loop.data.sampler import Window
 from trainers.loop.diagnostics.inspector import locate_nonfinite
-from trainers.loop.distributed.gradient_exchange import ReducedScalars
+from trainers.loop.distributed.gradient_exchange import TIME_OVER, ReducedScalars
 from trainers.loop.distributed.joint_failure import agreed, raise_together
 from trainers.loop.distributed.memory_short import caught, is_out_of_memory
 from trainers.loop.parts import rng
 from trainers.loop.parts.clipping import clip_gradient, clip_on_device
-from trainers.loop.parts.optimizer import set_learning_rate
+from trainers.loop.parts.optimizer import add_l1, set_learning_rate
 from trainers.loop.parts.precision import autocast, check_scale, found_inf, scale_of
-from trainers.loop.parts.schedule import learning_rate_factor
+from trainers.loop.parts.quick_step import left_out
+from trainers.loop.parts.schedule import learning_rate_factor, settled
 from trainers.loop.state import Job, PendingUpdate, State, UpdateReport
 
 ROWS_TOLD = 20  # of a skipped window, in its record
@@ -42,7 +43,7 @@ SHRINK_RESOLUTION = 32  # bisect to within a 32nd, as the finder of batch sizes 
 
 
 def update(
-    job: Job, state: State, window: Window, *, want_stop: bool = False, learning_rate: float | None = None
+    job: Job, state: State, window: Window, *, want_stop: float = 0.0, learning_rate: float | None = None
 ) -> UpdateReport:
     """Forward, backward, exchange, step. All workers call it with the same window; blocks until all have.
 
@@ -53,7 +54,7 @@ def update(
 
 
 def start_update(
-    job: Job, state: State, window: Window, *, want_stop: bool = False, learning_rate: float | None = None
+    job: Job, state: State, window: Window, *, want_stop: float = 0.0, learning_rate: float | None = None
 ) -> list[UpdateReport]:
     """Queue an update: it is pending until `finish_update`. Returns the report of the one before, if that was pending.
 
@@ -96,7 +97,8 @@ def finish_update(job: Job, state: State) -> list[UpdateReport]:
             cursor.nonfinite.append((this.window.epoch, this.window.index))
             _say_skipped(job, state, this.window)
         check_scale(scale, lambda: locate_nonfinite(job, state, this.window))
-    return [UpdateReport(made, loss_sum, this.weight, norm, this.learning_rate, bool(stop), this.window)]
+    stops = bool(stop % TIME_OVER), stop >= TIME_OVER
+    return [UpdateReport(made, loss_sum, this.weight, norm, this.learning_rate, *stops, this.window)]
 
 
 def _say_skipped(job: Job, state: State, window: Window) -> None:
@@ -120,21 +122,26 @@ def _say_skipped(job: Job, state: State, window: Window) -> None:
 
 def learning_rate_now(job: Job, state: State) -> float:
     """Of the next update."""
-    factor = learning_rate_factor(job.request.train.schedule, state.cursor.update, job.updates_total)
-    peak = job.peak_learning_rate
+    peak, schedule = job.peak_learning_rate, job.schedule
     if state.learning_rate_found is not None:
         peak *= state.learning_rate_found / job.request.train.optimizer.learning_rate
+    if (asked := job.request.train.schedule).eta_min is not None:
+        schedule = settled(asked, job.windows_of_epochs, peak)
+    factor = learning_rate_factor(schedule, state.cursor.update, job.updates_total)
     return peak * factor * (state.plateau.factor if state.plateau else 1.0)
 
 
-def compute_gradient(job: Job, state: State, window: Window, weight: float, want_stop: bool) -> ReducedScalars:
+def compute_gradient(job: Job, state: State, window: Window, weight: float, want_stop: float) -> ReducedScalars:
     """Fill the flat gradient, summed over workers. Retries with smaller micro-batches when memory is short."""
     search = True
     while True:
         snapshot = _Snapshot(state)
         error = accumulate(job, state, window, weight, want_stop)
         scalars = state.exchange.reduce()
-        if error is None and (job.world.size == 1 or not float(scalars.failed)):
+        # alone, the host knows both: nothing is read from the device
+        failed, unreached = (0.0, state.exchange.missing) if job.world.size == 1 else scalars.flags.tolist()
+        if error is None and not failed:
+            state.exchange.settle_unreached(unreached, had_rows=window.stop > window.start)
             return scalars
         _handle_failure(job, state, error)  # raises, unless a smaller micro-batch may help
         snapshot.restore(state)
@@ -144,7 +151,7 @@ def compute_gradient(job: Job, state: State, window: Window, weight: float, want
 
 
 def accumulate(
-    job: Job, state: State, window: Window, weight: float, want_stop: bool, *, send: bool = True
+    job: Job, state: State, window: Window, weight: float, want_stop: float, *, send: bool = True
 ) -> Exception | None:
     """The gradient of this worker's part. An error is returned, so that the exchange is joined anyway."""
     exchange = state.exchange
@@ -153,12 +160,14 @@ def accumulate(
         exchange.fail()
         return state.failure
     if want_stop:
-        exchange.want_stop()
+        exchange.want_stop(want_stop)
     if weight == 0:
         return None
     error = caught(lambda: forward_backward(job, state, window, 1 / weight, send=send))
     if error is not None:
         exchange.fail()
+    elif window.stop > window.start:
+        exchange.note_unreached()
     return error
 
 
@@ -202,19 +211,20 @@ def optimizer_step(
         return optimizer_step_on_device(job, state, scalars)
     optimizer, scaler, exchange = state.optimizer, state.scaler, state.exchange
     if scaler is None:
-        _note_unclipped(state)
+        _regularize(job, state)
         norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
         if math.isfinite(norm):
-            state.quick_step.step()
+            state.quick_step.step(without=exchange.unreached)
         if state.norms.any:
             state.norms.move(exchange.norm_sums, not math.isfinite(norm))
         return _numbers(scalars, norm, not math.isfinite(norm)), None
     scaler.unscale_(optimizer)
-    _note_unclipped(state)
+    _regularize(job, state)
     norm = clip_gradient(exchange.gradient, exchange.parameters, job.request.train)
     overflow = float(found_inf(scaler, optimizer)) > 0
     if overflow or math.isfinite(norm):  # finite gradients whose norm is not would be stepped by the scaler
-        scaler.step(optimizer)
+        with left_out(optimizer, exchange.unreached):
+            scaler.step(optimizer)
     scaler.update()
     skipped = overflow or not math.isfinite(norm)
     if state.norms.any:
@@ -229,11 +239,11 @@ def optimizer_step_on_device(
     scaler, exchange = state.scaler, state.exchange
     if scaler is not None:
         scaler.unscale_(state.optimizer)
-    _note_unclipped(state)
+    _regularize(job, state)
     norm, skip = clip_on_device(exchange.gradient, exchange.parameters, job.request.train)
     if scaler is not None:
         skip = torch.maximum(skip, found_inf(scaler, state.optimizer).clamp(max=1.0))
-    state.quick_step.step(skip)
+    state.quick_step.step(skip, exchange.unreached)
     if state.norms.any:
         state.norms.move(exchange.norm_sums, skip)
     if scaler is not None:
@@ -249,7 +259,10 @@ def optimizer_step_on_device(
     return on_host, arrived
 
 
-def _note_unclipped(state: State) -> None:
+def _regularize(job: Job, state: State) -> None:
+    """What the loss has beside the rows' part, once for all workers; and norms for an inspection."""
+    if l1 := job.request.train.optimizer.l1:
+        state.exchange.unreached -= add_l1(state.optimizer, l1)
     if state.unclipped is not None:
         state.unclipped = list(torch._foreach_norm([p.grad for p in state.exchange.parameters if p.grad is not None]))
 
@@ -307,7 +320,7 @@ def _fits(job: Job, state: State, window: Window, weight: float, rows: int) -> b
     """Whether all workers can do a micro-batch of so many rows. Nothing is sent."""
     state.micro_size = rows
     trial = replace(window, rows=np.resize(window.rows, rows), start=0, stop=rows)
-    error = accumulate(job, state, trial, weight, False, send=False)
+    error = accumulate(job, state, trial, weight, 0.0, send=False)
     return not agreed(f"Cannot make update {state.cursor.update}", error, job.world, job.device)
 
 

@@ -3,8 +3,9 @@
     search/<digest of what makes results comparable>/  search.json  journal.jsonl  repeats.jsonl
 
 Invariant: nothing here is deleted. Values are compared only if the space, the metric, the model, the training and the
-data were the same; the number of trials, of trials at a time and of repeats may change, and so may what a training
-runs on. A search that was interrupted is never left behind unnoticed: another one is refused.
+data were the same; the number of trials, of trials at a time and of repeats may change, and so may what does not change
+a trial's worth (cluster/spec/resume_rules.py). A search that was interrupted is never left behind unnoticed: another
+one is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from cluster.atomic import digest_json, write_json
 from cluster.errors import SpecError
 from cluster.pipeline.stage import StageContext
+from cluster.spec.resume_rules import is_comparable
 from trainers.search.journal import read_journal
 
 FOLDER = "search"
@@ -25,11 +27,6 @@ JOURNAL = "journal.jsonl"
 REPEATS = "repeats.jsonl"
 EXTENDS = frozenset({"trials", "concurrency", "repeats"})
 """Keys of `search` that change how much is tried, not what a trial is worth."""
-RUNS_ON = frozenset({
-    "workers", "batch_size_per_worker", "memory_per_worker_gib", "faults", "log_every_updates", "profile_updates",
-    "checkpoint",
-})  # fmt: skip
-"""Keys of `train` that change where and how a trial runs, not what it is worth."""
 SHOWN_CHANGES = 5
 
 
@@ -74,12 +71,12 @@ def identity_of(context: StageContext) -> dict[str, Any]:
     prepared = context.records.get("prepare")
     parts = {
         "search": {key: value for key, value in spec["search"].items() if key not in EXTENDS},
-        "train": {key: value for key, value in spec["train"].items() if key not in RUNS_ON},
+        "train": spec["train"],
         "model": spec["model"],
         "seed": spec["seed"],
         "data (as prepared)": digest_json(prepared.files)[:12] if prepared else None,
     }
-    return dict(_leaves(parts, ""))
+    return {path: value for path, value in _leaves(parts, "") if not is_comparable(path)}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class TrialSetup:
     prepared: Path
     metric: str
     epochs: int
+    code: str = field(default_factory=os.getcwd)
+    """Folder in which modules that the spec names are looked for."""
 
 
 class Reporter:
@@ -129,6 +132,7 @@ def fit_trial(
         prepared=setup.prepared,
         stage="search",
         checkpoints=None,
+        code=setup.code,
     )
     fit(request, sink=NullSink(), on_epoch=on_epoch)  # the driver emits the records of all trials
 

@@ -14,7 +14,7 @@ from cluster.errors import RequestError
 from cluster.pipeline.reuse import reusable
 from cluster.pipeline.stages import STAGES
 from cluster.spec.load import load_spec
-from cluster.store.run_folder import RunFolder, find_run
+from cluster.store.run_folder import FORGOTTEN, TRAINING, RunFolder, find_run
 from tests.bundles import make_bundle
 
 SPEC = "version: 1\ndata: {source: {kind: csv, path: größe.csv}, target: größe}\n"
@@ -60,8 +60,16 @@ def test_fresh_forgets_a_run(spec: Path) -> None:
     runs = spec.parent / "runs"
     first = prepare_folder(spec, [], name="a", runs_dir=runs)
     (first.path / "events.jsonl").write_text("")
-    assert not prepare_folder(spec, [], name="a", runs_dir=runs, claim=Claim(fresh=True)).events.exists()
-    assert [path.name for path in runs.iterdir()] == ["a"]
+    (first.checkpoints / "ab12" / "e00001-w00000000").mkdir(parents=True)
+    (first.checkpoints / "ab12" / TRAINING).write_text("{}")
+    (first.checkpoints / "other").mkdir()
+    for _ in range(2):
+        again = prepare_folder(spec, [], name="a", runs_dir=runs, claim=Claim(fresh=True))
+        assert not again.events.exists()
+        assert [path.name for path in runs.iterdir()] == ["a"]
+        assert [path.name for path in again.checkpoints.iterdir()] == ["ab12"]
+        kept = {path.name for path in (again.checkpoints / "ab12").iterdir()}
+        assert kept == {"e00001-w00000000", TRAINING, FORGOTTEN}, "until a new training has an epoch"
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -9,7 +9,7 @@ import pytest
 from cluster.pipeline.reuse import stage_digest
 from cluster.pipeline.stages import STAGES
 from cluster.spec.load import validate_spec
-from cluster.spec.resume_rules import RULES, differences, effect_of, lasting, values_of
+from cluster.spec.resume_rules import RULES, differences, effect_of, is_comparable, lasting, values_of
 from cluster.spec.run import RunSpec
 from cluster.spec.suggest import all_paths
 
@@ -37,6 +37,8 @@ def test_every_key_of_the_table_is_a_key_of_train() -> None:
         ("train.faults.rollbacks", "goes on"),
         ("train.optimizer.learning_rate", "anew"),
         ("train.exchange.wire", "anew"),
+        ("train.callbacks", "goes on"),
+        ("train.max_updates", "anew"),
         ("train.a_key_of_tomorrow", "anew"),
         ("model.hidden", "anew"),
         ("seed", "anew"),
@@ -44,6 +46,26 @@ def test_every_key_of_the_table_is_a_key_of_train() -> None:
 )
 def test_effect_of_a_key(path: str, effect: str) -> None:
     assert effect_of(path) == effect
+
+
+@pytest.mark.parametrize(
+    ("path", "comparable"),
+    [
+        ("train.workers", True),
+        ("train.diagnostics_every_updates", True),
+        ("train.faults.rollbacks", True),
+        ("train.early_stopping.patience", True),
+        ("train.profile_updates", True),
+        ("train.epochs", False),
+        ("train.callbacks", False),
+        ("train.optimizer.name", False),
+        ("train.a_key_of_tomorrow", False),
+        ("model.hidden", False),
+        ("search.metric", False),
+    ],
+)
+def test_whose_trials_can_be_compared(path: str, comparable: bool) -> None:
+    assert is_comparable(path) is comparable
 
 
 def test_what_is_the_same_is_in_no_digest() -> None:

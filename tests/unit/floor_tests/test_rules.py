@@ -129,3 +129,43 @@ def test_a_share_of_the_test_split_is_not_used_beside_a_test_file() -> None:
 def test_a_share_is_a_fraction_or_a_number_of_rows(share: float) -> None:
     with pytest.raises(SpecError, match=r"data\.split\.test: must be a fraction between 0 and 1, or a whole number"):
         validate_spec({"version": 1, "data": {**TABLE, "split": {"test": share}}})
+
+
+@pytest.mark.parametrize(
+    ("train", "path", "words"),
+    [
+        ({"optimizer": {"name": "sgd", "betas": [0.9, 0.99]}}, "train.optimizer.betas", "sgd has no such constant"),
+        ({"optimizer": {"momentum": 0.5}}, "train.optimizer.momentum", "adamw has no such constant"),
+        ({"optimizer": {"options": {"a": 1}}}, "train.optimizer.options", "adamw has no such constant"),
+        ({"optimizer": {"name": "a.b:c", "eps": 1e-3}}, "train.optimizer.eps", "options"),
+        ({"optimizer": {"name": "schedule_free"}}, "train.schedule.name", "set it to constant"),
+        (
+            {"optimizer": {"name": "schedule_free"}, "schedule": {"name": "constant"}, "ema": {}},
+            "train.ema",
+            "leave out",
+        ),
+        ({"schedule": {"eta_min": 0.1}}, "train.schedule.eta_min", "above train.optimizer.learning_rate"),
+    ],
+)
+def test_an_optimizer_is_asked_for_what_it_has(train: dict[str, Any], path: str, words: str) -> None:
+    (problem,) = spec_problems(validate_spec({"version": 1, "data": DIGITS, "train": train}))
+    assert problem["path"] == path
+    assert words in problem["text"]
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"optimizer": {"name": "adamx"}}, "did you mean adam"),
+        ({"schedule": {"name": "cosin"}}, "did you mean cosine"),
+        ({"callbacks": ["my_module"]}, "must be module:name"),
+        ({"schedule": {"warmup_updates": 3, "warmup_epochs": 1.0}}, "not both"),
+        ({"schedule": {"name": "step", "eta_min": 0.0}}, "set eta_min above 0"),
+        ({"optimizer": {"groups": [{"match": "head.*", "learning_rate": 0.1}]}}, "unknown key"),
+        ({"max_steps": 5}, "did you mean train.max_updates"),
+    ],
+)
+def test_a_misspelt_optimizer_or_schedule_names_the_nearest(train: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        validate_spec({"version": 1, "data": DIGITS, "train": train})
+    assert words in caught.value.message

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cluster.spec.load import validate_spec
-from cluster.store.run_folder import RunFolder
+from cluster.store.run_folder import FORGOTTEN, RunFolder
 from cluster.telemetry.events import ListSink
 from trainers.launch.earlier import checkpoints_of, forget_others
 
@@ -73,3 +73,22 @@ def test_the_earlier_state_stays_until_the_new_one_has_an_epoch(tmp_path: Path) 
     forget_others(second)
     assert not first.exists()
     assert foreign.exists()
+
+
+def test_after_fresh_the_earlier_state_stays_until_the_new_one_has_an_epoch(tmp_path: Path) -> None:
+    first, _ = folder_for(tmp_path, epochs=3)
+    trained(first, 2)
+    (first / FORGOTTEN).touch()
+    new, said = folder_for(tmp_path, epochs=3)
+    assert new != first
+    assert len(said) == 1
+    assert f"as --fresh says. The earlier one, 2 epochs long, stays in {first}" in said[0]
+    forget_others(new)
+    assert first.exists()
+    (first / FORGOTTEN).unlink()
+    assert folder_for(tmp_path, epochs=3)[0] == first, "without its mark it goes on"
+    (first / FORGOTTEN).touch()
+    trained(new, 1)
+    assert folder_for(tmp_path, epochs=3) == (new, [])
+    forget_others(new)
+    assert not first.exists()

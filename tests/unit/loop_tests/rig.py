@@ -127,6 +127,51 @@ def build_net(dropout: float = 0.0, norm: bool = False, double: bool = True) -> 
     return net.double() if double else net
 
 
+class Drifting(torch.optim.Optimizer):
+    """Counts its steps in its groups, where torch's own keep nothing that changes."""
+
+    def __init__(self, groups: list[dict], pull: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "pull": pull, "k": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["k"] += 1
+            for parameter in group["params"]:
+                sums = self.state[parameter].setdefault("sums", torch.zeros((), dtype=torch.float64))
+                sums.add_(parameter.grad.double().abs().sum())
+                parameter.sub_(parameter.grad * (group["lr"] / group["k"] / (1 + group["pull"] * float(sums))))
+
+
+def make_own_optimizer(groups: list[dict], pull: float = 0.3) -> torch.optim.Optimizer:
+    return Drifting(groups, pull)
+
+
+def own_schedule(update: int, updates_total: int) -> float:
+    return 1 / (1 + update / updates_total)
+
+
+class Meddling:
+    """Shrinks the weights after every update, by a number that it counts itself, on every worker."""
+
+    ranks = "all"
+
+    def __init__(self, factor: float = 0.99) -> None:
+        self.factor, self.calls = factor, 0
+
+    def after_update(self, training: Any) -> None:
+        self.calls += 1
+        with torch.no_grad():
+            for parameter in training.model.parameters():
+                parameter.mul_(self.factor ** (1 / self.calls))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
 def build_image_net() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
 

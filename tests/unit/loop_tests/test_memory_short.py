@@ -21,7 +21,7 @@ from trainers.loop import fit
 from trainers.loop.data.sampler import Window
 from trainers.loop.evaluate import evaluate_split
 from trainers.loop.loop import collector_paused
-from trainers.loop.parts.optimizer import QuickStep
+from trainers.loop.parts.quick_step import QuickStep
 from trainers.loop.step import update
 from trainers.loop.tuner.batch_size_finder import probe_micro_batch
 

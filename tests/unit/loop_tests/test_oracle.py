@@ -190,7 +190,18 @@ RECIPES: list[dict[str, Any]] = [
     {"ema": {"decay": 0.9}},
     {"growth": {"factor": 2.0}},
     {"optimizer": {**SGD, "scaling": "sqrt", "scaling_base": 60}},
-]
+    *({"optimizer": {"name": name, "learning_rate": 0.02}} for name in (
+        "adam", "adamw", "lion", "muon", "adafactor", "schedule_free", f"{HERE}:make_own_optimizer")),
+    {"optimizer": {**SGD, "l1": 0.01}},
+    {"optimizer": {**SGD, "layer_decay": 0.5}},
+    {"optimizer": {**SGD, "groups": [{"match": "*.bias", "learning_rate_factor": 0.1, "weight_decay": 0.5}]}},
+    {"optimizer": {**SGD, "groups": [{"match": "1.*", "freeze": True}]}},
+    {"clip_norm": 0.01, "clip_norm_type": "inf"},
+    {"schedule": {"name": "cosine", "warmup_epochs": 0.5, "eta_min": 0.05}},
+    {"schedule": {"name": f"{HERE}:own_schedule"}},
+    {"max_updates": 4},
+    {"callbacks": [f"{HERE}:Meddling"]},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)

@@ -73,8 +73,8 @@ def test_wire_bf16_sends_half_the_bytes_and_the_loss_in_full(sent: list[dict[str
     same, exact, loss = sent[0]["same"]
     half, rounded, half_loss = sent[0]["bf16"]
     count = len(exact)
-    assert same == [("torch.float32", count + 3)], "the scalars travel in the same all-reduce"
-    assert half == [("torch.bfloat16", count), ("torch.float32", 3)]
+    assert same == [("torch.float32", count + 4)], "the scalars travel in the same all-reduce"
+    assert half == [("torch.bfloat16", count), ("torch.float32", 4)]
     assert half_loss == loss
     assert np.array_equal(rounded, sent[1]["bf16"][1]), "both workers have the same sum"
     assert not np.array_equal(rounded, exact), "a bf16 sum is rounded"
@@ -85,7 +85,7 @@ def test_bucket_mib_cuts_the_gradient_into_pieces_of_that_size(sent: list[dict[s
     """The parameters, last first: 3 + 3 x 512 elements, 512, 4096. A bucket of 2048 never cuts a parameter."""
     units = WIDE // FEATURES
     pieces = [elements for _, elements in sent[0]["small"][0]]
-    assert pieces == [CLASSES + CLASSES * units, units, WIDE + 3], "the scalars go with the last"
+    assert pieces == [CLASSES + CLASSES * units, units, WIDE + 4], "the scalars go with the last"
     assert np.array_equal(sent[0]["small"][1], sent[0]["same"][1]), "the same sum"
 
 

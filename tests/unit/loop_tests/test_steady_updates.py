@@ -14,12 +14,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.errors import InterruptedRunError
-from cluster.spec.train import OptimizerSpec
+from cluster.spec.optimizer import OptimizerSpec
 from cluster.telemetry.events import ListSink, TrainStep
 from tests.unit.loop_tests.rig import HERE, request_for, start, write_data
 from trainers.loop import FitResult, fit
 from trainers.loop.loop import remaining_windows
-from trainers.loop.parts.optimizer import QuickStep, build_optimizer, set_learning_rate
+from trainers.loop.parts.optimizer import build_optimizer, set_learning_rate
+from trainers.loop.parts.quick_step import QuickStep
 from trainers.loop.parts.rng import QuickSnapshots, quick_restore
 from trainers.loop.step import finish_update, start_update, update
 

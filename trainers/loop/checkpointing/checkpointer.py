@@ -5,6 +5,8 @@ Invariant: all workers decide alike (due, which one to read, whether writing fai
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from cluster.errors import DivergedError, MantaError, PeerFailedError
@@ -23,6 +25,8 @@ class Checkpointer:
         self.job, self.state = job, state
         train, path = job.request.train, job.request.checkpoints
         self.folder = CheckpointFolder(path, train.checkpoint, train.best) if path is not None else None
+        self.on_written: Callable[[Path], None] | None = None
+        """Called on every worker with the folder of a checkpoint that is there."""
 
     def resume(self) -> None:
         """Go on from the newest valid checkpoint; damaged ones are reported. Collective."""
@@ -65,6 +69,8 @@ class Checkpointer:
             raise PeerFailedError(
                 "Cannot write a checkpoint", found=f"worker 0 failed: {text}", details={"rank": 0, "traceback": text}
             )
+        if self.on_written:
+            self.on_written(self.folder.path / self._name)
 
     def roll_back(self, error: DivergedError) -> None:
         """Return to the last checkpoint and leave out the windows that diverged. Raises `error` past the budget."""
@@ -81,11 +87,15 @@ class Checkpointer:
         if self.job.world.rank == 0:
             self._say("warning", f"{error.found}; back to checkpoint {name}, leaving out {len(bad)} windows")
 
+    @property
+    def _name(self) -> str:
+        return f"e{self.state.cursor.epoch:05d}-w{self.state.cursor.window:08d}"
+
     def _write(self, taken: snapshot.Snapshot, epoch: EpochFinished | None) -> None:
         assert self.folder is not None
         cursor = self.state.cursor
         value = epoch.metrics.get(self.folder.best.metric) if epoch else None
-        path = self.folder.write(f"e{cursor.epoch:05d}-w{cursor.window:08d}", taken, value)
+        path = self.folder.write(self._name, taken, value)
         self.job.sink.emit(
             CheckpointWritten(
                 stage=self.job.request.stage,

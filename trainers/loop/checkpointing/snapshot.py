@@ -11,6 +11,7 @@ workers do not agree on are averaged; rows, global batches and schedule stay exa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,11 +19,14 @@ from typing import Any
 
 import torch
 
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointError, ModelError
 from cluster.telemetry.events import EpochFinished
 from trainers.loop.checkpointing.folder import Snapshot
-from trainers.loop.distributed.collectives import gather_stacked, mean_of_workers
+from trainers.loop.distributed.collectives import gather_stacked, gather_texts, mean_of_workers
+from trainers.loop.distributed.joint_failure import agreed
+from trainers.loop.distributed.memory_short import caught
 from trainers.loop.parts import rng
+from trainers.loop.parts.callbacks import load_states, states_of
 from trainers.loop.parts.plateau import Plateau, epochs_without
 from trainers.loop.state import Best, Cursor, Job, State
 
@@ -58,6 +62,9 @@ def take(job: Job, state: State) -> Snapshot:
             "rollbacks": state.rollbacks,
             "stopped_early": state.stopped_early,
             "workers": job.world.size,
+            **_callback_states(job, state),
+            **_own_groups(job, state),
+            **({"seconds": state.seconds} if job.request.train.max_time_s is not None else {}),
         },
     )
 
@@ -92,6 +99,8 @@ def _restore(job: Job, state: State, snapshot: Snapshot) -> None:
     parts, facts = snapshot.tensors, snapshot.state
     state.model.load_state_dict(parts["model"], strict=True)
     _load_optimizer(state.optimizer, facts["optimizer"], parts["optimizer"])
+    for group, values in zip(state.optimizer.param_groups, facts.get("optimizer_groups", []), strict=False):
+        group.update(values)
     if state.ema:
         state.ema.load(parts["ema"])
     if state.scaler:
@@ -108,6 +117,9 @@ def _restore(job: Job, state: State, snapshot: Snapshot) -> None:
     state.rollbacks = facts["rollbacks"]
     state.stopped_early = facts["stopped_early"]
     _restore_worker(job, state, parts["workers"], facts["workers"])
+    if states := facts.get("callbacks"):
+        load_states(state.callbacks, states[job.world.rank if facts["workers"] == job.world.size else 0])
+    state.seconds = facts.get("seconds", 0.0)
     _follow_spec(job, state, facts)
 
 
@@ -122,6 +134,27 @@ def _follow_spec(job: Job, state: State, facts: dict[str, Any]) -> None:
         state.best.epochs_without = epochs_without(train, state.history)
         stopping = train.early_stopping
         state.stopped_early = stopping is not None and state.best.epochs_without >= stopping.patience
+
+
+def _own_groups(job: Job, state: State) -> dict[str, Any]:
+    """Plain values that an optimizer of the user's may keep in its groups, and not in its state."""
+    if not job.request.train.optimizer.is_own:
+        return {}
+    kept = []
+    for group in state.optimizer.param_groups:
+        plain = {key: value for key, value in group.items() if key not in ("params", "lr", "names")}
+        kept.append({key: value for key, value in plain.items() if isinstance(value, bool | int | float | str)})
+    return {"optimizer_groups": kept}
+
+
+def _callback_states(job: Job, state: State) -> dict[str, Any]:
+    """Of every worker's callbacks, in the order of ranks; nothing where the spec has none."""
+    if not job.request.train.callbacks:
+        return {}
+    texts: list[str] = []
+    error = caught(lambda: texts.append(states_of(state.callbacks)))
+    agreed("Cannot keep the state of callbacks", error, job.world, job.device)
+    return {"callbacks": [json.loads(text) for text in gather_texts(texts[0], job.world, job.device)]}
 
 
 def _early_stopping(job: Job) -> dict[str, Any] | None:
@@ -158,7 +191,17 @@ def _optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], 
     tensors: dict[str, torch.Tensor] = {}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
-            (tensors if isinstance(value, torch.Tensor) else numbers)[f"{index}.{name}"] = value
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value
+            elif value is None or isinstance(value, int | float | str):
+                numbers[f"{index}.{name}"] = value
+            else:
+                raise ModelError(
+                    "Cannot keep the optimizer's state",
+                    found=f"'{name}' of parameter {index} is a {type(value).__name__}",
+                    rule="a checkpoint holds tensors, numbers and texts of `optimizer.state`",
+                    remedy="Keep it as a tensor.",
+                )
     return numbers, tensors
 
 
@@ -170,8 +213,11 @@ def _load_optimizer(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, values in optimizer.state.items():
+    for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        values = optimizer.state.get(parameter, {})
         for name, value in values.items():
             # a file holds plain order; fused kernels walk through weights and moments as they lie in memory
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            elif isinstance(value, torch.Tensor) and value.dtype != (kept := state[place][name]).dtype:
+                values[name] = kept.to(value.device)  # torch brings numbers to the parameter's datatype

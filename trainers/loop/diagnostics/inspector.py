@@ -69,9 +69,6 @@ class Inspector:
             if isinstance(module, ACTIVATIONS)
         ]
         self.state.unclipped = []
-        touched: set[str] = set()
-        if not self.said:
-            hooks += _note_touched(self.state.model, touched)
         try:
             with self.meter.counting(window.stop - window.start):
                 yield
@@ -79,24 +76,21 @@ class Inspector:
             unclipped, self.state.unclipped = self.state.unclipped, None
             for hook in hooks:
                 hook.remove()
-        if window.stop > window.start and not self.said:
-            self._say_untouched(touched)
+        if not self.said:
+            self._say_unreached()
         if self.state.cursor.update > number:  # a skipped update has nothing to show
             self._lacks_memory(lambda: self._emit(number, before, activations, unclipped or []))
 
-    def _say_untouched(self, touched: set[str]) -> None:
+    def _say_unreached(self) -> None:
+        gone = self.state.exchange.unreached
         self.said = True
-        named = {name: p for name, p in self.state.model.named_parameters() if p.requires_grad and name not in touched}
-        if not named:
-            return
-        decay = self.job.request.train.optimizer.weight_decay
-        text = f"the loss does not depend on {_named(list(named))}: no gradient reaches them, and they learn nothing"
-        if decay and any(p.dim() > 1 for p in named.values()):
-            text += (
-                f". Weight decay ({decay:g}) shrinks their weights all the same, which torch's optimizers do not do to "
-                "parameters without a gradient: set requires_grad to False where they are to stay"
+        named = [name for name, parameter in self.state.model.named_parameters() if id(parameter) in gone]
+        if named:
+            text = (
+                f"the loss does not depend on {_named(named)}: no gradient reaches them, and the optimizer leaves them "
+                "as they are, without weight decay, in every update in which that is so"
             )
-        self.job.sink.emit(Message(level="warning", stage=self.job.request.stage, text=text))
+            self.job.sink.emit(Message(level="warning", stage=self.job.request.stage, text=text))
 
     def _lacks_memory(self, work: Callable[[], object]) -> bool:
         """Whether memory was short for a part of an inspection: then there are no more, and training goes on."""
@@ -141,14 +135,6 @@ class Inspector:
         for old, new in zip(self.last, now, strict=True):
             old.copy_(new)
         self.job.sink.emit(Diagnostics(stage=self.job.request.stage, update=number, values=values))
-
-
-def _note_touched(model: nn.Module, touched: set[str]) -> list[torch.utils.hooks.RemovableHandle]:
-    return [
-        parameter.register_post_accumulate_grad_hook(lambda _, name=name: touched.add(name))
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    ]
 
 
 def _named(names: list[str]) -> str:

@@ -7,6 +7,7 @@ not depend on workers or micro-batches.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from cluster.telemetry.events import TrainStep
 from trainers.loop.diagnostics.utilization import Meter
@@ -16,8 +17,11 @@ from trainers.loop.state import Job, State, UpdateReport
 class Logbook:
     """One epoch's records."""
 
-    def __init__(self, job: Job, state: State, meter: Meter) -> None:
-        self.job, self.state, self.meter = job, state, meter
+    def __init__(
+        self, job: Job, state: State, meter: Meter, then: Callable[[UpdateReport], None] | None = None
+    ) -> None:
+        """`then` is called after each update that was made."""
+        self.job, self.state, self.meter, self.then = job, state, meter, then
         self.every = job.request.train.log_every_updates
         self.windows = job.num_windows(state.cursor.epoch)
         self._clear()
@@ -33,6 +37,8 @@ class Logbook:
             if self.job.world.rank == 0:
                 self._emit(report)
             self._clear()
+        if report.made and self.then:
+            self.then(report)
 
     def _emit(self, report: UpdateReport) -> None:
         request, cursor, total = self.job.request, self.state.cursor, self.job.updates_total
@@ -42,7 +48,7 @@ class Logbook:
             TrainStep(
                 stage=request.stage,
                 epoch=cursor.epoch + 1,
-                epochs=request.train.epochs,
+                epochs=self.job.num_epochs,
                 update=cursor.update,
                 updates=total,
                 loss=self.loss_sum / self.weight,

@@ -1,7 +1,7 @@
 """Clipping of the averaged, unscaled gradient, after the exchange: every worker computes the same.
 
-Invariant: the returned norm is that of the gradient as it came, before any clipping; it is not finite exactly when
-the update must not be made.
+Invariant: the returned norm is the 2-norm of the gradient as it came, before any clipping, whichever norm is bounded;
+it is not finite exactly when the update must not be made.
 
 Covered: by value, adaptive (AGC), by global norm, in this order; decided on the host, or on the device without asking
 the host. Not covered: per-layer norms.
@@ -16,6 +16,7 @@ import torch
 from cluster.spec.train import TrainSpec
 
 AGC_WEIGHT_NORM_MIN = 1e-3  # so that a unit that is still zero can move (arXiv:2102.06171, section 4.1)
+L2 = 2.0
 EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ has the same
 
 
@@ -35,8 +36,8 @@ def clip_gradient(gradient: torch.Tensor, parameters: list[torch.nn.Parameter], 
         for parameter in parameters:
             adaptive_clip(parameter, spec.clip_agc)
     if spec.clip_norm is not None:
-        if spec.clip_value is not None or spec.clip_agc is not None:
-            clipped = float(torch.linalg.vector_norm(gradient))
+        if spec.clip_value is not None or spec.clip_agc is not None or spec.clip_norm_type != L2:
+            clipped = float(torch.linalg.vector_norm(gradient, _order(spec)))
         if clipped > spec.clip_norm:
             gradient.mul_(spec.clip_norm / (clipped + EPSILON))
     return norm
@@ -58,11 +59,16 @@ def clip_on_device(
         for parameter in parameters:
             adaptive_clip(parameter, spec.clip_agc)
     if spec.clip_norm is not None:
-        again = spec.clip_value is not None or spec.clip_agc is not None
-        clipped = (torch.linalg.vector_norm(gradient) if again else norm).double()
+        again = spec.clip_value is not None or spec.clip_agc is not None or spec.clip_norm_type != L2
+        clipped = (torch.linalg.vector_norm(gradient, _order(spec)) if again else norm).double()
         factor = spec.clip_norm / (clipped + EPSILON)
         gradient.mul_(torch.where((clipped > spec.clip_norm) & torch.isfinite(clipped), factor, 1.0))
     return norm, bad
+
+
+def _order(spec: TrainSpec) -> float:
+    """Of the norm that `clip_norm` bounds."""
+    return float(spec.clip_norm_type)
 
 
 def adaptive_clip(parameter: torch.nn.Parameter, ratio: float) -> None:

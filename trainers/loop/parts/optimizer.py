@@ -1,28 +1,36 @@
-"""The optimizer: which parameters decay, and the fastest kernel there is for them.
+"""The optimizer of a spec over the parameters of a model: which rule, which groups, the fastest kernel there is.
 
-Invariant: weight decay is applied to tensors of two or more axes only (weights), never to biases and norms.
+Invariant: weight decay and L1 are applied to tensors of two or more axes only (weights), never to biases and norms,
+but where a group of the spec says so. All state is in `optimizer.state` and in plain values of the groups, so that a
+checkpoint holds it.
 
-Covered: AdamW and SGD, fused where torch has the kernel. Not covered: sparse gradients.
+Covered: Adam, AdamW and SGD, fused where torch has the kernel; Adafactor of torch; Lion, Muon, schedule-free AdamW
+(rules.py); a function of the user's. Not covered: sparse gradients; which parameters are in which group (groups.py).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from cluster.spec.train import OptimizerSpec
+from cluster.errors import ModelError
+from cluster.spec.optimizer import OptimizerSpec
+from trainers.loop.parts.groups import parameter_groups
+from trainers.loop.parts.named import load_named
+from trainers.loop.parts.rules import Lion, Muon, ScheduleFree
 
 
 def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters, learning rate still 0 (the loop sets it before each step)."""
-    groups = parameter_groups(model, spec.weight_decay)
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
-    if spec.name == "sgd":
-        return LightSGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused)
-    return LightAdamW(groups, lr=0.0, betas=spec.betas, fused=fused)
+    """The optimizer over all trainable parameters, learning rate still 0 (the loop sets it before each step). Raises
+    SpecError for a group that matches no parameter, ModelError for what a function of the user's returns."""
+    groups = parameter_groups(model, spec)
+    if spec.is_own:
+        return _own(spec, groups)
+    return MAKERS[spec.name](groups, spec)
 
 
 class _Light(torch.optim.Optimizer):
@@ -32,127 +40,118 @@ class _Light(torch.optim.Optimizer):
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    kernel = ""
+    """Which fused kernel `QuickStep` may call in place of `step`."""
 
 
 class LightAdamW(_Light, torch.optim.AdamW):
     """`torch.optim.AdamW`."""
 
+    kernel = "adam"
+
+
+class LightAdam(_Light, torch.optim.Adam):
+    """`torch.optim.Adam`."""
+
+    kernel = "adam"
+
 
 class LightSGD(_Light, torch.optim.SGD):
     """`torch.optim.SGD`."""
 
-
-class QuickStep:
-    """`optimizer.step()` of a fused optimizer: the same kernel on the same tensors, gathered once instead of at every
-    step (torch groups all tensors by device and datatype each time, which takes longer than the kernel of a small
-    network). `skip` on the device makes the kernel leave everything as it is, so that the host need not know.
-
-    Moments start at zero, as torch's do. SGD's momentum starts at zero too; torch sets it to the first gradient, which
-    is what the first step makes of zero.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self._of: object = None
-        self._calls: list[Callable[[torch.Tensor | None], None]] = []
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is such a kernel; else `step` is the optimizer's own."""
-        if self._of is not self.optimizer.state:  # another object after load_state_dict
-            self._gather()
-        return bool(self._calls)
-
-    def step(self, skip: torch.Tensor | None = None) -> None:
-        """`skip`: 0-d float32 on the device, 1 to change nothing; needs `ready`."""
-        if not self.ready:
-            assert skip is None, "without the kernel the host decides"
-            self.optimizer.step()
-            return
-        for call in self._calls:
-            call(skip)
-
-    def _gather(self) -> None:
-        groups, self._of = self.optimizer.param_groups, self.optimizer.state
-        adam = isinstance(self.optimizer, torch.optim.AdamW)
-        known = adam or isinstance(self.optimizer, torch.optim.SGD)
-        self._calls = []
-        if known and all(group.get("fused") and not group["maximize"] for group in groups):
-            self._calls = [(_adamw_call if adam else _sgd_call)(group, self._of) for group in groups]
+    kernel = "sgd"
 
 
-def _adamw_call(group: dict, state: dict) -> Callable[[torch.Tensor | None], None]:
-    parameters = group["params"]
-    for parameter in parameters:
-        if not state.get(parameter):
-            zeros = [torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2)]
-            count = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state[parameter] = {"step": count, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
-    steps = torch.stack([state[p]["step"].reshape(()) for p in parameters])
-    for parameter, step in zip(parameters, steps.unbind(), strict=True):
-        state[parameter]["step"] = step  # views of one tensor: counting is one operation
-    gradients = [p.grad for p in parameters]
-    averages, squares = ([state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq"))
-    views, (beta1, beta2) = list(steps.unbind()), group["betas"]
-
-    def call(skip: torch.Tensor | None) -> None:
-        steps.add_(1 if skip is None else 1 - skip)
-        torch._fused_adamw_(
-            parameters,
-            gradients,
-            averages,
-            squares,
-            [],
-            views,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-            found_inf=skip,
-        )
-
-    return call
+class LightAdafactor(_Light, torch.optim.Adafactor):
+    """`torch.optim.Adafactor`."""
 
 
-def _sgd_call(group: dict, state: dict) -> Callable[[torch.Tensor | None], None]:
-    parameters, momentum = group["params"], group["momentum"]
-    for parameter in parameters if momentum else ():
-        if state.get(parameter, {}).get("momentum_buffer") is None:
-            state[parameter] = {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
-    gradients = [p.grad for p in parameters]
-    buffers = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
-
-    def call(skip: torch.Tensor | None) -> None:
-        torch._fused_sgd_(
-            parameters,
-            gradients,
-            buffers,
-            weight_decay=group["weight_decay"],
-            momentum=momentum,
-            lr=group["lr"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=False,
-            is_first_step=False,
-            found_inf=skip,
-        )
-
-    return call
+class LightLion(_Light, Lion):
+    """`Lion`."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weights with decay, biases and norms without. Shared parameters occur once; order is the model's."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trainable if parameter.dim() > 1]
-    plain = [parameter for parameter in trainable if parameter.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+class LightMuon(_Light, Muon):
+    """`Muon`."""
+
+
+class LightScheduleFree(_Light, ScheduleFree):
+    """`ScheduleFree`."""
+
+
+def _adam(kind: type[torch.optim.Adam]) -> Callable[[list[dict], OptimizerSpec], torch.optim.Optimizer]:
+    def make(groups: list[dict], spec: OptimizerSpec) -> torch.optim.Optimizer:
+        return kind(groups, lr=0.0, betas=spec.constant("betas"), eps=spec.constant("eps"), fused=_can_fuse(groups))
+
+    return make
+
+
+def _sgd(groups: list[dict], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    momentum = spec.constant("momentum")
+    nesterov = spec.constant("nesterov")
+    return LightSGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=_can_fuse(groups))
+
+
+def _lion(groups: list[dict], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    return LightLion(groups, betas=spec.constant("betas"))
+
+
+def _muon(groups: list[dict], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    values = {name: spec.constant(name) for name in ("momentum", "nesterov", "betas", "eps")}
+    return LightMuon(groups, **values)
+
+
+def _adafactor(groups: list[dict], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    return LightAdafactor(groups, lr=0.0)
+
+
+def _schedule_free(groups: list[dict], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    return LightScheduleFree(groups, betas=spec.constant("betas"), eps=spec.constant("eps"))
+
+
+MAKERS: dict[str, Callable[[list[dict], OptimizerSpec], torch.optim.Optimizer]] = {
+    "adamw": _adam(LightAdamW),
+    "adam": _adam(LightAdam),
+    "sgd": _sgd,
+    "lion": _lion,
+    "muon": _muon,
+    "adafactor": _adafactor,
+    "schedule_free": _schedule_free,
+}
+"""Name in the spec -> what makes it of the groups."""
+
+
+def _can_fuse(groups: list[dict]) -> bool:
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
+
+
+def _own(spec: OptimizerSpec, groups: list[dict]) -> torch.optim.Optimizer:
+    """What the user's function makes. Raises ModelError where it is no optimizer of these parameters."""
+    made: Any = load_named(spec.name, "train.optimizer.name")([dict(group) for group in groups], **spec.options)
+    attempted, remedy = f"Cannot use what {spec.name} returned", "Return torch.optim.YourOptimizer(groups, …)."
+    if not isinstance(made, torch.optim.Optimizer):
+        kind = f"{type(made).__module__}.{type(made).__name__}"
+        raise ModelError(attempted, found=f"a {kind}", rule="it returns a torch.optim.Optimizer", remedy=remedy)
+    moved = {id(p) for group in made.param_groups for p in group["params"]}
+    missing = {id(p) for group in groups for p in group["params"]} ^ moved
+    if missing:
+        raise ModelError(
+            attempted, found=f"{len(missing)} parameters are not those of the groups that it was given",
+            rule="it moves every trainable parameter and no other (train.optimizer.groups freezes)", remedy=remedy,
+        )  # fmt: skip
+    return made
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """For all groups."""
+    """For all groups, times each one's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+
+
+def add_l1(optimizer: torch.optim.Optimizer, weight: float) -> frozenset[int]:
+    """Add the gradient of `weight` times the sum of absolute values, of all groups that decay would apply to: the
+    `id`s of their parameters, which the loss now depends on."""
+    penalized = [p for group in optimizer.param_groups if group.get("penalized") for p in group["params"]]
+    if penalized:
+        signs = torch._foreach_sign([parameter.detach() for parameter in penalized])
+        torch._foreach_add_([parameter.grad for parameter in penalized], signs, alpha=weight)
+    return frozenset(map(id, penalized))

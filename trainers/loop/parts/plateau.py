@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.spec.train import BestSpec, PlateauSpec, TrainSpec
+from cluster.spec.optimizer import PlateauSpec
+from cluster.spec.train import BestSpec, TrainSpec
 from cluster.telemetry.events import EpochFinished
 
 

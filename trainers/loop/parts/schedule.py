@@ -7,22 +7,43 @@ Invariant: the first update is not 0, the peak is at the end of warm-up (updates
 T - 1 is exactly at the floor and it stays there; workers, micro-batches and accumulation do not occur in it, so
 that a resume restores one integer.
 
-Covered: ten shapes, scaling of the peak with the global batch. Not covered: reduce-on-plateau (plateau.py), which
-needs metrics.
+Covered: ten shapes, a function of the user's, scaling of the peak with the global batch. Not covered: reduce-on-plateau
+(plateau.py), which needs metrics.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
-from cluster.spec.train import OptimizerSpec, ScheduleSpec
+from cluster.errors import SpecError
+from cluster.spec.optimizer import OptimizerSpec, ScheduleSpec
+from trainers.loop.parts.named import load_named
 
+ROUNDING = 1e-12  # of a cycle: a restart that falls on an update is that update's
 ONE_CYCLE_START = 1 / 25  # the paper's and torch's initial division (arXiv:1708.07120)
 
 
+def settled(schedule: ScheduleSpec, updates_of_epochs: Sequence[int], peak: float) -> ScheduleSpec:
+    """The same schedule with its warm-up in updates and its floor as a share of the peak."""
+    change: dict[str, Any] = {}
+    if schedule.warmup_epochs is not None:
+        whole = int(schedule.warmup_epochs)
+        part = schedule.warmup_epochs - whole
+        partly = part * updates_of_epochs[whole] if whole < len(updates_of_epochs) else 0.0
+        change = {"warmup_updates": round(sum(updates_of_epochs[:whole]) + partly), "warmup_epochs": None}
+    if schedule.eta_min is not None:
+        change |= {"floor": min(1.0, schedule.eta_min / peak), "eta_min": None}
+    return schedule.model_copy(update=change) if change else schedule
+
+
 def learning_rate_factor(schedule: ScheduleSpec, update: int, updates_total: int) -> float:
-    """Share of the peak learning rate at `update`, counted from 0."""
+    """Share of the peak learning rate at `update`, counted from 0, by a settled schedule. Raises SpecError for a
+    function of the user's that gives no such share."""
+    if schedule.is_own:
+        return _own(schedule.name, update, updates_total)
     warmup = warmup_updates(schedule, updates_total)
     if update < warmup:
         share = (update + 1) / warmup
@@ -38,9 +59,10 @@ def learning_rate_factor(schedule: ScheduleSpec, update: int, updates_total: int
 
 def warmup_updates(schedule: ScheduleSpec, updates_total: int) -> int:
     """Number of updates that rise. At least one where there is a warm-up at all, and never the last one."""
-    if schedule.warmup == 0:
+    wanted = schedule.warmup * updates_total if schedule.warmup_updates is None else schedule.warmup_updates
+    if wanted == 0 or schedule.is_own:
         return 0
-    return max(1, min(updates_total - 1, round(schedule.warmup * updates_total)))
+    return max(1, min(updates_total - 1, round(wanted)))
 
 
 def peak_learning_rate(optimizer: OptimizerSpec, batch_size_global: int) -> float:
@@ -66,8 +88,18 @@ def _cosine(progress: float, schedule: ScheduleSpec, warmup: int, span: int) -> 
 def _cosine_restarts(progress: float, schedule: ScheduleSpec, warmup: int, span: int) -> float:
     if progress >= 1:
         return schedule.floor
-    position = progress * schedule.cycles
-    return _between((1 + math.cos(math.pi * (position - math.floor(position)))) / 2, schedule)
+    if schedule.t_mult == 1.0:
+        position = progress * schedule.cycles
+        return _between((1 + math.cos(math.pi * (position - math.floor(position)))) / 2, schedule)
+    lengths = [schedule.t_mult**cycle for cycle in range(schedule.cycles)]
+    position = progress * sum(lengths)
+    for length in lengths[:-1]:
+        if position < length * (1 - ROUNDING):
+            break
+        position = max(0.0, position - length)
+    else:
+        length = lengths[-1]
+    return _between((1 + math.cos(math.pi * min(1.0, position / length))) / 2, schedule)
 
 
 def _polynomial(progress: float, schedule: ScheduleSpec, warmup: int, span: int) -> float:
@@ -93,6 +125,23 @@ def _inverse_sqrt(progress: float, schedule: ScheduleSpec, warmup: int, span: in
 def _wsd(progress: float, schedule: ScheduleSpec, warmup: int, span: int) -> float:
     """Warm-up, stable, decay (arXiv:2404.06395)."""
     return _between(min(1.0, (1 - progress) / schedule.decay), schedule)
+
+
+@cache
+def _function(name: str) -> Callable[[int, int], Any]:
+    return load_named(name, "train.schedule.name")
+
+
+def _own(name: str, update: int, updates_total: int) -> float:
+    found = _function(name)(update, updates_total)
+    if isinstance(found, int | float) and math.isfinite(found) and found >= 0:
+        return float(found)
+    raise SpecError(
+        f"Cannot use the schedule {name}",
+        found=f"it returned {found!r} for update {update} of {updates_total}",
+        rule="it returns the share of the peak learning rate, a number that is finite and not negative",
+        remedy="Mend the function.",
+    )
 
 
 SHAPES: dict[str, Callable[[float, ScheduleSpec, int, int], float]] = {

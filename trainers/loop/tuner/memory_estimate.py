@@ -26,10 +26,11 @@ import torch
 from torch import nn
 
 from cluster.bundle.signature import NUMPY_OF, TensorSpec
+from cluster.spec.optimizer import OptimizerSpec
 from cluster.spec.train import TrainSpec
 from trainers.loop.parts.precision import AUTOCAST_DTYPE
 
-OPTIMIZER_TENSORS = {"adamw": 2, "sgd": 1}  # moments a parameter: exp_avg and exp_avg_sq; momentum_buffer
+TENSORS = {"sgd": 1, "lion": 1}  # moments a parameter; the others have two (of Muon's matrices one, not known here)
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,28 @@ def estimate_memory(
     fake tensors."""
     trainable = sum(tensor_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
     saved, largest = measure_activations(model, inputs, micro_size, train.precision, device_type)
-    moments = OPTIMIZER_TENSORS[train.optimizer.name]
-    if train.optimizer.name == "sgd" and train.optimizer.momentum == 0:
-        moments = 0
     return MemoryEstimate(
         parameters=sum(tensor_bytes(parameter) for parameter in model.parameters()),
         buffers=sum(tensor_bytes(buffer) for buffer in model.buffers()),
         gradients=trainable,
-        optimizer=moments * trainable,
+        optimizer=sum(_moments(parameter, train.optimizer) for parameter in model.parameters()),
         ema=trainable if train.ema else 0,
         activations=saved,
         transient=max(largest, *(tensor_bytes(parameter) for parameter in model.parameters())),
         batch=sum(micro_size * tensor.dtype.itemsize * _elements(tensor) for tensor in inputs) + 8 * micro_size,
     )
+
+
+def _moments(parameter: torch.Tensor, optimizer: OptimizerSpec) -> int:
+    """Bytes of the optimizer's state of a parameter; of a function of the user's as AdamW's."""
+    if not parameter.requires_grad or (optimizer.name == "sgd" and not optimizer.constant("momentum")):
+        return 0
+    if optimizer.name == "adafactor" and parameter.dim() > 1:  # a row's and a column's mean of squares
+        ends = sum(parameter.numel() // parameter.size(axis) for axis in (-1, -2))
+        return ends * parameter.element_size()
+    if optimizer.name == "adafactor":
+        return tensor_bytes(parameter)
+    return TENSORS.get(optimizer.name, 2) * tensor_bytes(parameter)
 
 
 def measure_activations(

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cluster.errors import SpecError
-from cluster.spec.train import AugmentSpec, EmaSpec, LossSpec, OptimizerSpec
+from cluster.spec.optimizer import OptimizerSpec
+from cluster.spec.train import AugmentSpec, EmaSpec, LossSpec
 from cluster.telemetry.events import EpochFinished, ListSink
 from tests.unit.loop_tests.rig import CLASSES, request_for, start, write_data
 from trainers.data.shards import Split

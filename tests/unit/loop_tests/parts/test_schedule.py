@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.spec.train import BestSpec, OptimizerSpec, PlateauSpec, ScheduleSpec
+from cluster.errors import SpecError
+from cluster.spec.optimizer import OptimizerSpec, PlateauSpec, ScheduleSpec
+from cluster.spec.train import BestSpec
 from tests.unit.loop_tests.rig import request_for, start, write_data
 from trainers.loop.loop import remaining_windows
 from trainers.loop.parts.plateau import Plateau
-from trainers.loop.parts.schedule import SHAPES, learning_rate_factor, peak_learning_rate
+from trainers.loop.parts.schedule import SHAPES, learning_rate_factor, peak_learning_rate, settled, warmup_updates
 from trainers.loop.step import update
 
 DECAYING = sorted(SHAPES)
@@ -78,6 +80,48 @@ def test_shapes_are_what_their_names_say() -> None:
     assert squares[50] == pytest.approx(0.25)
     roots = curve(1000, name="inverse_sqrt", warmup=0.01, floor=0.0)
     assert roots[40] / roots[160] > 1.9, "about sqrt(4) while the end is far"
+
+
+def test_restarts_with_t_mult_are_torchs() -> None:
+    """Cosines of 10, 20 and 40 updates: torch's `CosineAnnealingWarmRestarts`."""
+    found = curve(71, name="cosine_restarts", warmup=0.0, floor=0.1, cycles=3, t_mult=2.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 10, 2, eta_min=0.1)
+    for number in range(70):
+        assert found[number] == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9), number
+        optimizer.step()
+        torchs.step()
+    assert found[70] == 0.1, "the last update is at the floor"
+
+
+@pytest.mark.parametrize(
+    ("keys", "warmup"),
+    [
+        ({"warmup_updates": 7}, 7),
+        ({"warmup_epochs": 1.5}, 15),
+        ({"warmup_epochs": 0.0}, 0),
+        ({"warmup_epochs": 9.0}, 29),
+    ],
+)
+def test_a_warmup_in_updates_or_epochs(keys: dict, warmup: int) -> None:
+    spec = settled(ScheduleSpec(name="linear", floor=0.0, **keys), (10, 10, 10), 1.0)
+    assert warmup_updates(spec, 30) == warmup
+    values = [learning_rate_factor(spec, update, 30) for update in range(30)]
+    assert values[:warmup] == [(update + 1) / warmup for update in range(warmup)]
+    assert values[max(warmup - 1, 0)] == 1.0
+
+
+def test_eta_min_is_the_last_learning_rate_whatever_the_peak() -> None:
+    for peak in (0.5, 0.02):
+        spec = settled(ScheduleSpec(name="cosine", eta_min=0.01), (50,), peak)
+        assert peak * learning_rate_factor(spec, 49, 50) == pytest.approx(0.01)
+
+
+def test_a_function_of_ones_own_is_asked_for_every_update() -> None:
+    own = ScheduleSpec(name="tests.unit.loop_tests.rig:own_schedule", warmup=0.5)
+    assert [learning_rate_factor(own, update, 4) for update in range(4)] == [1.0, 0.8, 1 / 1.5, 1 / 1.75]
+    with pytest.raises(SpecError, match="it returned -3 for update 1 of 4"):
+        learning_rate_factor(ScheduleSpec(name="operator:sub"), 1, 4)
 
 
 @pytest.mark.parametrize(

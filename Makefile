@@ -13,7 +13,7 @@ CORE      ?= tests/unit
 TORCH     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-soak test-core check format docs bench-data bench-serving bench-training bench-compress gpu-evidence clean
+.PHONY: help install quickstart test test-slow test-soak test-core check format docs bench-data bench-serving bench-training bench-compress bench-cluster gpu-evidence clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -91,6 +91,9 @@ bench-training: $(VENV)/.installed-dev $(BENCH_TRAINING_PEERS)/.installed ## The
 bench-serving: $(VENV)/.installed-dev $(BENCH_PEERS)/.installed ## Requests per second beside other servers; needs wrk
 	@command -v $(WRK) >/dev/null || { echo "wrk is not installed; set WRK=/path/to/wrk" >&2; exit 3; }
 	$(BIN)/python -m benchmarks.serving.run --wrk $(WRK) --peers $(BENCH_PEERS) $(ARGS)
+
+bench-cluster: $(VENV)/.installed-dev ## The scheduler in a simulation: decision time, use, waiting, beside FIFO and start-at-once
+	$(BIN)/python -m benchmarks.cluster.run $(ARGS)
 
 bench-compress: $(VENV)/.installed-dev ## Compression: speed, size and accuracy, in pieces of at most 5 minutes
 	$(BIN)/python -m benchmarks.compress.run $(ARGS)

@@ -36,6 +36,7 @@ from cluster.cli.options import (
     AsJson,
     JobsAddress,
     Overrides,
+    Priority,
     RunOrJob,
     RunsDir,
     SpecPath,
@@ -81,6 +82,7 @@ def submit(
     runs_dir: ClusterRuns = None,
     job_id: JobId = None,
     driver_cpus: NumCpus = 0,
+    priority: Priority = 0,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> int:
@@ -98,7 +100,7 @@ def submit(
         metadata = {META_RUN: run, META_OWNER: this_owner(), META_STORE: store, META_RUNS_DIR: runs_dir}
         job = client.submit(
             job_id or f"{run}-{secrets.token_hex(4)}",
-            entrypoint(shipped, override or [], run, store=store, runs_dir=runs_dir),
+            entrypoint(shipped, override or [], run, store=store, runs_dir=runs_dir, priority=priority),
             runtime_env={
                 "working_dir": client.upload(package),
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), OWNER_VARIABLE: this_owner()},

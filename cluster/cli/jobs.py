@@ -63,11 +63,14 @@ def this_owner() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def entrypoint(spec: str, overrides: list[str], run: str, *, store: str | None, runs_dir: str | None) -> str:
+def entrypoint(
+    spec: str, overrides: list[str], run: str, *, store: str | None, runs_dir: str | None, priority: int = 0
+) -> str:
     """The shell line that the cluster runs. The run takes the shell's place, so that its parent is what Ray watches."""
     sets = [part for override in overrides for part in ("--set", override)]
     stores = ["--store", store] if store else []
-    words = ["manta", "run", spec, "--name", run, "--supervised", *stores, *sets]
+    first = ["--priority", str(priority)] if priority else []
+    words = ["manta", "run", spec, "--name", run, "--supervised", *first, *stores, *sets]
     return f"exec {shlex.join(words)} --runs-dir {_place(runs_dir)}"
 
 

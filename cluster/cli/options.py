@@ -29,5 +29,15 @@ JobsAddress = Annotated[
     str | None,
     typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Head's URL, http://HOST:8265."),
 ]
+PRIORITY_MAX = 100
+Priority = Annotated[
+    int,
+    typer.Option(
+        "--priority",
+        min=-PRIORITY_MAX,
+        max=PRIORITY_MAX,
+        help="On a cluster: of waiting runs, the largest trains first.",
+    ),
+]
 RunOrJob = Annotated[str, typer.Argument(metavar="RUN|JOB", help="A run here, or with --address a job there.")]
 Store = Annotated[str | None, typer.Option("--store", metavar="URL", help="Bundle store: a folder or s3://…, gs://….")]

@@ -17,7 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.forward import ForwardedCommand, forward
-from cluster.cli.options import OWNER_VARIABLE, RUNS_DIR, Address, AsJson, Overrides, RunName, RunsDir, SpecPath, Store
+from cluster.cli.options import (
+    OWNER_VARIABLE,
+    RUNS_DIR,
+    Address,
+    AsJson,
+    Overrides,
+    Priority,
+    RunName,
+    RunsDir,
+    SpecPath,
+    Store,
+)
 from cluster.command import emit_json
 from cluster.entrypoints import COMMAND_MODULES
 from cluster.pipeline.stages import STAGES
@@ -94,6 +105,7 @@ def run(
     fresh: Fresh = False,
     store: Store = None,
     supervised: Supervised = False,
+    priority: Priority = 0,
     as_json: AsJson = False,
 ) -> int:
     """Take a spec from raw data to an answering endpoint; the same command resumes where it stopped."""
@@ -108,6 +120,7 @@ def run(
         *(["--until", until] if until else []),
         *(["--store", store] if store else []),
         *(["--keep"] if keep else []),
+        *(["--priority", str(priority)] if priority else []),
     ]
     return watch(folder, start_driver(folder, flags), WatchOptions(keep, supervised, as_json))
 

@@ -51,7 +51,7 @@ def _drive(arguments: list[str]) -> int:
         if not free:
             raise RequestError(f"Cannot run '{run.name}'", found="another process works on it")
         fence = Fence.draw(run)
-        drive = DriveOptions(options.address, options.until, options.keep, options.store)
+        drive = DriveOptions(options.address, options.until, options.keep, options.store, options.priority)
         with Supervision(fence, options.leash, partial(_say, run)):
             code = run_driver(run, drive, fence, wait=lambda: _wait(stop))
     if still_starting():  # a run that failed at once: nobody waits for its Ray, which the reaper ends with this process
@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--until")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--store", help="where the bundle is published when it is finished")
+    parser.add_argument(
+        "--priority", type=int, default=0, help="on a cluster: of waiting runs, the largest trains first"
+    )
     parser.add_argument("--leash", type=int, help="descriptor of a pipe: the driver ends when it is closed")
     return parser
 

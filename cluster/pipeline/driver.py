@@ -18,6 +18,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,8 @@ class DriveOptions:
     """Go on living with the endpoint after the last stage, until SIGTERM."""
     store: str | None = None
     """Where the bundle goes as soon as it is finished."""
+    priority: int = 0
+    """On a cluster: of the runs that wait, the one with the largest goes first."""
 
 
 @dataclass
@@ -174,7 +177,8 @@ class Driver:
         _drop_foreign_partial(target, digest)
         with new_folder(target, keep_partial=True) as folder:
             write_text(folder / DIGEST_FILE, digest)
-            result = self._call(stage, folder, digest)
+            with self._turn(stage):
+                result = self._call(stage, folder, digest)
             self.fence.check()
             record = StageRecord(
                 stage=stage.name,
@@ -222,6 +226,16 @@ class Driver:
         if not self.ray.stands:
             self.run.sink().emit(Progress(stage=stage, done=0, text="waiting for Ray"))
         return self.ray.ready()
+
+    def _turn(self, stage: Stage) -> AbstractContextManager[None]:
+        """On a cluster that others use, a stage with workers waits until there is room for them and it is its turn."""
+        if stage.workers is None or self.ray.private:
+            return nullcontext()
+        from cluster.control.queue import turn  # imports ray
+
+        assert self.resolved is not None
+        say = partial(self._context(stage, self.run.path, "").progress, 0, None, "")
+        return turn(self.run.name, stage.workers(self.resolved.spec), say, priority=self.options.priority)
 
     def _context(self, stage: Stage, folder: Path, digest: str) -> StageContext:
         return StageContext(

@@ -33,6 +33,15 @@ def trains_on_ray(spec: RunSpec, host: HostFacts) -> bool:
     return bool(host.gpus) or spec.train.workers not in (1, "auto")
 
 
+def _training_workers(spec: RunSpec) -> int:
+    """At least; an elastic run takes more where there is room."""
+    from cluster.spec.train import WorkersSpec
+
+    workers = spec.train.workers
+    assert workers != "auto", "check has resolved it"
+    return workers.min if isinstance(workers, WorkersSpec) else workers
+
+
 def _compresses_on_ray(spec: RunSpec, host: HostFacts) -> bool:
     """Trials that run side by side are Ray tasks; networks are trained as the train stage trains."""
     from cluster.spec.compress import TRAINING
@@ -63,6 +72,8 @@ class Stage:
     needs_ray: Callable[[RunSpec, HostFacts], bool] = _never
     """Whether the spec says that it needs Ray: then Ray starts while earlier stages work, and stands when it begins.
     Before the check stage, an `auto` says no. A stage that finds out later calls `context.ensure_ray`."""
+    workers: Callable[[RunSpec], int] | None = None
+    """How many workers of Ray it starts, all at once: on a cluster it waits for its turn (cluster/control/queue.py)."""
     early: str | None = None
     """`function(StageContext) -> Any`: starts what the stage will need, in a thread of the driver, while earlier stages
     work. The stage finds the result in `context.early` and ends it."""
@@ -104,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("model", "train", "seed"),
         needs=("prepare",),
         needs_ray=trains_on_ray,
+        workers=_training_workers,
         early="trainers.launch.ready_workers:warm_workers",
         identity="trainers.launch.earlier:training_of",
     ),

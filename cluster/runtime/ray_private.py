@@ -56,26 +56,70 @@ class GroupOfJob:
 def placement_groups() -> tuple[list[GroupOfJob], list[GroupOfJob]]:
     """Those of this process's job, and those of others. Needs a Ray session; blocks on two calls of the head."""
     import ray
+
+    runs = {job.job_id: job.config.metadata.get("manta.run", "") for job in _job_table(with_submission=False)}
+    here = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    ours: list[GroupOfJob] = []
+    others: list[GroupOfJob] = []
+    for table in _group_table():
+        run = runs.get(table.creator_job_id) or table.creator_job_id.hex()
+        found = GroupOfJob(run, table.state != table.CREATED, len(table.bundles))
+        (ours if table.creator_job_id == here else others).append(found)
+    return ours, others
+
+
+@dataclass(frozen=True)
+class LivingJob:
+    """A job of a cluster that has not ended."""
+
+    id: str
+    run: str
+    """Name of the run that it drives; empty where it is none of ours."""
+    since_unix_s: float
+    """When it was submitted, else when its driver joined, by the head's clock."""
+    held: dict[str, dict[str, float]]
+    """Node id -> what its placement groups hold there."""
+
+
+def living_jobs() -> list[LivingJob]:
+    """With what they hold. Needs a Ray session; blocks on two calls of the head."""
+    held: dict[bytes, dict[str, dict[str, float]]] = {}
+    for table in _group_table():
+        for bundle in table.bundles if table.state == table.CREATED else ():
+            node = held.setdefault(table.creator_job_id, {}).setdefault(bundle.node_id.hex(), {})
+            for name, amount in bundle.unit_resources.items():
+                node[name] = node.get(name, 0.0) + amount
+    return [
+        LivingJob(
+            id=job.job_id.hex(),
+            run=job.config.metadata.get("manta.run", ""),
+            since_unix_s=(job.job_info.start_time or job.start_time) / 1000,
+            held=held.get(job.job_id, {}),
+        )
+        for job in _job_table(with_submission=True)
+        if not job.is_dead
+    ]
+
+
+def _job_table(*, with_submission: bool) -> Iterator[Any]:
     from ray._private import state
     from ray.core.generated import gcs_pb2
 
     messages: Any = gcs_pb2
     accessor = state.state._connect_and_get_accessor()
-    jobs = (
-        messages.JobTableData.FromString(raw)
-        for raw in accessor.get_job_table(skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
-    )
-    runs = {job.job_id: job.config.metadata.get("manta.run", "") for job in jobs}
-    here = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    ours: list[GroupOfJob] = []
-    others: list[GroupOfJob] = []
-    for raw in accessor.get_placement_group_table():
-        table = messages.PlacementGroupTableData.FromString(raw)
-        if table.state != table.REMOVED:
-            run = runs.get(table.creator_job_id) or table.creator_job_id.hex()
-            found = GroupOfJob(run, table.state != table.CREATED, len(table.bundles))
-            (ours if table.creator_job_id == here else others).append(found)
-    return ours, others
+    skip = {"skip_submission_job_info_field": not with_submission, "skip_is_running_tasks_field": True}
+    return (messages.JobTableData.FromString(raw) for raw in accessor.get_job_table(**skip))
+
+
+def _group_table() -> Iterator[Any]:
+    """Placement groups that are not removed."""
+    from ray._private import state
+    from ray.core.generated import gcs_pb2
+
+    messages: Any = gcs_pb2
+    accessor = state.state._connect_and_get_accessor()
+    tables = (messages.PlacementGroupTableData.FromString(raw) for raw in accessor.get_placement_group_table())
+    return (table for table in tables if table.state != table.REMOVED)
 
 
 def temporary_folder_argument(folder: Path) -> dict[str, str]:

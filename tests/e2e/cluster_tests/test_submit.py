@@ -16,7 +16,7 @@ from cluster.bundle import open_bundle
 from cluster.pipeline.supervision import ORPHANED
 from cluster.store.locks import is_locked
 from cluster.store.run_folder import RunFolder
-from cluster.telemetry.events import EpochFinished, read_events
+from cluster.telemetry.events import EpochFinished, Progress, read_events
 from tests.e2e.cluster_tests.head import Head, clean_environment, free_ports, start_head, wait_for
 
 SPEC = """
@@ -146,21 +146,32 @@ def test_a_job_that_lost_its_supervisor_or_its_driver_leaves_nothing_and_goes_on
 
 @pytest.mark.soak  # 60 s; its workers wait in tests/integration/train_tests/test_waiting.py too
 @pytest.mark.timeout(400)
-def test_runs_that_find_no_room_wait_say_so_and_all_finish(project: Path, tmp_path: Path) -> None:
+def test_runs_that_find_no_room_wait_their_turn_say_so_and_all_finish(project: Path, tmp_path: Path) -> None:
     """Three runs of two workers, on two CPUs, without a single restart."""
     folder = tmp_path / "cluster"
     folder.mkdir()
     with start_head(folder, num_cpus=2) as small:
-        spec = ("--set", "train.workers=2", "--set", "train.epochs=30", "--set", "train.faults.worker_restarts=0")
-        for name in ("one", "two", "three"):
-            words = ("submit", "tiny.yaml", "--address", small.url, "--name", name, *spec, "--id", name, "--detach")
+        spec = ("--set", "train.workers=2", "--set", "train.faults.worker_restarts=0", "--address", small.url)
+        for name, own in (("one", "train.epochs=80"), ("two", "train.epochs=2"), ("three", "train.epochs=3")):
+            first = ("--priority", "1") if name == "three" else ()
+            words = ("submit", "tiny.yaml", "--name", name, "--id", name, "--detach", *spec, "--set", own, *first)
             assert manta(*words, cwd=project, env=small.environment()).returncode == 0
+            if name == "one":
+                wait_for_words(RunFolder(small.runs / name), "starting 2 workers")
         ends = [manta("logs", "-f", name, "--address", small.url, cwd=project, env=small.environment(), timeout=380)
                 for name in ("one", "two", "three")]  # fmt: skip
         assert [end.returncode for end in ends] == [0, 0, 0], [end.stdout[-2000:] for end in ends]
-        waits = [end.stdout for end in ends if "waiting: needs room for 2 workers (1 CPU each)" in end.stdout]
-        assert len(waits) >= 2
-        assert any("holds 2" in text and "run " in text for text in waits)
+        assert "room for 0 workers, run one holds 2 CPUs for an unknown time" in ends[1].stdout
+        assert "behind three in the queue" in ends[1].stdout
+        trained = [[event.time_s for event in read_events(RunFolder(small.runs / name).events)
+                    if isinstance(event, EpochFinished)] for name in ("one", "three", "two")]  # fmt: skip
+        assert trained[0][-1] < trained[1][0] < trained[1][-1] < trained[2][0], "by priority, then by submission"
+
+
+def wait_for_words(run: RunFolder, start: str) -> None:
+    """Until a text of the run's progress starts so."""
+    wait_for(lambda: any(isinstance(event, Progress) and event.text.startswith(start)
+                         for event in read_events(run.events)), RUN_S)  # fmt: skip
 
 
 @pytest.mark.slow  # 40 s

@@ -57,10 +57,8 @@ def deploy(options: Options) -> int:
         if options.as_json:
             value = {"name": name, "url": found.url, "version": found.version, "unchanged": found.unchanged}
             emit_json({"ok": True, **value})
-        elif found.unchanged:
-            write_line(f"Endpoint '{name}' serves this bundle already, as version {found.version}: nothing has changed")
         else:
-            write_line(f"Endpoint '{name}' version {found.version} answers at {found.url}")
+            write_line(found.summary)
         if note := not_applied(_given_places(options), running):
             write_line(f"Note: {note}")
         if private is not None:
@@ -87,7 +85,7 @@ def _restore(options: Options) -> int:
 
         how = place.RolloutOptions(reason=options.reason, progress=write_line)
         found = place.restore_all(options.name, how)
-    words = [f"Endpoint '{each.name}' version {each.version} answers at {each.url}" for each in found]
+    words = [each.summary for each in found]
     value = [{"name": each.name, "url": each.url, "version": each.version} for each in found]
     _done(
         options,
@@ -217,7 +215,8 @@ def rollback(options: Options) -> int:
     with _ray(options, options.name):
         from serve.deployments import endpoint as place
 
-        found = place.rollback(options.name, options.to, place.RolloutOptions(token=token, reason=options.reason))
+        how = place.RolloutOptions(token=token, reason=options.reason, progress=write_line)
+        found = place.rollback(options.name, options.to, how)
     _done(
         options,
         f"Endpoint '{options.name}' serves version {found.version} again",
@@ -232,7 +231,8 @@ def promote(options: Options) -> int:
     with _ray(options, options.name):
         from serve.deployments import endpoint as place
 
-        found = place.promote(options.name, place.RolloutOptions(token=token, reason=options.reason))
+        how = place.RolloutOptions(token=token, reason=options.reason, progress=write_line)
+        found = place.promote(options.name, how)
     value = {"name": options.name, "version": found.version}
     _done(options, f"Endpoint '{options.name}' serves version {found.version}", value)
     return 0
@@ -340,7 +340,8 @@ def _line(row: dict[str, Any], stats: dict[str, Any]) -> str:
     usage = f"{_cell(process.get('cpu_percent'), 6)} {_cell(memory and memory / (1 << 20), 8)}"
     replicas = str(len(stats["replicas"])) if "replicas" in stats else "-"
     missing = f"  {len(stats['missing'])} replicas do not answer" if stats.get("missing") else ""
-    missing += f"  {row['reason']}" if row.get("reason") else ""
+    of_version = [each["reason"] for each in row.get("versions", ()) if each["version"] == stats.get("version")]
+    missing += "".join(f"  {reason}" for reason in (row.get("reason"), *of_version) if reason)
     place = f"{row['name']:<16} {stats.get('version', '-'):<8} {row['state']:<12} {replicas:>8}"
     return f"{place} {numbers} {usage}  {row['url']}{missing}\n"
 

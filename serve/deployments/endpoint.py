@@ -51,6 +51,20 @@ class Endpoint:
     replicas: int
     unchanged: bool = False
     """It served exactly this before."""
+    canary_percent: float | None = None
+    """The share of requests that `version` gets where it is a canary."""
+
+    @property
+    def summary(self) -> str:
+        """A deploy's end, for a person."""
+        if self.unchanged:
+            return f"Endpoint '{self.name}' serves this bundle already, as version {self.version}: nothing has changed"
+        if self.canary_percent is None:
+            return f"Endpoint '{self.name}' version {self.version} answers at {self.url}"
+        return (
+            f"Version {self.version} is a canary of '{self.name}': it answers {self.canary_percent:g} % of the "
+            f"requests at {self.url}; 'manta promote {self.name}' gives it all, 'manta rollback {self.name}' none"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,8 @@ class _RollOut:
             raise
         version, replicas = after.config.subject.version, max(1, after.config.spec.replicas.min)
         unchanged = before == after and place.there == after.config
-        return Endpoint(self._name, place.url, version, replicas, unchanged=unchanged)
+        percent = after.config.canary.percent if after.config.canary is not None else None
+        return Endpoint(self._name, place.url, version, replicas, unchanged, percent)
 
     def _recorded(self) -> tuple[Rollout, Rollout, Place]:
         """Copy, stage and prove the version, and record it as the serving one."""
@@ -126,7 +141,7 @@ class _RollOut:
                 before, after = self._serve(place.adjusted(wanted), rollout)
             except MovedError:
                 continue
-            if self._staged != wanted.subject.version:
+            if self._staged is not None and self._staged != wanted.subject.version:
                 self._fail_staged(f"version {wanted.subject.version} has the same bundle")
             return before, after, place
 
@@ -168,9 +183,10 @@ class _RollOut:
 
     def _carry_out(self, config: EndpointConfig, place: Place) -> None:
         """Hand the configuration over and wait until every replica serves it."""
-        self._options.progress("starting replicas")
-        self._raise_if_overtaken(config)
         first = place.without_fewer_replicas(config)
+        if first != place.there:
+            self._options.progress("starting replicas")
+        self._raise_if_overtaken(config)
         hand_over(first, place.replica)
         wait(first, place.url, place.token, check=lambda: self._raise_if_overtaken(config))
         before, after = self._records.change(
@@ -198,7 +214,8 @@ class _RollOut:
             is_staged = record is not None and record.state == "staged"
             return states.fail(now, staged, self._by(reason)) if is_staged else now
 
-        self._records.change(self._name, transition)
+        _, now = self._records.change(self._name, transition)
+        self._note_what_serves(now)
 
     def _take_back(self, before: Rollout, after: Rollout, place: Place, reason: str) -> None:
         """What was served before is served again; a change that others have made since then stays."""
@@ -208,6 +225,7 @@ class _RollOut:
             self._name,
             lambda now: states.fail(now, version, self._by(reason), before=before) if now.config == config else now,
         )
+        self._note_what_serves(now)
         there = configuration(self._name)
         if now.config is None:
             start_deleting(self._name)
@@ -215,6 +233,10 @@ class _RollOut:
             hand_over(now.config, place.reserved or place.replica)
         elif now.config != there:  # overtaken, and this command was the last to reach Ray Serve
             hand_over(now.config, actor_options(now.config, there, reserved_now(self._name)))
+
+    def _note_what_serves(self, now: Rollout) -> None:
+        if now.config is not None:
+            self._options.progress(f"version {now.config.default_version} serves on")
 
     def _by(self, reason: str = "") -> By:
         return by(reason or self._options.reason)

@@ -32,6 +32,11 @@ class Canary:
         self._judged_s = time.monotonic()
         self._before = {each.version: dict(each.statistics.outcomes) for each in (model, stable)}
 
+    @property
+    def summary(self) -> str:
+        """For the index."""
+        return f"canary, stopped: {self.stopped}" if self.stopped else f"canary, {self.percent:g} % of the requests"
+
     def takes(self) -> bool:
         """Whether the next request is the canary's."""
         now_s = time.monotonic()

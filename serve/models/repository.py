@@ -168,8 +168,8 @@ class ModelRepository:
         config = self._attempted or self.config
         for version in config.versions if config is not None else ():
             ready = version.version in self.models
-            stopped = self.canary.stopped if self.canary and self.canary.model.version == version.version else ""
-            reason = stopped if ready else self.reasons.get(version.version, self._why_absent(version))
+            summary = self.canary.summary if self.canary and self.canary.model.version == version.version else ""
+            reason = summary if ready else self.reasons.get(version.version, self._why_absent(version))
             state = "READY" if ready else "UNAVAILABLE"
             if ready or not ready_only:
                 entries.append({"name": self.name, "version": version.version, "state": state, "reason": reason})

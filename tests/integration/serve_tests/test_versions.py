@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -156,13 +156,13 @@ def test_two_versions_answer_side_by_side_each_by_its_path(rolling: tuple[Endpoi
         assert [entry["version"] for entry in client.get("/stats")] == ["1", second]
 
 
-def refused(bundle: Path, seconds: float = 60.0) -> MantaError:
+def refused(bundle: Path, seconds: float = 60.0, progress: Callable[[str], None] = print) -> MantaError:
     def plan(now: Rollout) -> EndpointConfig:
         wanted = EndpointConfig.of_bundle("rolling", bundle, before=now.config)
         return wanted.with_values({"ready_timeout_s": seconds})
 
     with pytest.raises(MantaError) as caught:
-        roll_out("rolling", plan, RolloutOptions(force=True))
+        roll_out("rolling", plan, RolloutOptions(force=True, progress=progress))
     assert "Traceback" not in caught.value.message
     return caught.value
 
@@ -172,8 +172,11 @@ def test_a_version_that_cannot_be_served_is_never_given_to_a_replica(
 ) -> None:
     """One replica, and a bundle that raises, ends its process, answers wrongly."""
     config, url = rolling
+    lines: list[str] = []
     with Traffic(url, "rolling").running() as traffic:
-        reasons = [refused(BAD[kind](tmp_path / kind)).found for kind in (RAISES, DIES, WRONG)]
+        reasons = [refused(BAD[kind](tmp_path / kind), progress=lines.append).found for kind in (RAISES, DIES, WRONG)]
+    assert lines.count("version 1 serves on") == 3
+    assert "starting replicas" not in lines
     assert "Reshape" in reasons[0]
     assert reasons[1] == "the process that loaded it died"
     assert "logits" in reasons[2]
@@ -257,7 +260,9 @@ def test_a_canary_answers_its_share_until_it_is_promoted(rolling: tuple[Endpoint
 
     body = {"inputs": [{"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}]}
     with Traffic(url, "rolling").running() as traffic:
-        canary = roll_out("rolling", tried).version
+        deployed = roll_out("rolling", tried)
+        canary = deployed.version
+        assert f"Version {canary} is a canary of 'rolling': it answers 25 % of the requests" in deployed.summary
         assert states()[canary] == "canary"
         with EndpointClient(url, "rolling") as client:
             answered = Counter(client.infer(X).version for _ in range(40))

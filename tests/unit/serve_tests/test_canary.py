@@ -57,6 +57,7 @@ def test_a_canary_gets_exactly_its_share_until_it_is_taken_away(tmp_path: Path) 
         assert plane.find("m").version == "1", "questions about the model are the stable version's"
         asked = [plane.repository.version_asked(word) for word in ("always", "never", "")]
         assert asked == ["2", "1", ""]
+        assert [each["reason"] for each in plane.repository.index()] == ["", "canary, 5 % of the requests"]
         await plane.repository.apply(config.with_canary("2", 50))
         assert await ask(plane, 100) == {"1": 50, "2": 50}
         await plane.repository.apply(config.with_default("1"))
@@ -76,7 +77,10 @@ def test_a_canary_that_fails_more_often_gets_no_more_requests(tmp_path: Path, mo
         found = await ask(plane, 200, first=BAD_ROW)
         assert found["failed"] == canary.REQUESTS_MIN
         entries = {entry["version"]: entry["reason"] for entry in plane.repository.index()}
-        assert entries == {"1": "", "2": "20 of its 20 requests failed, 0 of the stable version's 20"}
+        assert entries == {
+            "1": "",
+            "2": "canary, stopped: 20 of its 20 requests failed, 0 of the stable version's 20",
+        }
         await plane.repository.close()
 
     asyncio.run(drive())

@@ -79,7 +79,7 @@ class PruneSpec(StrictSpec):
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.25, 0.5, 0.65)
     """Shares of channels to remove. They are bisected: the middle one first, then stronger or weaker ones."""
-    scope: Literal["uniform", "global"] = "uniform"
+    scope: Literal["uniform", "global"] = "global"
     """`uniform`: the same share in every layer; `global`: the least important channels wherever they are."""
     importance: Literal["magnitude", "taylor"] = "magnitude"
     tracer: Literal["own", "torch_pruning"] = "own"

@@ -82,7 +82,7 @@ def group_importance(group: Group, module: nn.Module, gradients: dict[str, torch
 
 def kept_numbers(scores: dict[int, torch.Tensor], ratio: float, spec: PruneSpec) -> dict[int, int]:
     """How many channels of each group stay."""
-    if spec.scope == "uniform":
+    if spec.scope == "uniform" or not scores:
         wanted = {i: len(score) * (1 - ratio) for i, score in scores.items()}
     else:
         every = torch.cat([score / score.mean().clamp_min(1e-12) for score in scores.values()])

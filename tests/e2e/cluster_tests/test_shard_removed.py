@@ -13,19 +13,14 @@ from tests.e2e.cluster_tests.head import wait_for
 from tests.e2e.cluster_tests.test_faults import END_S, START_S, epochs, manta_run, run, train_workers
 
 __all__ = ["run"]
+pytestmark = pytest.mark.soak  # two real runs each: 150 s; tests/integration/train_tests/test_shard_gone.py is short
 
 
 def shard(run: RunFolder) -> Path:
     return run.stage("prepare") / "train" / "inputs.image.npy"
 
 
-@pytest.mark.parametrize(
-    "when",  # two real runs with a Ray of their own each: 100 s
-    [
-        pytest.param("before training opens it", marks=pytest.mark.slow),
-        pytest.param("in training, when a lost worker comes back", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize("when", ["before training opens it", "in training, when a lost worker comes back"])
 def test_a_removed_shard_is_named_and_the_same_command_makes_it_again(when: str, run: RunFolder) -> None:
     with manta_run(run, "--set", "train.epochs=2000") as process:
         wait_for(lambda: run.record("prepare") is not None, START_S, process)

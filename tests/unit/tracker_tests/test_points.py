@@ -96,9 +96,9 @@ def test_rows_hold_what_belongs_to_one_update() -> None:
 
 
 def test_a_spec_is_flat_text() -> None:
-    flat = flat_spec(parse_spec(TEXT).model_dump(mode="json"))
+    flat = flat_spec(parse_spec(TEXT + "train: {optimizer: {betas: [0.9, 0.95]}}\n").model_dump(mode="json"))
     assert flat["data.source.dataset"] == "digits"
-    assert flat["train.optimizer.betas"] == "[0.9, 0.999]"
+    assert flat["train.optimizer.betas"] == "[0.9, 0.95]"
     assert flat["search"] == "null"
 
 

@@ -98,7 +98,7 @@ def _matches_none(index: int, pattern: str, names: list[str]) -> SpecError:
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
     return SpecError(
         "Cannot make the optimizer's groups",
-        found=f"train.optimizer.groups.{index}.match is {pattern!r}, which no parameter matches",
+        found=f"train.optimizer.groups[{index}] has match: {pattern!r}, which no parameter matches",
         rule=f"it is a shell pattern on names; the model has {shown}",
         remedy=f"Did you mean {close[0]!r}?" if close else "Mend the pattern.",
     )

@@ -225,7 +225,7 @@ def test_the_last_group_that_matches_holds_and_every_parameter_is_in_one() -> No
 @pytest.mark.parametrize(
     ("optimizer", "error", "words"),
     [
-        ({"groups": [{"match": "heda.*"}]}, SpecError, r"train\.optimizer\.groups\.0\.match is 'heda\.\*'"),
+        ({"groups": [{"match": "heda.*"}]}, SpecError, r"train\.optimizer\.groups\[0\] has match: 'heda\.\*'"),
         ({"name": "builtins:list"}, ModelError, r"a builtins\.list"),
         ({"name": f"{HERE}:no_such"}, SpecError, "no_such"),
         ({"groups": [{"match": "*", "freeze": True}]}, ModelError, "none of its parameters requires a gradient"),

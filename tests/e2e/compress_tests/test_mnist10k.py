@@ -15,7 +15,7 @@ from cluster.bundle.files import open_bundle
 from tests.e2e.conftest import ROOT, call_manta
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # minutes; smaller networks go the same way in tests/e2e/cli_tests/test_quickstart.py
 @pytest.mark.timeout(600)
 def test_the_endpoint_serves_a_network_that_is_smaller_faster_and_proved(shared_data: Path, tmp_path: Path) -> None:
     files = shared_data / "mnist10k"
